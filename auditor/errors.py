@@ -1,0 +1,132 @@
+"""Every error this project raises, in one file.
+
+The one leaf of the package: all rooms may import it, it imports none of them. Each class has a
+stable `code`, which is what the command line prints and what the HTTP API uses as the problem type
+(RFC 9457). `str(error)` is always one line: where it happened, what is wrong, how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class AuditError(Exception):
+    """Root of every error raised on purpose.
+
+    Args:
+        message: what is wrong, with expected and found values.
+        where: file and line, option, or trace id; empty when there is no place to point at.
+        fix: what the reader can do about it; empty when nothing sensible can be said.
+    """
+
+    code = "internal"
+
+    def __init__(self, message: str, *, where: str = "", fix: str = "") -> None:
+        super().__init__(message)
+        self.message = " ".join(message.split())
+        self.where = where
+        self.fix = " ".join(fix.split())
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.message}" if self.where else self.message
+        return f"{text} ({self.fix})" if self.fix else text
+
+
+class UnusableInputError(AuditError):
+    """Input or options from which no verdict can be made; exit status 2."""
+
+    code = "input-unusable"
+
+
+class OptionError(UnusableInputError):
+    """A command-line option or API argument with a value that makes no sense."""
+
+    code = "option-invalid"
+
+
+class TraceSyntaxError(UnusableInputError):
+    """A log line that is not a JSON object, is truncated, too long, or holds NaN or infinity."""
+
+    code = "trace-syntax"
+
+
+class TraceFieldError(UnusableInputError):
+    """A log line whose JSON is fine but whose field is missing, mistyped or out of range."""
+
+    code = "trace-field"
+
+
+class TokenOutOfRangeError(TraceFieldError):
+    """A token id that the model's vocabulary does not hold."""
+
+    code = "token-out-of-range"
+
+
+class ContextLengthError(TraceFieldError):
+    """Prompt and output together exceed the positions the model was built for."""
+
+    code = "context-length"
+
+
+class TraceFileError(UnusableInputError):
+    """A trace file that is missing, unreadable, of an unknown format, or empty."""
+
+    code = "trace-file"
+
+
+class ModelNotFoundError(UnusableInputError):
+    """A model directory, or a file it must hold, does not exist."""
+
+    code = "model-not-found"
+
+
+class ModelUnsafeError(UnusableInputError):
+    """A checkpoint in a format that can run code when it is opened (pickle), or that asks for remote code."""
+
+    code = "model-unsafe"
+
+
+class ModelUnsupportedError(UnusableInputError):
+    """A configuration that the reference runner does not implement exactly, so must refuse."""
+
+    code = "model-unsupported"
+
+
+class ModelCorruptError(UnusableInputError):
+    """A checkpoint whose tensors are missing, misshapen or unreadable."""
+
+    code = "model-corrupt"
+
+
+class ProfileInvalidError(UnusableInputError):
+    """A calibration profile that cannot be read or contradicts itself."""
+
+    code = "profile-invalid"
+
+
+class OutputExistsError(UnusableInputError):
+    """A file that would have been overwritten."""
+
+    code = "output-exists"
+
+
+class CannotScoreError(AuditError):
+    """Evidence that cannot be scored exactly: the verdict becomes `inconclusive`, never a pass."""
+
+    code = "cannot-score"
+
+
+class NoiseUnknownError(CannotScoreError):
+    """A noise scheme or engine version whose draws we cannot replay."""
+
+    code = "noise-unknown"
+
+
+class SamplingUnsupportedError(CannotScoreError):
+    """A sampling feature that the scorer does not model."""
+
+    code = "sampling-unsupported"
+
+
+class TraceIncompleteError(CannotScoreError):
+    """A trace that lacks what a replay needs: token ids, a prompt, or a seed."""
+
+    code = "trace-incomplete"

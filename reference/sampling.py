@@ -1,0 +1,51 @@
+"""What a request asked of the sampler, as pure data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingSpec:
+    """The sampling parameters of one request; every default means "off" or "as the model says".
+
+    Attributes:
+        temperature: 0 is greedy; otherwise logits are divided by it.
+        top_k: keep the k largest logits; 0 keeps all.
+        top_p: keep the smallest set of tokens whose mass reaches it; 1 keeps all.
+        min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
+        repetition_penalty: 1 is off. presence_penalty, frequency_penalty: 0 is off.
+        logit_bias: token id -> logits added.
+        min_tokens: stop tokens are forbidden before this many output tokens.
+        max_tokens: most output tokens, None when the log does not say.
+        stop: stop strings. stop_token_ids: ids that end the output besides the model's own.
+        ignore_eos: the end-of-sequence id does not end the output.
+        grammar: a structured-output request as logged, None when there is none.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_tokens: int = 0
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    grammar: Mapping[str, Any] | None = None
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the request takes the likeliest token and draws no noise."""
+        return self.temperature == 0.0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether top-k, top-p or min-p cut the support."""
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
