@@ -50,11 +50,13 @@ class Trace:
     """One logged request. Token ids are exact; `output_token_ids` ends with the end id if it was sampled.
 
     Attributes:
-        file, line: where it was read (line counts from 1; for Parquet it is the row); empty and 0 when made here.
+        file, line: where it was read (lines, or rows of Parquet, count from 1); empty and 0 when made here.
         raw_digest: `sha256:` of the raw bytes of the line (of the canonical JSON for Parquet rows).
-        prompt_text: the prompt of a text completion whose ids were not logged.
+        prompt_text: the prompt of a text completion as the client sent it.
         asserted: names of fields which the auditing side supplied, not the log.
-        extra: unknown top-level fields, kept as they came.
+        extra: unknown top-level fields, kept as they came; unknown fields inside `sampling`, `usage`,
+            `engine` and `speculation` lie under those names. Anything in `extra["sampling"]` is a
+            sampling feature that `SamplingSpec` does not model: a scorer must refuse it, not ignore it.
     """
 
     id: str

@@ -1,0 +1,179 @@
+"""`calibrate`: honest traces in, a profile out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
+from scipy.special import logsumexp
+
+from auditor.errors import AuditError, OptionError
+from auditor.evidence import smallest_alpha
+from auditor.noise_model import SCALES, F64, RequestCounts, count_request, log_likelihoods
+from auditor.profile import Deviated, Profile, ProfileKey
+from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
+from auditor.reference.model import Model
+from auditor.reference.noise import noise_scheme
+from auditor.reference.runner import Request, Runner
+from auditor.reference.sampling import SamplingSpec
+from auditor.replay import Reference, Scored, prepare, prompt_of, replay
+from auditor.trace import Trace
+
+SHADOW_TOKENS = 4000
+"""Honest tokens on which every deviation is simulated."""
+
+_QUANTILES = ("0.99", "0.999", "0.9999")
+_FACTORS = {"2": 3, "3.2": 5, "10": 10}  # factor on the noise scale -> grid steps
+
+Progress = Callable[[str, int, int], None]
+
+
+def calibrate(
+    traces: Iterable[Trace | AuditError],
+    reference: Reference,
+    *,
+    other_model: Model | None = None,
+    shadow_tokens: int = SHADOW_TOKENS,
+    now: datetime | None = None,
+    progress: Progress = lambda _stage, _done, _total: None,
+) -> Profile:
+    """Calibrate on honest traces of one recipe.
+
+    Args:
+        traces: as `read_traces` yields them; a bad line or a trace that cannot be scored is an error here,
+            since a null must not rest on a selection.
+        other_model: what `model/substituted` serves; without it every second layer of the model is dropped,
+            standing in for a smaller relative.
+        shadow_tokens: tokens on which deviations are simulated; 0 leaves power unknown.
+        progress: called with (stage, done, total).
+
+    Raises:
+        AuditError: the first problem of any trace.
+        OptionError: no traces, or traces of several recipes.
+    """
+    scored = list(_all_scored(traces, reference))
+    key = _one_key(scored, reference)
+    requests = tuple(s.counts for s in scored if s.counts is not None)
+    grid = log_likelihoods(requests).sum(axis=0)
+    margins = _margins(scored)
+    shadows = _shadow_requests(scored, reference, shadow_tokens)
+    deviations: dict[str, Deviated] = {}
+    for done, deviation in enumerate(DEVIATIONS.values()):
+        progress("simulating dishonest providers", done, len(DEVIATIONS))
+        if shadows:
+            deviations[deviation.name] = _simulate(deviation, shadows, reference, other_model)
+    progress("simulating dishonest providers", len(DEVIATIONS), len(DEVIATIONS))
+    return Profile(
+        key=key,
+        created=(now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        honest=requests,
+        outside=sum(s.scores.outside for s in scored if s.scores),
+        filtered=sum(s.scores.filtered for s in scored if s.scores),
+        margin_quantiles={q: float(np.quantile(margins, float(q))) for q in _QUANTILES},
+        noise_scale=_scale_interval(grid),
+        smallest_alpha={factor: smallest_alpha(grid, steps) for factor, steps in _FACTORS.items()},
+        deviations=deviations,
+    )
+
+
+def _all_scored(traces: Iterable[Trace | AuditError], reference: Reference) -> Iterator[Scored]:
+    def good() -> Iterator[Trace]:
+        for item in traces:
+            if isinstance(item, AuditError):
+                raise item
+            yield item
+
+    for scored in replay(good(), reference):
+        if scored.problem is not None:
+            raise scored.problem
+        yield scored
+
+
+def _one_key(scored: Sequence[Scored], reference: Reference) -> ProfileKey:
+    if not scored:
+        raise OptionError("no traces to calibrate on")
+    recipes = {(s.trace.engine.recipe, s.family) for s in scored}
+    if len(recipes) > 1:
+        found = ", ".join(sorted(f"{recipe} ({family})" for recipe, family in recipes))
+        raise OptionError(f"traces of several recipes: {found}", fix="calibrate each recipe by itself")
+    recipe, family = recipes.pop()
+    if recipe is None:
+        raise OptionError(
+            "the traces do not name the provider's recipe", where=scored[0].trace.where, fix="pass --engine-recipe"
+        )
+    return ProfileKey(reference.model.digest, recipe, reference.recipe, family)
+
+
+def _margins(scored: Sequence[Scored]) -> F64:
+    margins = np.zeros(sum(s.scores.tokens for s in scored if s.scores))
+    misses = [margin for s in scored if s.scores for _, margin, _ in s.scores.misses]
+    margins[: len(misses)] = misses
+    return margins
+
+
+def _scale_interval(grid: F64) -> tuple[float, float, float]:
+    """Posterior median of the noise scale, and its central 95 % interval, under a prior flat in ln s."""
+    log_mass = logsumexp(grid, axis=1)
+    mass = np.exp(log_mass - logsumexp(log_mass))
+    cumulative = np.cumsum(mass)
+    middle, low, high = (float(SCALES[int(np.searchsorted(cumulative, q))]) for q in (0.5, 0.025, 0.975))
+    return middle, low, high
+
+
+@dataclass(frozen=True, slots=True)
+class _Shadowed:
+    """One honest request and its prompt, to be replayed by simulated providers."""
+
+    request: Request
+    prompt: Prompt
+
+
+def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int) -> list[_Shadowed]:
+    """Requests spread evenly over the log, about `tokens` of output in all."""
+    total = sum(s.scores.tokens for s in scored if s.scores)
+    step = max(1, total // tokens) if tokens else 0
+    if not step:
+        return []
+    chosen = []
+    for s in scored[::step]:
+        request, _ = prepare(s.trace, reference)
+        chosen.append(_Shadowed(request, prompt_of(s.trace, request, reference)))
+    return chosen
+
+
+def _modes(request: Request) -> dict[str, Request]:
+    """The request under each sampling mode; a greedy log is given position-keyed noise where one is needed."""
+    scheme, seed = request.scheme, request.seed
+    if scheme.name == "greedy" or seed is None:
+        scheme, seed = noise_scheme("gumbel-pos-v1"), sum(request.prompt)
+    temperature = request.spec.temperature or 1.0
+    top_p = request.spec.top_p if request.spec.top_p < 1.0 else 0.9
+    plain = SamplingSpec(temperature=temperature)
+    base = replace(request, scheme=scheme, seed=seed)
+    modes = {
+        "sampled": replace(base, spec=plain),
+        "nucleus": replace(base, spec=replace(plain, top_p=top_p, top_k=request.spec.top_k)),
+    }
+    if scheme.name != "llama.cpp/mt19937-u64-icdf":  # its greedy requests are another family
+        modes["greedy"] = replace(base, spec=SamplingSpec(temperature=0.0))
+    return modes
+
+
+def _simulate(
+    deviation: Deviation, shadows: Sequence[_Shadowed], reference: Reference, other_model: Model | None
+) -> Deviated:
+    if deviation.needs_other_model and other_model is None:
+        layers = range(1, reference.model.config.num_hidden_layers, 2)
+        other_model = reference.model.replace(skip_layers=frozenset(layers))
+    deviant = deviation.model(reference.model, other_model)
+    runner = Runner(reference.model)
+    by_mode: dict[str, list[RequestCounts]] = {}
+    outside: dict[str, int] = {}
+    filtered: dict[str, int] = {}
+    for mode, rows in runner.shadow([(_modes(s.request), s.prompt) for s in shadows], deviation, deviant):
+        by_mode.setdefault(mode, []).append(count_request(rows.slack, rows.margin, rows.matched))
+        outside[mode] = outside.get(mode, 0) + int(rows.outside.sum())
+        filtered[mode] = filtered.get(mode, 0) + int(rows.filtered.sum())
+    return Deviated({mode: tuple(counts) for mode, counts in by_mode.items()}, outside, filtered)

@@ -1,0 +1,96 @@
+"""E-values: how many times likelier the audited log is under cheating than under any honest explanation.
+
+An e-value has expectation at most 1 when the provider is honest, so `e >= 1/alpha` happens with
+probability at most alpha (Markov), and 1/e is a p-value. Both tests here are *universal inference*
+(Wasserman, Ramdas, Balakrishnan, PNAS 2020) on calibration and audit together: the numerator averages
+over cheating providers, the denominator takes the best honest explanation of both samples at once. That
+is how the size of the calibration enters: a small profile leaves honest explanations open, which caps the
+e-value of subtle evidence while gross evidence still convicts.
+
+The honest set is wider than "same noise as calibrated": it allows the audited noise scale one grid step
+(a factor 1.26) more, since honest kernels and batch shapes differ a little among themselves.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.special import betaln, logsumexp, xlogy
+
+from auditor.noise_model import GROSS_RATES, SCALES, F64
+
+TOLERATED_STEPS = 1
+"""Grid steps (ten a decade) by which an honest provider's noise scale may exceed the calibrated one."""
+
+_WORSE_STEPS = (3, 5, 8, 11, 15, 20, 26, 33)  # cheating: noise scale times 2, 3.2, ... 2000
+_WORSE_RATES = (5, 6, 7, 8, 9, 10)  # cheating: gross misses at 0.1 % ... 30 %
+_OUTSIDE_PRIOR = (1.0, 60.0)  # Beta prior of a cheating provider's rate of tokens outside the filters
+
+
+def _log_prior() -> F64:
+    """Prior of honest (s, pi) in the numerator, [S, PI]: flat in ln s, rare gross misses favoured."""
+    rates = 1.0 / (1.0 + np.arange(len(GROSS_RATES))) ** 2
+    prior = np.ones(len(SCALES))[:, None] * (rates / rates.sum())[None, :]
+    return np.asarray(np.log(prior / prior.sum()))
+
+
+def _shift_scale(grid: F64, steps: int) -> F64:
+    """`grid` [..., S, PI] read at a noise scale `steps` grid steps up (the last scale repeats)."""
+    index = np.minimum(np.arange(len(SCALES)) + steps, len(SCALES) - 1)
+    return np.asarray(grid[..., index, :])
+
+
+def margin_log_e(calibration: F64, audited: F64) -> F64:
+    """Log e-value of the audited margins and slacks.
+
+    Args:
+        calibration: log-likelihood grid [S, PI] of all honest requests of the profile.
+        audited: log-likelihood grids [..., S, PI] of audited logs (each summed over its requests).
+
+    Returns:
+        float64 [...].
+    """
+    tolerated = _shift_scale(audited, TOLERATED_STEPS)
+    honest = np.maximum.accumulate(np.maximum.accumulate(tolerated, axis=-2), axis=-1)
+    denominator = (calibration + honest).max(axis=(-2, -1))
+    worse = []
+    for steps in (0, *_WORSE_STEPS):
+        shifted = _shift_scale(audited, steps)
+        if steps:
+            worse.append(shifted)
+        for rate in _WORSE_RATES:
+            gross = np.broadcast_to(shifted[..., rate : rate + 1], shifted.shape).copy()
+            gross[..., rate:] = -np.inf  # only more gross misses than the honest rate count as cheating
+            worse.append(gross)
+    alternative = logsumexp(np.stack(worse), axis=0) - np.log(len(worse))
+    numerator = logsumexp(_log_prior() + calibration + alternative, axis=(-2, -1))
+    return np.asarray(numerator - denominator)
+
+
+def outside_log_e(calibration_outside: int, calibration_filtered: int, outside: int, filtered: int) -> float:
+    """Log e-value of tokens outside the request's filters, beyond what rounding at the edge explains.
+
+    A two-sample binomial test by universal inference: Beta-mixed rates above, the best common rate below.
+    Without filtered tokens on one side it says nothing (0).
+    """
+    if not calibration_filtered or not filtered:
+        return 0.0
+    a, b = _OUTSIDE_PRIOR
+    honest = betaln(0.5 + calibration_outside, 0.5 + calibration_filtered - calibration_outside) - betaln(0.5, 0.5)
+    cheating = betaln(a + outside, b + filtered - outside) - betaln(a, b)
+    both, n = calibration_outside + outside, calibration_filtered + filtered
+    pooled = both / n
+    if outside * calibration_filtered <= calibration_outside * filtered:
+        return min(0.0, float(honest + cheating))  # fewer than calibrated: nothing to accuse
+    return float(honest + cheating - xlogy(both, pooled) - xlogy(n - both, 1 - pooled))
+
+
+def smallest_alpha(calibration: F64, factor_steps: int) -> float:
+    """The smallest false-alarm rate at which noise `factor_steps` grid steps above honest can ever convict.
+
+    However long the audited log, "the calibrated scale was really that large" stays an honest
+    explanation whose likelihood the calibration alone decides.
+    """
+    excuse = _shift_scale(calibration, factor_steps - TOLERATED_STEPS)
+    best = np.unravel_index(calibration.argmax(), calibration.shape)
+    support = logsumexp(_log_prior() + calibration) - float(excuse[best])
+    return float(np.exp(min(0.0, -support)))

@@ -1,0 +1,92 @@
+"""What a sample of this size would have caught: detection power by resampling simulated requests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from auditor.evidence import margin_log_e
+from auditor.noise_model import F64, log_likelihoods
+from auditor.profile import Profile
+from auditor.reference.deviations import DEVIATIONS
+
+DRAWS = 100
+"""Simulated audits for each power figure: its standard error is at most 0.05, and 0.03 near 0.9."""
+
+MUST_DETECT = (
+    "model/substituted",
+    "seed/wrong",
+    "weights/int4",
+    "temperature/+0.1",
+    "prompt/system",
+    "depth/skip-layer",
+)
+"""The default policy: what a sample must have been able to catch before it may be called consistent."""
+
+REQUIRED_POWER = 0.9
+
+
+@dataclass(frozen=True, slots=True)
+class Detectable:
+    """Power against one cause. `power` is None when the log's sampling cannot show it (a seed under greedy)."""
+
+    cause: str
+    power: float | None
+    required: bool
+
+
+def detection_power(
+    profile: Profile, calibration: F64, tokens_by_mode: Mapping[str, int], alpha: float
+) -> list[Detectable]:
+    """Share of simulated audits of each deviation that end in a conviction at `alpha`.
+
+    A simulated audit draws whole requests of the profile's shadow providers, with replacement, until each
+    sampling mode has as many tokens as the audited log: requests, not tokens, are the unit.
+
+    Args:
+        calibration: the profile's summed log-likelihood grid.
+        tokens_by_mode: audited tokens by mode (`replay.mode_of`).
+    """
+    generator = np.random.default_rng(0)
+    found = []
+    for cause, deviated in profile.deviations.items():
+        shows = [m for m in tokens_by_mode if m in deviated.requests and _shows(cause, m)]
+        power = None
+        if shows:
+            total = np.zeros((DRAWS, *calibration.shape))
+            for mode, tokens in tokens_by_mode.items():
+                requests = deviated.requests.get(mode, ())
+                if requests:
+                    total += _resampled(log_likelihoods(requests), [r.tokens for r in requests], tokens, generator)
+            power = float((margin_log_e(calibration, total) >= -np.log(alpha)).mean())
+        found.append(Detectable(cause, power, cause in MUST_DETECT))
+    return found
+
+
+def _shows(cause: str, mode: str) -> bool:
+    deviation = DEVIATIONS.get(cause)
+    if deviation is None:
+        return True
+    return not (deviation.needs_noise and mode == "greedy") and not (deviation.needs_filter and mode != "nucleus")
+
+
+def _resampled(grids: F64, lengths: Sequence[int], tokens: int, generator: np.random.Generator) -> F64:
+    """Summed grids of `DRAWS` bootstrap logs of about `tokens` tokens each, [DRAWS, S, PI]."""
+    mean = float(np.mean(lengths))
+    count = max(1, round(tokens / mean))
+    weights = generator.multinomial(count, np.full(len(lengths), 1 / len(lengths)), size=DRAWS).astype(np.float64)
+    # Requests differ in length: bring every simulated log to the audited size in expectation.
+    weights *= tokens / np.maximum(weights @ np.asarray(lengths, np.float64), 1.0)[:, None]
+    return np.asarray(np.tensordot(weights, grids, axes=1))
+
+
+def enough(detectable: Sequence[Detectable]) -> bool:
+    """Whether every required cause that could have shown would have been caught with power 0.9."""
+    required = [d for d in detectable if d.required]
+    return (
+        {d.cause for d in required} == set(MUST_DETECT)
+        and any(d.power is not None for d in required)
+        and all(d.power is None or d.power >= REQUIRED_POWER for d in required)
+    )

@@ -1,0 +1,243 @@
+"""From traces to scores: check that a trace can be replayed exactly, replay it, reduce it.
+
+Fail closed: whatever cannot be scored exactly becomes a `Scored` with a `problem`, which later makes the
+verdict `inconclusive` (or, for bytes that contradict the model, the input unusable). Nothing is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+
+from auditor.errors import (
+    AuditError,
+    CannotScoreError,
+    ContextLengthError,
+    NoiseUnknownError,
+    SamplingUnsupportedError,
+    TokenOutOfRangeError,
+    TraceFieldError,
+    TraceIncompleteError,
+)
+from auditor.fingerprints.token_difr import TokenScores, token_scores
+from auditor.noise_model import RequestCounts, count_request
+from auditor.reference.deviations import Prompt
+from auditor.reference.head import RowStats
+from auditor.reference.model import Model
+from auditor.reference.noise import LlamaCppInverseCdf, NoiseScheme, check_engine, noise_scheme
+from auditor.reference.runner import Request, Runner
+from auditor.reference.sampling import SamplingSpec
+from auditor.reference.tokenizer import Tokenizer
+from auditor.reference.weights import template_digest, tokenizer_digest
+from auditor.trace import Trace
+
+VERSION = "0.1"
+_CHUNK = 64  # traces held at once
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """The trusted side of an audit: one model, its tokenizer, its recipe."""
+
+    model: Model
+    tokenizer: Tokenizer
+    tokenizer_digest: str
+    template_digest: str | None
+    recipe: str
+
+    @classmethod
+    def load(cls, directory: Path | str, *, dtype: torch.dtype = torch.float32) -> Reference:
+        """Load a model directory for scoring.
+
+        Raises:
+            ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `Model.load`.
+        """
+        model = Model.load(directory, dtype=dtype)
+        name = str(dtype).removeprefix("torch.")
+        recipe = f"auditor-{VERSION}/{name}/prefill"
+        return cls(model, Tokenizer.load(directory), tokenizer_digest(directory), template_digest(directory), recipe)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """One trace after replay: either `scores` and `counts`, or the `problem` that prevented them."""
+
+    trace: Trace
+    family: str
+    mode: str
+    scores: TokenScores | None
+    counts: RequestCounts | None
+    problem: AuditError | None
+    notes: tuple[str, ...] = ()
+
+
+def family_of(trace: Trace) -> str:
+    """`icdf` when the trace's noise is an inverse CDF, else `race`: margins of the two do not compare."""
+    inverse = trace.noise == LlamaCppInverseCdf().name and not trace.sampling.greedy
+    return "icdf" if inverse else "race"
+
+
+def mode_of(spec: SamplingSpec) -> str:
+    """How a request was sampled, as far as detection power goes: `greedy`, `nucleus` (filtered) or `sampled`."""
+    if spec.greedy:
+        return "greedy"
+    return "nucleus" if spec.filtered else "sampled"
+
+
+def replay(traces: Iterable[Trace], reference: Reference) -> Iterator[Scored]:
+    """Score traces in order, a bounded number in memory at a time."""
+    runner = Runner(reference.model)
+    stream = iter(traces)
+    while chunk := list(islice(stream, _CHUNK)):
+        prepared: list[tuple[Trace, Request | AuditError, tuple[str, ...]]] = []
+        for trace in chunk:
+            try:
+                request, notes = prepare(trace, reference)
+                prepared.append((trace, request, notes))
+            except (CannotScoreError, TraceFieldError) as problem:
+                prepared.append((trace, problem, ()))
+        rows = runner.score(request for _, request, _ in prepared if isinstance(request, Request))
+        for trace, request, notes in prepared:
+            if isinstance(request, Request):
+                yield _scored(trace, next(rows), notes)
+            else:
+                yield Scored(trace, family_of(trace), mode_of(trace.sampling), None, None, request)
+
+
+def _scored(trace: Trace, rows: RowStats, notes: tuple[str, ...]) -> Scored:
+    scores = token_scores(
+        margin=rows.margin,
+        slack=rows.slack,
+        matched=rows.matched,
+        outside=rows.outside,
+        filtered=rows.filtered,
+        rank=rows.rank,
+        log_probability=rows.log_probability,
+    )
+    counts = count_request(rows.slack, rows.margin, rows.matched)
+    return Scored(trace, family_of(trace), mode_of(trace.sampling), scores, counts, None, notes)
+
+
+def prepare(trace: Trace, reference: Reference) -> tuple[Request, tuple[str, ...]]:
+    """Check one trace and turn it into a replayable request.
+
+    1. The declared model is the reference. 2. Output ids are there. 3. The noise scheme is known for that
+    engine. 4. A seed is there if noise was drawn. 5. No sampling feature that the scorer does not model.
+    6. Prompt ids are there, or can be rendered. 7. Ids lie in the vocabulary and fit the context.
+
+    Returns:
+        The request, and notes on what a reader should know about the trace.
+
+    Raises:
+        CannotScoreError: steps 1 to 6 (a subclass says which).
+        TokenOutOfRangeError, ContextLengthError: step 7.
+    """
+    model = reference.model
+    if trace.model_digest is not None and trace.model_digest != model.digest:
+        raise CannotScoreError(
+            f"the trace declares model {trace.model_digest[:18]}..., the reference is {model.digest[:18]}...",
+            where=trace.where,
+            fix="audit it against the model it declares",
+        )
+    if not trace.output_token_ids:
+        raise TraceIncompleteError("no output token ids", where=trace.where, fix="log them (return_token_ids)")
+    scheme = _scheme(trace)
+    if not trace.sampling.greedy and trace.seed is None:
+        raise TraceIncompleteError("sampled without a logged seed", where=trace.where, fix="send and log a seed")
+    _refuse_unmodelled(trace)
+    prompt, notes = _prompt(trace, reference)
+    for name, ids in (("prompt_token_ids", prompt), ("output_token_ids", trace.output_token_ids)):
+        worst = max(ids)
+        if worst >= model.config.vocab_size or min(ids) < 0:
+            raise TokenOutOfRangeError(
+                f"field {name}: token id {worst} is outside the vocabulary of {model.config.vocab_size}",
+                where=trace.where,
+                fix="is this the right --model?",
+            )
+    total = len(prompt) + len(trace.output_token_ids)
+    if total - 1 > model.config.context_length:
+        raise ContextLengthError(
+            f"{total} tokens exceed the model's {model.config.context_length} positions", where=trace.where
+        )
+    request = Request(prompt, trace.output_token_ids, trace.sampling, trace.seed, scheme)
+    return request, (*notes, *_notes(trace, reference))
+
+
+def _scheme(trace: Trace) -> NoiseScheme:
+    if trace.sampling.greedy:
+        return noise_scheme("greedy")
+    if trace.noise is None:
+        raise NoiseUnknownError(
+            "the log does not say how noise was drawn",
+            where=trace.where,
+            fix="assert the serving recipe with --engine-recipe",
+        )
+    scheme = noise_scheme(trace.noise, where=trace.where)
+    if scheme.name == "greedy":
+        raise NoiseUnknownError(
+            f"noise is 'greedy' but the temperature is {trace.sampling.temperature}", where=trace.where
+        )
+    check_engine(scheme, trace.engine.name, trace.engine.version, where=trace.where)
+    return scheme
+
+
+def _refuse_unmodelled(trace: Trace) -> None:
+    spec = trace.sampling
+    reasons = [
+        name
+        for name, is_on in (
+            ("repetition_penalty", spec.repetition_penalty != 1.0),
+            ("presence_penalty", spec.presence_penalty != 0.0),
+            ("frequency_penalty", spec.frequency_penalty != 0.0),
+            ("logit_bias", bool(spec.logit_bias)),
+            ("min_tokens", spec.min_tokens > 0),
+            ("grammar", spec.grammar is not None),
+            (f"speculation rule {trace.speculation.rule!r}", trace.speculation.rule != "none"),
+            ("a declared policy", trace.policy is not None),
+        )
+        if is_on
+    ]
+    if reasons:
+        raise SamplingUnsupportedError(f"{', '.join(reasons)} cannot be replayed yet", where=trace.where)
+
+
+def _prompt(trace: Trace, reference: Reference) -> tuple[tuple[int, ...], tuple[str, ...]]:
+    if trace.prompt_token_ids:
+        return trace.prompt_token_ids, ()
+    if trace.messages is not None:
+        ids = reference.tokenizer.encode_chat(trace.messages)
+        return tuple(ids), ("prompt ids were not logged: rendered with the reference's chat template",)
+    if trace.prompt_text is not None:
+        ids = reference.tokenizer.encode(trace.prompt_text, add_special_tokens=True)
+        return tuple(ids), ("prompt ids were not logged: the text was tokenized by the reference",)
+    raise TraceIncompleteError("no prompt ids, messages or prompt text", where=trace.where)
+
+
+def _notes(trace: Trace, reference: Reference) -> Iterator[str]:
+    ends = set(reference.tokenizer.eos_ids)
+    output = trace.output_token_ids or ()
+    if not trace.sampling.ignore_eos and any(token in ends for token in output[:-1]):
+        yield "the output goes on after an end token"
+    if trace.finish_reason == "stop" and not trace.sampling.stop and not trace.sampling.stop_token_ids:
+        if output and output[-1] not in ends:
+            yield "finish_reason is stop but the last token does not end an output"
+    billed = trace.usage.completion_tokens
+    if billed is not None and billed != len(output):
+        yield f"{billed} completion tokens billed, {len(output)} logged"
+    if trace.messages is not None and trace.prompt_token_ids and reference.tokenizer.template is not None:
+        try:
+            rendered = tuple(reference.tokenizer.encode_chat(trace.messages))
+        except AuditError:
+            yield "the reference's chat template refuses the logged messages"
+        else:
+            if rendered != trace.prompt_token_ids:
+                yield "the logged prompt ids are not what the reference's chat template makes of the messages"
+
+
+def prompt_of(trace: Trace, request: Request, reference: Reference) -> Prompt:
+    """The prompt as a simulated provider sees it."""
+    return Prompt(request.prompt, trace.messages, reference.tokenizer)

@@ -1,0 +1,216 @@
+"""`Verdict`: evidence of a group of traces fused into one answer at a stated false-alarm rate. Pure.
+
+Rule, in order:
+
+1. Inconsistent, if the fused e-value reaches 1/alpha. An honest provider meets this with probability at
+   most alpha, whatever its prompts and sampling parameters.
+2. Inconclusive, if anything in the group could not be scored, or no profile fits.
+3. Inconclusive, if a sample like this one would have caught some required deviation with power below 0.9.
+4. Consistent otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.special import betaln, logsumexp
+
+from auditor.evidence import margin_log_e, outside_log_e
+from auditor.noise_model import F64, RequestCounts, log_likelihoods
+from auditor.power import Detectable, detection_power, enough
+from auditor.profile import Profile
+from auditor.replay import Scored
+
+Outcome = Literal["consistent", "inconsistent", "inconclusive"]
+
+_CAUSE_REQUESTS = 12.0
+"""A log is weighed as if it had at most this many requests when causes are ranked: simulated causes are only
+alike, not equal, to real ones, and an untempered likelihood would be sure of the wrong one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """One test. `statistic` is in the unit that `name` implies; `log_e` is the log of its e-value."""
+
+    name: str
+    statistic: float
+    log_e: float
+
+
+@dataclass(frozen=True, slots=True)
+class TraceVerdict:
+    """One trace's share of the evidence. `spans` are [start, end) runs of output tokens that carry it."""
+
+    scored: Scored
+    outcome: Outcome
+    log_e: float
+    mean_margin: float | None
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """The answer for one group (one recipe, one score family).
+
+    Attributes:
+        log_e: log of the fused e-value; the p-value is its inverse, at most 1.
+        reasons: why the verdict is inconclusive; empty otherwise.
+        diagnosis: (cause, weight), weights summing to 1, only when inconsistent.
+        detectable: power against each measured cause; None when the profile has no measurements.
+    """
+
+    outcome: Outcome
+    alpha: float
+    recipe: str | None
+    log_e: float
+    evidence: tuple[Evidence, ...]
+    reasons: tuple[str, ...]
+    diagnosis: tuple[tuple[str, float], ...]
+    detectable: tuple[Detectable, ...] | None
+    traces: tuple[TraceVerdict, ...]
+    profile: Profile | None
+
+    @property
+    def p_value(self) -> float:
+        """Probability bound of evidence this strong from an honest provider."""
+        return math.exp(min(0.0, -self.log_e))
+
+
+def judge(scored: Sequence[Scored], profile: Profile | None, *, alpha: float, why_no_profile: str = "") -> Verdict:
+    """Judge one group against its profile.
+
+    Args:
+        scored: every trace of the group, with or without scores.
+        profile: None when none fits; the verdict is then inconclusive for the reason given.
+    """
+    recipe = scored[0].trace.engine.recipe
+    usable = [s for s in scored if s.counts is not None and s.scores is not None]
+    reasons = _problems(scored)
+    if profile is None:
+        traces = tuple(TraceVerdict(s, "inconclusive", 0.0, None, ()) for s in scored)
+        return Verdict("inconclusive", alpha, recipe, 0.0, (), (*reasons, why_no_profile), (), None, traces, None)
+    calibration = log_likelihoods(profile.honest).sum(axis=0)
+    grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
+    evidence = _evidence(usable, profile, calibration, grids) if usable else ()
+    log_e = float(logsumexp([e.log_e for e in evidence]) - math.log(len(evidence))) if evidence else 0.0
+    detectable: tuple[Detectable, ...] | None = None
+    if profile.deviations and usable:
+        detectable = tuple(detection_power(profile, calibration, _tokens_by_mode(usable), alpha))
+    if log_e >= -math.log(alpha):
+        outcome: Outcome = "inconsistent"
+    elif reasons or not usable:
+        outcome = "inconclusive"
+    elif detectable is None or not enough(detectable):
+        outcome = "inconclusive"
+        reasons = (*reasons, _too_small(detectable))
+    else:
+        outcome = "consistent"
+    diagnosis = _diagnose(usable, profile, grids) if outcome == "inconsistent" else ()
+    traces = tuple(_trace_verdicts(scored, profile, calibration, grids, alpha))
+    return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, diagnosis, detectable, traces, profile)
+
+
+def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
+    by_text: dict[str, int] = {}
+    for s in scored:
+        if s.problem is not None:
+            text = f"{s.problem.message} [{s.problem.code}]"
+            by_text[text] = by_text.get(text, 0) + 1
+    return tuple(f"{count} of {len(scored)} traces could not be scored: {text}" for text, count in by_text.items())
+
+
+def _too_small(detectable: Sequence[Detectable] | None) -> str:
+    if detectable is None:
+        return "the profile holds no measured deviations, so nothing can be said to be excluded"
+    weak = [d for d in detectable if d.required and (d.power is None or d.power < 0.9)]
+    causes = ", ".join(f"{d.cause} (power {d.power:.2f})" for d in weak if d.power is not None)
+    return f"too small a sample to exclude {causes}" if causes else "the profile lacks a required deviation"
+
+
+def _evidence(usable: Sequence[Scored], profile: Profile, calibration: F64, grids: F64) -> tuple[Evidence, ...]:
+    scores = [s.scores for s in usable if s.scores is not None]
+    tokens = sum(s.tokens for s in scores)
+    mean_margin = sum(s.mean_margin(profile.clip) * s.tokens for s in scores) / tokens
+    outside, filtered = sum(s.outside for s in scores), sum(s.filtered for s in scores)
+    found = [Evidence("token-difr", mean_margin, float(margin_log_e(calibration, grids.sum(axis=0))))]
+    if filtered and profile.filtered:
+        log_e = outside_log_e(profile.outside, profile.filtered, outside, filtered)
+        found.append(Evidence("outside-support", outside / filtered, log_e))
+    return tuple(found)
+
+
+def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
+    tokens: dict[str, int] = {}
+    for s in usable:
+        tokens[s.mode] = tokens.get(s.mode, 0) + (s.scores.tokens if s.scores else 0)
+    return tokens
+
+
+def _trace_verdicts(
+    scored: Sequence[Scored], profile: Profile, calibration: F64, grids: F64, alpha: float
+) -> list[TraceVerdict]:
+    """Each trace by itself; convicted alone only at alpha shared among all traces (Bonferroni)."""
+    bar = -math.log(alpha) + math.log(len(scored))
+    verdicts = []
+    log_es = iter(margin_log_e(calibration, grids).tolist() if len(grids) else ())
+    for s in scored:
+        if s.scores is None or s.counts is None:
+            verdicts.append(TraceVerdict(s, "inconclusive", 0.0, None, ()))
+            continue
+        log_e = next(log_es)
+        outcome: Outcome = "inconsistent" if log_e >= bar else "inconclusive"
+        spans = suspicious_spans(s, profile) if s.scores.misses else ()
+        verdicts.append(TraceVerdict(s, outcome, log_e, s.scores.mean_margin(profile.clip), spans))
+    return verdicts
+
+
+def suspicious_spans(scored: Scored, profile: Profile) -> tuple[tuple[int, int], ...]:
+    """The run of tokens with the strongest evidence, if any is strong: the maximal-sum segment of token scores.
+
+    A miss adds the log-odds of its margin against the calibrated noise scale (capped), a match subtracts a
+    little, so that a run ends where the text matches again.
+    """
+    if scored.scores is None:
+        return ()
+    scale = profile.noise_scale[2]
+    steps = {t: min(margin / scale, 30.0) for t, margin, _ in scored.scores.misses}
+    best, best_run, total, start = 0.0, (0, 0), 0.0, 0
+    for t in range(scored.scores.tokens):
+        if total <= 0.0:
+            total, start = 0.0, t
+        total += steps.get(t, -0.5)
+        if total > best:
+            best, best_run = total, (start, t + 1)
+    return (best_run,) if best > 12.0 else ()
+
+
+def _diagnose(usable: Sequence[Scored], profile: Profile, grids: F64) -> tuple[tuple[str, float], ...]:
+    """Rank causes by how well what they left behind in simulation predicts the audited log."""
+    temper = min(1.0, _CAUSE_REQUESTS / len(usable))
+    modes = {mode: [i for i, s in enumerate(usable) if s.mode == mode] for mode in {s.mode for s in usable}}
+    names, fits = [], []
+    for cause, deviated in profile.deviations.items():
+        fit = 0.0
+        for mode, members in modes.items():
+            simulated: tuple[RequestCounts, ...] = deviated.requests.get(mode, ())
+            if not simulated:
+                continue
+            expected = log_likelihoods(simulated).sum(axis=0)
+            audited = grids[members].sum(axis=0) * temper
+            fit += float(logsumexp(expected + audited) - logsumexp(expected))
+            outside = sum(s.scores.outside for i in members if (s := usable[i]).scores)
+            filtered = sum(s.scores.filtered for i in members if (s := usable[i]).scores)
+            if filtered:
+                a, b = 0.5 + deviated.outside[mode], 0.5 + deviated.filtered[mode] - deviated.outside[mode]
+                fit += temper * float(betaln(a + outside, b + filtered - outside) - betaln(a, b))
+        names.append(cause)
+        fits.append(fit)
+    if not names:
+        return ()
+    weights = np.exp(np.array(fits) - logsumexp(fits))
+    ranked = sorted(zip(names, weights.tolist(), strict=True), key=lambda pair: -pair[1])
+    return tuple((cause, weight) for cause, weight in ranked if weight >= 0.01)

@@ -1,0 +1,106 @@
+"""Seeded generation on the reference model: KV-cached decode of a batch of requests.
+
+Used to make honest references, the demo's providers and challenges. The token chosen at a position is
+the winner of the same `score_rows` that audits it, so decode and audit cannot disagree about a rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from auditor.reference.head import effective_sampling, score_rows
+from auditor.reference.kv_cache import KVCache
+from auditor.reference.model import Model
+from auditor.reference.noise import Draws, NoiseScheme
+from auditor.reference.sampling import SamplingSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """One generation to run.
+
+    Attributes:
+        prompt: ids fed to the model.
+        noise_prompt_tokens: prompt length as far as the noise is concerned. A provider that feeds hidden text
+            can keep the noise of the prompt it declares; the simulated one does, which is the harder case.
+        max_tokens: most output tokens.
+        stop_ids: ids that end the output; the one sampled is kept.
+    """
+
+    prompt: tuple[int, ...]
+    noise_prompt_tokens: int
+    spec: SamplingSpec
+    seed: int
+    scheme: NoiseScheme
+    max_tokens: int
+    stop_ids: frozenset[int]
+
+
+class _Running:
+    """A request while it is decoded."""
+
+    def __init__(self, ask: Ask, vocabulary: int) -> None:
+        self.ask = ask
+        self.spec = effective_sampling(ask.spec, ask.scheme)
+        self.output: list[int] = []
+        self._draws = Draws(ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary)
+
+    def draw(self) -> np.ndarray | None:  # type: ignore[type-arg]  # uint64 keys or float64 noise, by scheme
+        return self._draws.take(1)
+
+    @property
+    def finished(self) -> bool:
+        return len(self.output) >= self.ask.max_tokens or (
+            bool(self.output) and self.output[-1] in self.ask.stop_ids and not self.spec.ignore_eos
+        )
+
+
+def generate(model: Model, asks: Sequence[Ask], *, batch_size: int = 32) -> Iterator[tuple[int, ...]]:
+    """Output ids of each request, in order, decoded `batch_size` at a time.
+
+    Raises:
+        ContextLengthError: a prompt and its `max_tokens` exceed the model's context.
+    """
+    for start in range(0, len(asks), batch_size):
+        running = [_Running(ask, model.config.vocab_size) for ask in asks[start : start + batch_size]]
+        _decode_batch(model, running)
+        for request in running:
+            yield tuple(request.output)
+
+
+def _decode_batch(model: Model, requests: list[_Running]) -> None:
+    longest = max(len(r.ask.prompt) for r in requests)
+    cache = KVCache(model.config, batch=len(requests), capacity=longest, dtype=model.dtype)
+    hidden = model.prefill([torch.tensor(r.ask.prompt) for r in requests], cache=cache)
+    last = torch.tensor([len(r.ask.prompt) for r in requests]).cumsum(0) - 1
+    hidden = hidden[last]
+    alive = list(requests)
+    while True:
+        _sample(model.logits(hidden), alive)
+        going = torch.tensor([not r.finished for r in alive])
+        if not going.all():
+            cache.keep(going)
+            alive = [r for r in alive if not r.finished]
+        if not alive:
+            return
+        hidden = model.decode(torch.tensor([r.output[-1] for r in alive]), cache)
+
+
+def _sample(logits: torch.Tensor, requests: list[_Running]) -> None:
+    """Append one token to every request; rows with the same sampler are drawn together."""
+    groups: dict[tuple[SamplingSpec, str], list[int]] = {}
+    for row, request in enumerate(requests):
+        key = (request.spec, request.ask.scheme.name)
+        groups.setdefault(key, []).append(row)
+    for (spec, _), rows in groups.items():
+        own = logits[rows]
+        draws = [requests[row].draw() for row in rows]
+        joined = None if draws[0] is None else np.concatenate(draws)  # type: ignore[arg-type]
+        scheme = requests[rows[0]].ask.scheme
+        drawn = score_rows(own, own.argmax(dim=1).numpy(), spec, scheme, joined).winner
+        for row, token in zip(rows, drawn.tolist(), strict=True):
+            requests[row].output.append(token)

@@ -1,0 +1,70 @@
+"""`Deviation`: one way of not running what was sold, as changes on the seams of an honest provider."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from auditor.reference.model import Model
+from auditor.reference.sampling import SamplingSpec
+from auditor.reference.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A prompt as declared: its ids, and the conversation they came from when that was logged."""
+
+    token_ids: tuple[int, ...]
+    messages: tuple[Mapping[str, Any], ...] | None
+    tokenizer: Tokenizer
+
+
+def _same_model(model: Model, other: Model | None) -> Model:
+    del other
+    return model
+
+
+def _same_prompt(prompt: Prompt) -> Sequence[int]:
+    return prompt.token_ids
+
+
+def _same_sampling(spec: SamplingSpec) -> SamplingSpec:
+    return spec
+
+
+def _same_seed(seed: int) -> int:
+    return seed
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """What the provider runs instead of what it declares; every seam defaults to honest.
+
+    Attributes:
+        name: `family/variant`, the cause named by a diagnosis.
+        gain: what a provider gains by it.
+        source: where it is described or seen.
+        model: (declared model, some other model or None) -> model really run.
+        prompt: declared prompt -> ids really fed.
+        sampling: declared parameters -> parameters really used.
+        seed: declared seed -> seed really used.
+        needs_other_model: whether `model` wants a second model.
+        needs_noise: whether it shows only in requests that draw noise (not in greedy ones).
+        needs_filter: whether it shows only in requests with a filter.
+    """
+
+    name: str
+    gain: str
+    source: str
+    model: Callable[[Model, Model | None], Model] = _same_model
+    prompt: Callable[[Prompt], Sequence[int]] = _same_prompt
+    sampling: Callable[[SamplingSpec], SamplingSpec] = _same_sampling
+    seed: Callable[[int], int] = _same_seed
+    needs_other_model: bool = False
+    needs_noise: bool = False
+    needs_filter: bool = False
+
+    def shows_in(self, spec: SamplingSpec) -> bool:
+        """Whether a request with these parameters could show the deviation at all."""
+        return not ((self.needs_noise and spec.greedy) or (self.needs_filter and (spec.greedy or not spec.filtered)))

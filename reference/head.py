@@ -1,0 +1,296 @@
+"""Score one tile of logits: what would the engine have sampled, and how far was the claimed token from it?
+
+For every output position the head answers in logit units:
+
+* `margin`: the smallest movement of logits that makes the claimed token the sampled one (0 when it is);
+* `slack`: the smallest movement that makes *any other* token the sampled one. An honest provider whose
+  numerics differ by less than the slack must return the winner, so the slack says what a mismatch means.
+
+Both count filter edges (`support.py`), so no margin is infinite. For a race the movement is
+T * (winner - claimed); for an inverse CDF it is the distance of log-odds from the draw to the claimed
+token's interval, which is the tilt of logits that would carry the interval's border to the draw.
+
+Source of the score: DiFR, arXiv 2511.20621 section 4.2 (eq. 1) and appendix B.2; temperature scales the
+noise, not the logits, so that margins of different temperatures compare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from auditor.kernels.keyed_race import Backend, race
+from auditor.kernels.splitmix import F64, U64, bits53, gumbel
+from auditor.reference.noise import Greedy, LlamaCppInverseCdf, NoiseScheme, TorchCpuMultinomial
+from auditor.reference.sampling import SamplingSpec
+from auditor.reference.support import Support, find_support
+
+# vLLM raises 0 < T < 0.01 to 0.01 and treats T < 1e-5 as greedy (v1 sampler; the other engines divide as asked).
+_VLLM_LEAST_TEMPERATURE = 0.01
+_VLLM_GREEDY_BELOW = 1e-5
+
+
+@dataclass(frozen=True, slots=True)
+class RowStats:
+    """Per scored position; arrays [R].
+
+    Attributes:
+        claimed, winner: int64 token ids.
+        margin, slack: float64, logit units, finite and >= 0 (slack is inf when nothing else was possible).
+        rank: int64, tokens that beat the claimed one under the noise; -1 for inverse-CDF schemes.
+        log_probability: float64, claimed token's log-likelihood at the request's temperature, unfiltered.
+        outside: bool, whether the filters exclude the claimed token. edge: float64, by how much (0 inside).
+        filtered: bool, whether a filter was on at all.
+    """
+
+    claimed: npt.NDArray[np.int64]
+    winner: npt.NDArray[np.int64]
+    margin: F64
+    slack: F64
+    rank: npt.NDArray[np.int64]
+    log_probability: F64
+    outside: npt.NDArray[np.bool_]
+    edge: F64
+    filtered: npt.NDArray[np.bool_]
+
+    @property
+    def matched(self) -> npt.NDArray[np.bool_]:
+        """Whether the reference would have returned the same token."""
+        return self.claimed == self.winner
+
+    @staticmethod
+    def concatenate(parts: list[RowStats]) -> RowStats:
+        """Join tiles in order."""
+        return RowStats(*(np.concatenate([getattr(p, name) for p in parts]) for name in RowStats.__slots__))
+
+    def rows(self, start: int, stop: int) -> RowStats:
+        """A run of positions."""
+        return RowStats(*(getattr(self, name)[start:stop] for name in RowStats.__slots__))
+
+
+Draws = U64 | F64 | None
+
+
+def effective_sampling(spec: SamplingSpec, scheme: NoiseScheme) -> SamplingSpec:
+    """What the engine makes of the parameters: greedy drops every filter, vLLM floors the temperature."""
+    temperature = spec.temperature
+    if scheme.filters == "vllm" and 0 < temperature < _VLLM_LEAST_TEMPERATURE:
+        temperature = 0.0 if temperature < _VLLM_GREEDY_BELOW else _VLLM_LEAST_TEMPERATURE
+    if temperature == 0.0:
+        return replace(spec, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
+    return replace(spec, temperature=temperature)
+
+
+def score_rows(
+    logits: torch.Tensor,
+    claimed: npt.NDArray[np.int64],
+    spec: SamplingSpec,
+    scheme: NoiseScheme,
+    draws: Draws,
+    *,
+    backend: Backend = "compiled",
+) -> RowStats:
+    """Score a tile whose rows share one request's sampling parameters.
+
+    Args:
+        logits: float32 [R, V].
+        claimed: int64 [R], each within [0, V).
+        spec: parameters as `effective_sampling` returns them.
+        draws: the scheme's noise of these rows: keys uint64 [R] (keyed race), Gumbel rows float64 [R, V]
+            (sequential race), uniform numbers float64 [R] (inverse CDF), None (greedy).
+    """
+    if spec.greedy or isinstance(scheme, Greedy):
+        return _score_greedy(logits, claimed)
+    if isinstance(scheme, LlamaCppInverseCdf):
+        return _score_inverse_cdf(logits, claimed, spec, scheme, draws)  # type: ignore[arg-type]
+    if spec.filtered:
+        return _score_filtered_race(logits, claimed, spec, scheme, draws)
+    if isinstance(scheme, TorchCpuMultinomial):
+        return _score_dense_race(logits, claimed, spec, draws)  # type: ignore[arg-type]
+    scaled = logits.numpy() / np.float32(spec.temperature)
+    out = race(scaled, draws, claimed, tail_safe=scheme.tail_safe, backend=backend)  # type: ignore[arg-type]
+    here = np.arange(len(claimed))
+    return _inside(
+        claimed,
+        out.winner,
+        (out.winner_score - out.claimed_score) * spec.temperature,
+        (out.winner_score - out.runner_up_score) * spec.temperature,
+        out.rank,
+        scaled[here, claimed] - out.log_normaliser,
+    )
+
+
+def _inside(
+    claimed: npt.NDArray[np.int64],
+    winner: npt.NDArray[np.int64],
+    margin: F64,
+    slack: F64,
+    rank: npt.NDArray[np.int64],
+    log_probability: F64,
+) -> RowStats:
+    """Rows without a filter."""
+    none = np.zeros(len(claimed), np.bool_)
+    return RowStats(
+        claimed, winner, margin, slack, rank, log_probability, none, np.zeros(len(claimed)), none.copy()
+    )
+
+
+def _score_greedy(logits: torch.Tensor, claimed: npt.NDArray[np.int64]) -> RowStats:
+    """The largest logit wins; its lead is the slack. No filter applies, whatever the request says."""
+    z = logits.double()
+    top = torch.topk(z, 2, dim=1)
+    # Engines take the lowest id of equal logits; topk promises no order, argmax on CPU does.
+    winner = logits.argmax(dim=1)
+    here = torch.arange(len(claimed))
+    own = z[here, torch.from_numpy(claimed)]
+    lead = top.values[:, 0]
+    return _inside(
+        claimed,
+        winner.numpy(),
+        (lead - own).numpy(),
+        (lead - top.values[:, 1]).numpy(),
+        (z > own[:, None]).sum(dim=1).numpy(),
+        (own - torch.logsumexp(z, dim=1)).numpy(),
+    )
+
+
+def _score_dense_race(logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, noise: F64) -> RowStats:
+    """Race with a full noise row for each position (sequential generators)."""
+    scaled = (logits / spec.temperature).double()
+    scores = scaled + torch.from_numpy(noise)
+    here = torch.arange(len(claimed))
+    ids = torch.from_numpy(claimed)
+    own = scores[here, ids]
+    top = torch.topk(scores, 2, dim=1)
+    lead = top.values[:, 0]
+    return _inside(
+        claimed,
+        top.indices[:, 0].numpy(),
+        ((lead - own) * spec.temperature).numpy(),
+        ((lead - top.values[:, 1]) * spec.temperature).numpy(),
+        (scores > own[:, None]).sum(dim=1).numpy(),
+        (scaled[here, ids] - torch.logsumexp(scaled, dim=1)).numpy(),
+    )
+
+
+def _claimed_log_probability(logits: torch.Tensor, claimed: npt.NDArray[np.int64], temperature: float) -> F64:
+    z = logits.double() / temperature
+    own = z[torch.arange(len(claimed)), torch.from_numpy(claimed)]
+    return np.asarray((own - torch.logsumexp(z, dim=1)).numpy())
+
+
+def _score_filtered_race(
+    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, scheme: NoiseScheme, draws: Draws
+) -> RowStats:
+    """Race among the tokens the filters keep, with the edge's neighbours in view as alternatives."""
+    support = find_support(logits, claimed, spec, scheme.filters)
+    here = np.arange(len(claimed))
+
+    def noise_of(ids: npt.NDArray[np.int64]) -> F64:
+        if isinstance(scheme, TorchCpuMultinomial):
+            return np.take_along_axis(np.asarray(draws, np.float64), ids, axis=1)
+        return gumbel(bits53(draws, ids), tail_safe=scheme.tail_safe)  # type: ignore[arg-type,union-attr]
+
+    temperature = spec.temperature
+    score = support.logits + temperature * noise_of(support.ids)  # logit units: z + T g
+    own_logit = logits.numpy()[here, claimed].astype(np.float64)
+    own = own_logit + temperature * noise_of(claimed[:, None])[:, 0]
+    inside = np.arange(score.shape[1]) < support.kept[:, None]
+    column = np.where(inside, score, -np.inf).argmax(axis=1)
+    winner, best, winner_edge = support.ids[here, column], score[here, column], support.edge[here, column]
+    # To explain the claim, every token kept that beats it is overtaken or cut off, and itself let in.
+    beats = inside & (score > own[:, None]) & (support.ids != claimed[:, None])
+    cost = np.minimum(score - own[:, None], support.edge)
+    margin = np.where(beats, cost, 0.0).max(axis=1)
+    outside = support.claimed_edge < 0
+    margin = np.maximum(margin, np.where(outside, -support.claimed_edge, 0.0))
+    # Ways for another token to win: it overtakes (and is let in), or the winner is cut off.
+    way = np.maximum(best[:, None] - score, np.where(inside, 0.0, -support.edge))
+    way[here, column] = winner_edge
+    slack = np.maximum(way.min(axis=1), 0.0)
+    margin = np.where(claimed == winner, 0.0, margin)
+    return RowStats(
+        claimed,
+        winner,
+        margin,
+        slack,
+        beats.sum(axis=1),
+        _claimed_log_probability(logits, claimed, temperature),
+        outside,
+        np.where(outside, -support.claimed_edge, 0.0),
+        np.ones(len(claimed), np.bool_),
+    )
+
+
+def _score_inverse_cdf(
+    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, scheme: NoiseScheme, uniforms: F64
+) -> RowStats:
+    """Distance of the draw from the claimed token's interval, in log-odds."""
+    here = np.arange(len(claimed))
+    no_rank = np.full(len(claimed), -1, np.int64)
+    log_probability = _claimed_log_probability(logits, claimed, spec.temperature)
+    if not spec.filtered:
+        column, margin, slack = _draw(logits.numpy(), claimed, uniforms, spec.temperature)
+        return _inside(claimed, column, margin, slack, no_rank, log_probability)
+    support = find_support(logits, claimed, spec, scheme.filters)
+    column, margin, slack = _draw_from_support(support, uniforms, spec.temperature)
+    outside = support.claimed_edge < 0
+    edge = np.where(outside, -support.claimed_edge, 0.0)
+    winner = support.ids[here, column]
+    margin = np.where(winner == claimed, 0.0, np.maximum(margin, edge))
+    return RowStats(
+        claimed, winner, margin, slack, no_rank, log_probability, outside, edge, np.ones(len(claimed), np.bool_)
+    )
+
+
+def _draw(
+    logits: npt.NDArray[np.float32], places: npt.NDArray[np.int64], uniforms: F64, temperature: float
+) -> tuple[npt.NDArray[np.int64], F64, F64]:
+    """Inverse CDF over the columns of `logits` ([R, C], -inf excludes) in their order.
+
+    Weights are float32 exponentials and their sum runs in float64, as llama.cpp has it. Returns the
+    column drawn, the log-odds distance of the draw to column `places` (-1: nowhere, distance inf) and to
+    the nearest border of the column drawn.
+    """
+    scaled = logits / np.float32(temperature)
+    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+    upper = np.cumsum(weights, axis=1, dtype=np.float64)
+    total = upper[:, -1]
+    column = (upper < (uniforms * total)[:, None]).sum(axis=1)
+    here = np.arange(len(places))
+
+    def border(index: npt.NDArray[np.int64]) -> F64:
+        """Log-odds of the border below column `index`."""
+        mass = np.where(index <= 0, 0.0, upper[here, np.maximum(index, 1) - 1])
+        with np.errstate(divide="ignore"):
+            return np.asarray(np.log(mass) - np.log(np.maximum(total - mass, 0.0)))
+
+    with np.errstate(divide="ignore"):
+        odds = np.log(uniforms) - np.log1p(-uniforms)
+    with np.errstate(invalid="ignore"):
+        slack = np.minimum(odds - border(column), border(column + 1) - odds)
+        distance = np.maximum(np.maximum(border(places) - odds, odds - border(places + 1)), 0.0)
+    return column, np.where(places < 0, np.inf, distance), np.maximum(slack, 0.0)
+
+
+def _draw_from_support(support: Support, uniforms: F64, temperature: float) -> tuple[npt.NDArray[np.int64], F64, F64]:
+    """Inverse CDF over the kept prefix; a token at the edge moves every border, so both lengths are tried."""
+    rows, columns = support.logits.shape
+    here = np.arange(rows)
+
+    def cut(kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        mask = np.arange(columns) < kept[:, None]
+        return np.where(mask, support.logits, -np.inf).astype(np.float32)
+
+    column, margin, slack = _draw(cut(support.kept), support.claimed_column, uniforms, temperature)
+    for step in (-1, 1):
+        kept = np.clip(support.kept + step, 1, columns)
+        at_edge = support.kept - 1 if step < 0 else np.minimum(support.kept, columns - 1)
+        moved = np.abs(support.edge[here, at_edge])
+        other, distance, _ = _draw(cut(kept), support.claimed_column, uniforms, temperature)
+        margin = np.minimum(margin, np.maximum(moved, distance))
+        slack = np.where(other != column, np.minimum(slack, moved), slack)
+    return column, np.where(np.isfinite(margin), margin, 0.0), slack
