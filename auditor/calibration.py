@@ -101,7 +101,9 @@ def _one_key(scored: Sequence[Scored], reference: Reference) -> ProfileKey:
     recipe, family = recipes.pop()
     if recipe is None:
         raise OptionError(
-            "the traces do not name the provider's recipe", where=scored[0].trace.where, fix="pass --engine-recipe"
+            "the traces do not name the provider's recipe",
+            where=scored[0].trace.where,
+            fix="pass --engine-recipe",
         )
     return ProfileKey(reference.model.digest, recipe, reference.recipe, family)
 
@@ -138,7 +140,7 @@ def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int
         return []
     chosen = []
     for s in scored[::step]:
-        request, _ = prepare(s.trace, reference)
+        request = prepare(s.trace, reference)
         chosen.append(_Shadowed(request, prompt_of(s.trace, request, reference)))
     return chosen
 

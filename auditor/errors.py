@@ -108,6 +108,12 @@ class OutputExistsError(UnusableInputError):
     code = "output-exists"
 
 
+class StoreError(AuditError):
+    """The database cannot be reached, opened or written, or its schema is not the one we know."""
+
+    code = "store"
+
+
 class CannotScoreError(AuditError):
     """Evidence that cannot be scored exactly: the verdict becomes `inconclusive`, never a pass."""
 

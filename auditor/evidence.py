@@ -16,13 +16,14 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import betaln, logsumexp, xlogy
 
-from auditor.noise_model import GROSS_RATES, SCALES, F64
+from auditor.noise_model import F64, GROSS_RATES, I64, SCALES
 
 TOLERATED_STEPS = 1
 """Grid steps (ten a decade) by which an honest provider's noise scale may exceed the calibrated one."""
 
 _WORSE_STEPS = (3, 5, 8, 11, 15, 20, 26, 33)  # cheating: noise scale times 2, 3.2, ... 2000
 _WORSE_RATES = (5, 6, 7, 8, 9, 10)  # cheating: gross misses at 0.1 % ... 30 %
+_NEGLIGIBLE = 40.0  # nats
 _OUTSIDE_PRIOR = (1.0, 60.0)  # Beta prior of a cheating provider's rate of tokens outside the filters
 
 
@@ -52,18 +53,27 @@ def margin_log_e(calibration: F64, audited: F64) -> F64:
     tolerated = _shift_scale(audited, TOLERATED_STEPS)
     honest = np.maximum.accumulate(np.maximum.accumulate(tolerated, axis=-2), axis=-1)
     denominator = (calibration + honest).max(axis=(-2, -1))
-    worse = []
-    for steps in (0, *_WORSE_STEPS):
-        shifted = _shift_scale(audited, steps)
-        if steps:
-            worse.append(shifted)
-        for rate in _WORSE_RATES:
-            gross = np.broadcast_to(shifted[..., rate : rate + 1], shifted.shape).copy()
-            gross[..., rate:] = -np.inf  # only more gross misses than the honest rate count as cheating
-            worse.append(gross)
-    alternative = logsumexp(np.stack(worse), axis=0) - np.log(len(worse))
-    numerator = logsumexp(_log_prior() + calibration + alternative, axis=(-2, -1))
+    prior = _log_prior() + calibration
+    # The numerator may leave out scales that the calibration rules out; that only lowers it.
+    rows = np.flatnonzero(prior.max(axis=1) > prior.max() - _NEGLIGIBLE)
+    numerator = logsumexp(prior[rows] + _alternative(audited, rows), axis=(-2, -1))
     return np.asarray(numerator - denominator)
+
+
+def _alternative(audited: F64, rows: I64) -> F64:
+    """Log-likelihood of the audited log averaged over cheating providers, for each honest (s, pi), [..., rows, PI]."""
+    more_misses = np.full_like(audited, -np.inf)  # sum over gross-miss rates above pi, at each scale
+    for rate in range(len(GROSS_RATES) - 2, -1, -1):
+        more_misses[..., rate] = more_misses[..., rate + 1]
+        if rate + 1 in _WORSE_RATES:
+            more_misses[..., rate] = np.logaddexp(more_misses[..., rate], audited[..., rate + 1])
+    total = more_misses[..., rows, :]
+    for steps in _WORSE_STEPS:
+        index = np.minimum(rows + steps, len(SCALES) - 1)
+        noisier = np.logaddexp(audited[..., index, :], more_misses[..., index, :])
+        total = np.logaddexp(total, noisier)
+    count = (1 + len(_WORSE_STEPS)) * (1 + len(_WORSE_RATES)) - 1
+    return np.asarray(total - np.log(count))
 
 
 def outside_log_e(calibration_outside: int, calibration_filtered: int, outside: int, filtered: int) -> float:
@@ -75,7 +85,9 @@ def outside_log_e(calibration_outside: int, calibration_filtered: int, outside: 
     if not calibration_filtered or not filtered:
         return 0.0
     a, b = _OUTSIDE_PRIOR
-    honest = betaln(0.5 + calibration_outside, 0.5 + calibration_filtered - calibration_outside) - betaln(0.5, 0.5)
+    honest = betaln(0.5 + calibration_outside, 0.5 + calibration_filtered - calibration_outside) - betaln(
+        0.5, 0.5
+    )
     cheating = betaln(a + outside, b + filtered - outside) - betaln(a, b)
     both, n = calibration_outside + outside, calibration_filtered + filtered
     pooled = both / n

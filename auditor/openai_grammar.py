@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from auditor.errors import TraceFieldError
+from auditor.errors import TraceFieldError, TraceSyntaxError
 from auditor.strict_json import load_json
 
 if TYPE_CHECKING:
@@ -62,8 +62,15 @@ def _constraint(name: str, value: Any, where: str) -> dict[str, Any]:
     if field is None:
         return {"kind": kind}
     if name == "json" and isinstance(value, str):
-        value = load_json(value.encode("utf-8"), where=f"{where}: JSON schema in the request")
+        value = _schema_of(value, where)
     return {"kind": kind, field: value}
+
+
+def _schema_of(text: str, where: str) -> Any:
+    try:
+        return load_json(text.encode("utf-8"), where=where)
+    except TraceSyntaxError as error:
+        raise TraceFieldError(f"JSON schema in the request: {error.message}", where=where) from None
 
 
 def _object(value: Any, name: str, where: str) -> dict[str, Any]:

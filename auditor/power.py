@@ -59,7 +59,9 @@ def detection_power(
             for mode, tokens in tokens_by_mode.items():
                 requests = deviated.requests.get(mode, ())
                 if requests:
-                    total += _resampled(log_likelihoods(requests), [r.tokens for r in requests], tokens, generator)
+                    total += _resampled(
+                        log_likelihoods(requests), [r.tokens for r in requests], tokens, generator
+                    )
             power = float((margin_log_e(calibration, total) >= -np.log(alpha)).mean())
         found.append(Detectable(cause, power, cause in MUST_DETECT))
     return found
@@ -69,14 +71,18 @@ def _shows(cause: str, mode: str) -> bool:
     deviation = DEVIATIONS.get(cause)
     if deviation is None:
         return True
-    return not (deviation.needs_noise and mode == "greedy") and not (deviation.needs_filter and mode != "nucleus")
+    return not (deviation.needs_noise and mode == "greedy") and not (
+        deviation.needs_filter and mode != "nucleus"
+    )
 
 
 def _resampled(grids: F64, lengths: Sequence[int], tokens: int, generator: np.random.Generator) -> F64:
     """Summed grids of `DRAWS` bootstrap logs of about `tokens` tokens each, [DRAWS, S, PI]."""
     mean = float(np.mean(lengths))
     count = max(1, round(tokens / mean))
-    weights = generator.multinomial(count, np.full(len(lengths), 1 / len(lengths)), size=DRAWS).astype(np.float64)
+    weights = generator.multinomial(count, np.full(len(lengths), 1 / len(lengths)), size=DRAWS).astype(
+        np.float64
+    )
     # Requests differ in length: bring every simulated log to the audited size in expectation.
     weights *= tokens / np.maximum(weights @ np.asarray(lengths, np.float64), 1.0)[:, None]
     return np.asarray(np.tensordot(weights, grids, axes=1))

@@ -220,7 +220,11 @@ def _from_wire(wire: _ProfileWire) -> Profile:
         outside=wire.honest.outside,
         filtered=wire.honest.filtered,
         margin_quantiles=wire.honest.margin_quantiles,
-        noise_scale=(wire.honest.noise_scale.estimate, wire.honest.noise_scale.low, wire.honest.noise_scale.high),
+        noise_scale=(
+            wire.honest.noise_scale.estimate,
+            wire.honest.noise_scale.low,
+            wire.honest.noise_scale.high,
+        ),
         smallest_alpha=wire.smallest_alpha,
         deviations={
             name: Deviated(

@@ -24,6 +24,7 @@ from auditor.errors import (
     TraceIncompleteError,
 )
 from auditor.fingerprints.token_difr import TokenScores, token_scores
+from auditor.journal import Entry, Journal
 from auditor.noise_model import RequestCounts, count_request
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
@@ -59,7 +60,9 @@ class Reference:
         model = Model.load(directory, dtype=dtype)
         name = str(dtype).removeprefix("torch.")
         recipe = f"auditor-{VERSION}/{name}/prefill"
-        return cls(model, Tokenizer.load(directory), tokenizer_digest(directory), template_digest(directory), recipe)
+        return cls(
+            model, Tokenizer.load(directory), tokenizer_digest(directory), template_digest(directory), recipe
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,27 +91,34 @@ def mode_of(spec: SamplingSpec) -> str:
     return "nucleus" if spec.filtered else "sampled"
 
 
-def replay(traces: Iterable[Trace], reference: Reference) -> Iterator[Scored]:
-    """Score traces in order, a bounded number in memory at a time."""
+def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | None = None) -> Iterator[Scored]:
+    """Score traces in order, a bounded number in memory at a time; a journal spares what it remembers."""
     runner = Runner(reference.model)
     stream = iter(traces)
     while chunk := list(islice(stream, _CHUNK)):
-        prepared: list[tuple[Trace, Request | AuditError, tuple[str, ...]]] = []
-        for trace in chunk:
-            try:
-                request, notes = prepare(trace, reference)
-                prepared.append((trace, request, notes))
-            except (CannotScoreError, TraceFieldError) as problem:
-                prepared.append((trace, problem, ()))
-        rows = runner.score(request for _, request, _ in prepared if isinstance(request, Request))
-        for trace, request, notes in prepared:
-            if isinstance(request, Request):
-                yield _scored(trace, next(rows), notes)
-            else:
-                yield Scored(trace, family_of(trace), mode_of(trace.sampling), None, None, request)
+        prepared = [_prepared(trace, reference, journal) for trace in chunk]
+        rows = runner.score(item for item in prepared if isinstance(item, Request))
+        for trace, item in zip(chunk, prepared, strict=True):
+            if isinstance(item, AuditError):
+                yield Scored(trace, family_of(trace), mode_of(trace.sampling), None, None, item)
+                continue
+            entry = _reduced(next(rows), trace, reference) if isinstance(item, Request) else item
+            if journal is not None and isinstance(item, Request):
+                journal.add(trace.raw_digest, entry)
+            scores, counts, notes = entry
+            yield Scored(trace, family_of(trace), mode_of(trace.sampling), scores, counts, None, notes)
 
 
-def _scored(trace: Trace, rows: RowStats, notes: tuple[str, ...]) -> Scored:
+def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Request | Entry | AuditError:
+    try:
+        request = prepare(trace, reference)
+    except (CannotScoreError, TraceFieldError) as problem:
+        return problem
+    known = journal.find(trace.raw_digest) if journal is not None else None
+    return request if known is None else known
+
+
+def _reduced(rows: RowStats, trace: Trace, reference: Reference) -> Entry:
     scores = token_scores(
         margin=rows.margin,
         slack=rows.slack,
@@ -119,18 +129,15 @@ def _scored(trace: Trace, rows: RowStats, notes: tuple[str, ...]) -> Scored:
         log_probability=rows.log_probability,
     )
     counts = count_request(rows.slack, rows.margin, rows.matched)
-    return Scored(trace, family_of(trace), mode_of(trace.sampling), scores, counts, None, notes)
+    return scores, counts, tuple(_notes(trace, reference))
 
 
-def prepare(trace: Trace, reference: Reference) -> tuple[Request, tuple[str, ...]]:
+def prepare(trace: Trace, reference: Reference) -> Request:
     """Check one trace and turn it into a replayable request.
 
     1. The declared model is the reference. 2. Output ids are there. 3. The noise scheme is known for that
     engine. 4. A seed is there if noise was drawn. 5. No sampling feature that the scorer does not model.
     6. Prompt ids are there, or can be rendered. 7. Ids lie in the vocabulary and fit the context.
-
-    Returns:
-        The request, and notes on what a reader should know about the trace.
 
     Raises:
         CannotScoreError: steps 1 to 6 (a subclass says which).
@@ -144,12 +151,16 @@ def prepare(trace: Trace, reference: Reference) -> tuple[Request, tuple[str, ...
             fix="audit it against the model it declares",
         )
     if not trace.output_token_ids:
-        raise TraceIncompleteError("no output token ids", where=trace.where, fix="log them (return_token_ids)")
+        raise TraceIncompleteError(
+            "no output token ids", where=trace.where, fix="log them (return_token_ids)"
+        )
     scheme = _scheme(trace)
     if not trace.sampling.greedy and trace.seed is None:
-        raise TraceIncompleteError("sampled without a logged seed", where=trace.where, fix="send and log a seed")
+        raise TraceIncompleteError(
+            "sampled without a logged seed", where=trace.where, fix="send and log a seed"
+        )
     _refuse_unmodelled(trace)
-    prompt, notes = _prompt(trace, reference)
+    prompt = _prompt(trace, reference)
     for name, ids in (("prompt_token_ids", prompt), ("output_token_ids", trace.output_token_ids)):
         worst = max(ids)
         if worst >= model.config.vocab_size or min(ids) < 0:
@@ -163,8 +174,7 @@ def prepare(trace: Trace, reference: Reference) -> tuple[Request, tuple[str, ...
         raise ContextLengthError(
             f"{total} tokens exceed the model's {model.config.context_length} positions", where=trace.where
         )
-    request = Request(prompt, trace.output_token_ids, trace.sampling, trace.seed, scheme)
-    return request, (*notes, *_notes(trace, reference))
+    return Request(prompt, trace.output_token_ids, trace.sampling, trace.seed, scheme)
 
 
 def _scheme(trace: Trace) -> NoiseScheme:
@@ -198,6 +208,8 @@ def _refuse_unmodelled(trace: Trace) -> None:
             ("grammar", spec.grammar is not None),
             (f"speculation rule {trace.speculation.rule!r}", trace.speculation.rule != "none"),
             ("a declared policy", trace.policy is not None),
+            # Fields of `sampling` that `SamplingSpec` has no place for: none of them is known to be harmless.
+            *((f"sampling.{name}", True) for name in trace.extra.get("sampling") or ()),
         )
         if is_on
     ]
@@ -205,19 +217,22 @@ def _refuse_unmodelled(trace: Trace) -> None:
         raise SamplingUnsupportedError(f"{', '.join(reasons)} cannot be replayed yet", where=trace.where)
 
 
-def _prompt(trace: Trace, reference: Reference) -> tuple[tuple[int, ...], tuple[str, ...]]:
+def _prompt(trace: Trace, reference: Reference) -> tuple[int, ...]:
     if trace.prompt_token_ids:
-        return trace.prompt_token_ids, ()
+        return trace.prompt_token_ids
     if trace.messages is not None:
-        ids = reference.tokenizer.encode_chat(trace.messages)
-        return tuple(ids), ("prompt ids were not logged: rendered with the reference's chat template",)
+        return tuple(reference.tokenizer.encode_chat(trace.messages))
     if trace.prompt_text is not None:
-        ids = reference.tokenizer.encode(trace.prompt_text, add_special_tokens=True)
-        return tuple(ids), ("prompt ids were not logged: the text was tokenized by the reference",)
+        return tuple(reference.tokenizer.encode(trace.prompt_text, add_special_tokens=True))
     raise TraceIncompleteError("no prompt ids, messages or prompt text", where=trace.where)
 
 
 def _notes(trace: Trace, reference: Reference) -> Iterator[str]:
+    """What a reader of the verdict should know about the trace; nothing here moves the verdict."""
+    if not trace.prompt_token_ids:
+        yield "prompt ids were not logged: the reference's template and tokenizer made them"
+    for note in trace.extra.get("notes") or ():
+        yield str(note)
     ends = set(reference.tokenizer.eos_ids)
     output = trace.output_token_ids or ()
     if not trace.sampling.ignore_eos and any(token in ends for token in output[:-1]):

@@ -292,7 +292,7 @@ def trace_to_json(trace: Trace) -> dict[str, Any]:
         value = getattr(trace, name)
         if name in NESTED:
             result[name] = _nested_to_json(value)
-        elif name not in _WRITTEN_WHEN_SET or value:
+        elif name not in _WRITTEN_WHEN_SET or value not in (None, ()):
             result[name] = list(value) if isinstance(value, tuple) else value
     for name, value in trace.extra.items():
         target, unknown = (result[name], value) if name in NESTED else (result, {name: value})

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from auditor.errors import AuditError, TraceFieldError, TraceFileError
+from auditor.errors import AuditError, TraceFieldError, TraceFileError, TraceSyntaxError
 from auditor.strict_json import dump_json, load_json
 from auditor.trace_format import digest_of, trace_from_object, trace_to_json
 
@@ -80,7 +80,7 @@ class ParquetTraceWriter:
     """Collects rows and writes them to an open file, a row group at a time."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._writer = pq.ParquetWriter(stream, PARQUET_SCHEMA, compression="zstd")
+        self._writer = pq.ParquetWriter(stream, PARQUET_SCHEMA, compression="zstd", write_page_checksum=True)
         self._rows: list[dict[str, Any]] = []
 
     def write(self, trace: Trace) -> None:
@@ -89,12 +89,13 @@ class ParquetTraceWriter:
         Raises:
             TraceFieldError, TraceSyntaxError: a value cannot be written and read back exactly.
         """
-        self._rows.append(row_of(trace))
+        row = row_of(trace)
         try:
             # Checked row by row: an error met when the group is written could not name its trace.
-            pa.RecordBatch.from_pylist(self._rows[-1:], schema=PARQUET_SCHEMA)
+            pa.RecordBatch.from_pylist([row], schema=PARQUET_SCHEMA)
         except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
             raise TraceFieldError(f"cannot be written to Parquet: {error}", where=trace.where) from None
+        self._rows.append(row)
         if len(self._rows) >= GROUP_ROWS:
             self._flush()
 
@@ -116,7 +117,9 @@ def read_parquet(stream: IO[bytes], *, file: str) -> Iterator[Trace | AuditError
         TraceFileError: no Parquet, no rows, or not the columns of a trace.
     """
     try:
-        parquet = pq.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+        parquet = pq.ParquetFile(
+            stream, pre_buffer=False, buffer_size=1 << 20, page_checksum_verification=True
+        )
     except (pa.ArrowException, OSError, ValueError) as error:
         raise TraceFileError(
             f"is no readable Parquet: {error}", where=file, fix="the file may be truncated; copy it again"
@@ -158,11 +161,18 @@ def _read_row(batch: pa.RecordBatch, index: int, *, file: str, line: int) -> Tra
         return TraceFieldError(f"a column cannot be read: {error}", where=where)
 
 
+def _json_column(name: str, text: str, where: str) -> Any:
+    try:
+        return load_json(text.encode("utf-8"), where=where)
+    except TraceSyntaxError as error:
+        raise TraceSyntaxError(f"column {name}: {error.message}", where=where, fix=error.fix) from None
+
+
 def _object_of(row: Mapping[str, Any], where: str) -> dict[str, Any]:
     value = {name: item for name, item in row.items() if item is not None}
     for name in (*_JSON_COLUMNS, "extra"):
         if isinstance(value.get(name), str):
-            value[name] = load_json(value[name].encode("utf-8"), where=f"{where}: column {name}")
+            value[name] = _json_column(name, value[name], where)
     seed = value.get("seed")
     if isinstance(seed, Decimal) and seed == seed.to_integral_value():
         value["seed"] = int(seed)

@@ -3,7 +3,7 @@
 Chunks come in as an iterator of bytes and leave as an iterator of bytes or lines, so nothing here knows
 a file. Invariants:
 
-* Memory: one chunk in, one chunk out (`STEP_BYTES`; for a hostile zstd stream 16 MiB), plus one
+* Memory: one chunk in, one chunk out (`STEP_BYTES`; for a hostile zstd stream 8 MiB), plus one
   line of at most the permitted length. A longer line is skipped as it passes, never collected.
 * A compressed stream that ends before its end mark, or is damaged, raises `BrokenStreamError` after what
   was decoded before it (a failed checksum costs the step it is found in): that is audited, and the break
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 STEP_BYTES = 64 * 1024
 
 # A zstd block of 4 bytes can stand for 128 KiB, and the library hands out all that a chunk decodes to.
-_ZSTD_STEP_BYTES = 512
+_ZSTD_STEP_BYTES = 256
 
 Container = Literal["plain", "gzip", "zstd", "parquet"]
 

@@ -80,7 +80,9 @@ class Verdict:
         return math.exp(min(0.0, -self.log_e))
 
 
-def judge(scored: Sequence[Scored], profile: Profile | None, *, alpha: float, why_no_profile: str = "") -> Verdict:
+def judge(
+    scored: Sequence[Scored], profile: Profile | None, *, alpha: float, why_no_profile: str = ""
+) -> Verdict:
     """Judge one group against its profile.
 
     Args:
@@ -92,7 +94,9 @@ def judge(scored: Sequence[Scored], profile: Profile | None, *, alpha: float, wh
     reasons = _problems(scored)
     if profile is None:
         traces = tuple(TraceVerdict(s, "inconclusive", 0.0, None, ()) for s in scored)
-        return Verdict("inconclusive", alpha, recipe, 0.0, (), (*reasons, why_no_profile), (), None, traces, None)
+        return Verdict(
+            "inconclusive", alpha, recipe, 0.0, (), (*reasons, why_no_profile), (), None, traces, None
+        )
     calibration = log_likelihoods(profile.honest).sum(axis=0)
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
     evidence = _evidence(usable, profile, calibration, grids) if usable else ()
@@ -120,7 +124,9 @@ def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
         if s.problem is not None:
             text = f"{s.problem.message} [{s.problem.code}]"
             by_text[text] = by_text.get(text, 0) + 1
-    return tuple(f"{count} of {len(scored)} traces could not be scored: {text}" for text, count in by_text.items())
+    return tuple(
+        f"{count} of {len(scored)} traces could not be scored: {text}" for text, count in by_text.items()
+    )
 
 
 def _too_small(detectable: Sequence[Detectable] | None) -> str:
@@ -131,7 +137,9 @@ def _too_small(detectable: Sequence[Detectable] | None) -> str:
     return f"too small a sample to exclude {causes}" if causes else "the profile lacks a required deviation"
 
 
-def _evidence(usable: Sequence[Scored], profile: Profile, calibration: F64, grids: F64) -> tuple[Evidence, ...]:
+def _evidence(
+    usable: Sequence[Scored], profile: Profile, calibration: F64, grids: F64
+) -> tuple[Evidence, ...]:
     scores = [s.scores for s in usable if s.scores is not None]
     tokens = sum(s.tokens for s in scores)
     mean_margin = sum(s.mean_margin(profile.clip) * s.tokens for s in scores) / tokens

@@ -20,7 +20,7 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from auditor.kernels.splitmix import F64, U64, bits53, gumbel
+from auditor.kernels.splitmix import F64, LARGEST_UNIFORM, U64, bits53, gumbel
 
 Backend = Literal["reference", "compiled"]
 
@@ -66,8 +66,11 @@ def race(
         return _race_reference(logits, keys, claimed, tail_safe=tail_safe)
     top = logits.max(axis=1)
     weights = np.exp(logits - top[:, None])
-    out = _race_compiled(logits, weights, top, keys, claimed, tail_safe)
     normaliser = top + np.log(weights.sum(axis=1, dtype=np.float64))
+    # Below the normal range a weight is rounded coarsely or to 0, and would hide tokens that beat a claim
+    # far down there; held at its edge it still bounds from above.
+    np.maximum(weights, np.finfo(np.float32).tiny, out=weights)
+    out = _race_compiled(logits, weights, top, keys, claimed, tail_safe)
     return RaceRows(*out, log_normaliser=normaliser)
 
 
@@ -100,7 +103,7 @@ def _mix(z):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 def _noise(bits, tail_safe):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     u = (np.float64(bits) + 0.5) * 2.0**-53
     if tail_safe:
-        return -math.log(-math.log1p(-u))
+        return -math.log(-math.log1p(-min(u, LARGEST_UNIFORM)))
     inner = -math.log(u)
     return np.inf if inner <= 0.0 else -math.log(inner)
 

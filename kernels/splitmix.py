@@ -16,6 +16,7 @@ F64 = npt.NDArray[np.float64]
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _M1 = np.uint64(0xBF58476D1CE4E5B9)
 _M2 = np.uint64(0x94D049BB133111EB)
+LARGEST_UNIFORM = 1.0 - 2.0**-53
 _MANTISSA = np.uint64((1 << 53) - 1)
 
 
@@ -47,10 +48,16 @@ def gumbel(bits: U64, *, tail_safe: bool) -> F64:
     With `u = (bits + 1/2) / 2**53`, the classic transform is `-ln(-ln u)`, whose winners lie near
     u = 1, where the grid of doubles is coarse; the tail-safe one is `-ln(-ln(1 - u))`, whose winners lie
     near u = 0. They are different noises for the same bits.
+
+    The last grid point rounds to u = 1. Tail-safe, it is held at the double below, since a seed can be made
+    for it and an infinite margin must not be for sale; classic, it is +inf as in the engine, which no
+    31-bit step seed reaches for a token id below 300,000 (all were tried).
     """
     u = (bits.astype(np.float64) + 0.5) * 2.0**-53
-    with np.errstate(divide="ignore"):  # the classic transform of the last grid point is +inf by design
-        return -np.log(-np.log1p(-u)) if tail_safe else -np.log(-np.log(u))
+    if tail_safe:
+        return -np.log(-np.log1p(-np.minimum(u, LARGEST_UNIFORM)))
+    with np.errstate(divide="ignore"):
+        return -np.log(-np.log(u))
 
 
 def flipped(bits: U64) -> U64:

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import torch
 
 from auditor.kernels.keyed_race import Backend, race
-from auditor.kernels.splitmix import F64, U64, bits53, gumbel
+from auditor.kernels.splitmix import F64, LARGEST_UNIFORM, U64, bits53, gumbel
 from auditor.reference.noise import Greedy, LlamaCppInverseCdf, NoiseScheme, TorchCpuMultinomial
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.support import Support, find_support
@@ -31,6 +31,11 @@ from auditor.reference.support import Support, find_support
 # vLLM raises 0 < T < 0.01 to 0.01 and treats T < 1e-5 as greedy (v1 sampler; the other engines divide as asked).
 _VLLM_LEAST_TEMPERATURE = 0.01
 _VLLM_GREEDY_BELOW = 1e-5
+
+# Log-odds beyond which an inverse CDF cannot tell two borders apart: float32 weights underflow below the
+# first; next to the last, a float64 sum no longer grows.
+_FIRST_ODDS = -104.0
+_LAST_ODDS = 53.0 * np.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,9 @@ def _score_greedy(logits: torch.Tensor, claimed: npt.NDArray[np.int64]) -> RowSt
     )
 
 
-def _score_dense_race(logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, noise: F64) -> RowStats:
+def _score_dense_race(
+    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, noise: F64
+) -> RowStats:
     """Race with a full noise row for each position (sequential generators)."""
     scaled = (logits / spec.temperature).double()
     scores = scaled + torch.from_numpy(noise)
@@ -183,7 +190,11 @@ def _claimed_log_probability(logits: torch.Tensor, claimed: npt.NDArray[np.int64
 
 
 def _score_filtered_race(
-    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, scheme: NoiseScheme, draws: Draws
+    logits: torch.Tensor,
+    claimed: npt.NDArray[np.int64],
+    spec: SamplingSpec,
+    scheme: NoiseScheme,
+    draws: Draws,
 ) -> RowStats:
     """Race among the tokens the filters keep, with the edge's neighbours in view as alternatives."""
     support = find_support(logits, claimed, spec, scheme.filters)
@@ -226,7 +237,11 @@ def _score_filtered_race(
 
 
 def _score_inverse_cdf(
-    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, scheme: NoiseScheme, uniforms: F64
+    logits: torch.Tensor,
+    claimed: npt.NDArray[np.int64],
+    spec: SamplingSpec,
+    scheme: NoiseScheme,
+    uniforms: F64,
 ) -> RowStats:
     """Distance of the draw from the claimed token's interval, in log-odds."""
     here = np.arange(len(claimed))
@@ -236,13 +251,22 @@ def _score_inverse_cdf(
         column, margin, slack = _draw(logits.numpy(), claimed, uniforms, spec.temperature)
         return _inside(claimed, column, margin, slack, no_rank, log_probability)
     support = find_support(logits, claimed, spec, scheme.filters)
-    column, margin, slack = _draw_from_support(support, uniforms, spec.temperature)
+    sorts = spec.top_k > 0 or spec.top_p < 1.0  # min-p by itself leaves candidates in vocabulary order
+    column, margin, slack = _draw_from_support(support, uniforms, spec.temperature, by_id=not sorts)
     outside = support.claimed_edge < 0
     edge = np.where(outside, -support.claimed_edge, 0.0)
     winner = support.ids[here, column]
     margin = np.where(winner == claimed, 0.0, np.maximum(margin, edge))
     return RowStats(
-        claimed, winner, margin, slack, no_rank, log_probability, outside, edge, np.ones(len(claimed), np.bool_)
+        claimed,
+        winner,
+        margin,
+        slack,
+        no_rank,
+        log_probability,
+        outside,
+        edge,
+        np.ones(len(claimed), np.bool_),
     )
 
 
@@ -252,13 +276,15 @@ def _draw(
     """Inverse CDF over the columns of `logits` ([R, C], -inf excludes) in their order.
 
     Weights are float32 exponentials and their sum runs in float64, as llama.cpp has it. Returns the
-    column drawn, the log-odds distance of the draw to column `places` (-1: nowhere, distance inf) and to
-    the nearest border of the column drawn.
+    column drawn, the log-odds distance of the draw to column `places` (inf for an excluded one and for -1,
+    nowhere) and to the nearest border of the column drawn. A column whose weight is lost in rounding lies at
+    the last log-odds that the arithmetic resolves, never at infinity.
     """
     scaled = logits / np.float32(temperature)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
     upper = np.cumsum(weights, axis=1, dtype=np.float64)
     total = upper[:, -1]
+    uniforms = np.clip(uniforms, 2.0**-65, LARGEST_UNIFORM)
     column = (upper < (uniforms * total)[:, None]).sum(axis=1)
     here = np.arange(len(places))
 
@@ -268,29 +294,39 @@ def _draw(
         with np.errstate(divide="ignore"):
             return np.asarray(np.log(mass) - np.log(np.maximum(total - mass, 0.0)))
 
-    with np.errstate(divide="ignore"):
-        odds = np.log(uniforms) - np.log1p(-uniforms)
-    with np.errstate(invalid="ignore"):
-        slack = np.minimum(odds - border(column), border(column + 1) - odds)
-        distance = np.maximum(np.maximum(border(places) - odds, odds - border(places + 1)), 0.0)
-    return column, np.where(places < 0, np.inf, distance), np.maximum(slack, 0.0)
+    odds = np.log(uniforms) - np.log1p(-uniforms)
+    slack = np.minimum(odds - border(column), border(column + 1) - odds)
+    below = np.minimum(border(places), _LAST_ODDS) - odds
+    above = odds - np.maximum(border(places + 1), _FIRST_ODDS)
+    distance = np.where(column == places, 0.0, np.maximum(np.maximum(below, above), 0.0))
+    nowhere = (places < 0) | np.isneginf(logits[here, places])
+    return column, np.where(nowhere, np.inf, distance), np.maximum(slack, 0.0)
 
 
-def _draw_from_support(support: Support, uniforms: F64, temperature: float) -> tuple[npt.NDArray[np.int64], F64, F64]:
-    """Inverse CDF over the kept prefix; a token at the edge moves every border, so both lengths are tried."""
+def _draw_from_support(
+    support: Support, uniforms: F64, temperature: float, *, by_id: bool
+) -> tuple[npt.NDArray[np.int64], F64, F64]:
+    """Inverse CDF over the kept prefix; a token at the edge moves every border, so both lengths are tried.
+
+    Candidates stand by falling logit, or by id. The column returned is the support's own.
+    """
     rows, columns = support.logits.shape
     here = np.arange(rows)
+    order = support.ids.argsort(axis=1) if by_id else np.tile(np.arange(columns), (rows, 1))
+    logits = np.take_along_axis(support.logits, order, axis=1)
+    claimed = np.where(
+        support.claimed_column < 0, -1, (order == support.claimed_column[:, None]).argmax(axis=1)
+    )
 
     def cut(kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        mask = np.arange(columns) < kept[:, None]
-        return np.where(mask, support.logits, -np.inf).astype(np.float32)
+        return np.where(order < kept[:, None], logits, -np.inf).astype(np.float32)
 
-    column, margin, slack = _draw(cut(support.kept), support.claimed_column, uniforms, temperature)
+    column, margin, slack = _draw(cut(support.kept), claimed, uniforms, temperature)
     for step in (-1, 1):
         kept = np.clip(support.kept + step, 1, columns)
         at_edge = support.kept - 1 if step < 0 else np.minimum(support.kept, columns - 1)
         moved = np.abs(support.edge[here, at_edge])
-        other, distance, _ = _draw(cut(kept), support.claimed_column, uniforms, temperature)
+        other, distance, _ = _draw(cut(kept), claimed, uniforms, temperature)
         margin = np.minimum(margin, np.maximum(moved, distance))
         slack = np.where(other != column, np.minimum(slack, moved), slack)
-    return column, np.where(np.isfinite(margin), margin, 0.0), slack
+    return order[here, column], np.where(np.isfinite(margin), margin, 0.0), slack

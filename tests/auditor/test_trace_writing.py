@@ -30,6 +30,11 @@ def a_trace(number=1, **changes):
     return Trace(**known | changes)
 
 
+def while_someone_writes(path):
+    yield a_trace()
+    path.write_text("theirs")
+
+
 def places(items):
     return [
         f"!{item.where.rpartition(':')[2]}" if isinstance(item, AuditError) else item.id for item in items
@@ -66,6 +71,17 @@ def test_trace_that_cannot_be_written_leaves_no_file(tmp_path, ending):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_refused_trace_does_not_spoil_those_around_it(tmp_path, ending):
+    path = tmp_path / f"a{ending}"
+    with TraceWriter(path) as writer:
+        writer.write(a_trace(1))
+        with pytest.raises(AuditError):
+            writer.write(a_trace(2, text="\ud800"))
+        writer.write(a_trace(3))
+    assert (writer.count, places(read_traces(path))) == (2, ["req-1", "req-3"])
+
+
 def test_existing_file_is_kept_unless_overwriting_is_asked_for(tmp_path):
     path = tmp_path / "a.jsonl"
     write_traces(path, [a_trace(1)])
@@ -86,9 +102,8 @@ def test_failure_while_overwriting_keeps_the_old_file(tmp_path):
 
 def test_file_made_by_someone_else_in_the_meantime_is_not_overwritten(tmp_path):
     path = tmp_path / "a.jsonl"
-    with pytest.raises(OutputExistsError), TraceWriter(path) as writer:
-        writer.write(a_trace())
-        path.write_text("theirs")
+    with pytest.raises(OutputExistsError):
+        write_traces(path, while_someone_writes(path))
     assert path.read_text() == "theirs"
     assert [item.name for item in tmp_path.iterdir()] == ["a.jsonl"]
 
@@ -101,8 +116,8 @@ def test_file_system_without_links_is_written_all_the_same(tmp_path, monkeypatch
     path = tmp_path / "a.jsonl"
     write_traces(path, [a_trace()])
     assert places(read_traces(path)) == ["req-1"]
-    with pytest.raises(OutputExistsError), TraceWriter(tmp_path / "b.jsonl") as writer:
-        writer.path.write_text("theirs")
+    with pytest.raises(OutputExistsError):
+        write_traces(tmp_path / "b.jsonl", while_someone_writes(tmp_path / "b.jsonl"))
     assert (tmp_path / "b.jsonl").read_text() == "theirs"
 
 

@@ -1,0 +1,62 @@
+"""The `audit` command: each subcommand is a few lines over the library function of the same name."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import click
+
+# Idle OpenMP threads that spin steal the cores of their neighbours; set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from auditor.commands.calibrate import calibrate
+from auditor.commands.demo import demo
+from auditor.commands.generate import generate
+from auditor.commands.verify import verify
+from auditor.errors import AuditError
+
+UNUSABLE = 2
+INTERRUPTED = 130
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="verifiable-inference-auditor", prog_name="audit")
+def cli() -> None:
+    """Did the LLM provider run what it sold?
+
+    Replays logged generations on a trusted reference and gives a verdict at a stated false-alarm rate.
+
+    Exit status: 0 consistent, 1 inconsistent, 3 inconclusive, 2 unusable input or options.
+    Data goes to standard output, everything else to standard error.
+    """
+
+
+for command in (demo, verify, calibrate, generate):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """Run the command line; every expected failure is one line on standard error and exit status 2."""
+    try:
+        sys.exit(cli(standalone_mode=False))
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(UNUSABLE)
+    except AuditError as error:
+        print_error(error)
+        sys.exit(UNUSABLE)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("audit: interrupted", err=True)
+        sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # The reader of a pipe left; Python would complain again when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNUSABLE)
+
+
+def print_error(error: AuditError) -> None:
+    """One line: what, where, how to mend it, and the stable code."""
+    click.echo(f"audit: error[{error.code}]: {error}", err=True)

@@ -1,0 +1,109 @@
+"""`audit calibrate`: honest traces in, a profile out."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from auditor.commands import options
+
+
+@click.command()
+@click.argument("traces", nargs=-1, required=True, metavar="TRACES...")
+@options.model_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where the profile goes."
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option(
+    "--other-model",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="A cheaper model of the same vocabulary that a provider might serve instead. "
+    "[default: the shipped draft for the demo model, else every second layer dropped]",
+)
+@click.option(
+    "--shadow-tokens",
+    type=click.IntRange(min=0),
+    default=4000,
+    show_default=True,
+    help="Honest tokens on which each deviation is simulated, to know what a log could have caught.",
+)
+@click.option(
+    "--save", is_flag=True, help="Also keep the profile in the store, where `verify` looks by itself."
+)
+@options.input_format_option
+@options.engine_recipe_option
+@options.noise_option
+@options.format_option
+@options.threads_option
+def calibrate(
+    traces: tuple[str, ...],
+    model_directory: Path | None,
+    out: Path,
+    force: bool,
+    other_model: Path | None,
+    shadow_tokens: int,
+    save: bool,
+    input_format: str,
+    engine_recipe: str | None,
+    noise: str | None,
+    output_format: str,
+    threads: int | None,
+) -> None:
+    """Learn the honest numeric noise of one serving recipe from TRACES known to be honest.
+
+    The more honest tokens, the subtler the cheating that can be convicted: a few thousand suffice for gross
+    cheating (another model, int4 weights, a wrong seed), fifty thousand or more for int8.
+
+    \b
+    Example:
+      audit calibrate honest.jsonl.gz --model models/llama --out honest.json
+    """
+    from auditor.calibration import calibrate as run  # noqa: PLC0415
+    from auditor.profiles import companion_model, write_profile  # noqa: PLC0415
+    from auditor.reference.model import Model  # noqa: PLC0415
+    from auditor.replay import Reference  # noqa: PLC0415
+
+    options.set_threads(threads)
+    directory = model_directory or options.demo_model()
+    reference = Reference.load(directory)
+    other = other_model or companion_model(reference.model.digest)
+    source = options.log_source(traces, input_format, engine_recipe, noise)
+    with options.progress_bar("simulating dishonest providers", None) as advance:
+        profile = run(
+            source(),
+            reference,
+            other_model=Model.load(other) if other is not None else None,
+            shadow_tokens=shadow_tokens,
+            progress=lambda _stage, _done, _total: advance(1),
+        )
+    write_profile(out, profile, overwrite=force)
+    if save:
+        from auditor.store import Store  # noqa: PLC0415
+
+        Store.open().save_profile(profile)
+    scale, low, high = profile.noise_scale
+    summary = {
+        "id": profile.id,
+        "file": str(out),
+        "provider_recipe": profile.key.provider_recipe,
+        "honest_requests": len(profile.honest),
+        "honest_tokens": profile.honest_tokens,
+        "mismatches": sum(r.mismatches for r in profile.honest),
+        "noise_scale": {"estimate": scale, "low": low, "high": high},
+        "margin_quantiles": dict(profile.margin_quantiles),
+        "smallest_alpha": dict(profile.smallest_alpha),
+    }
+    if output_format == "json":
+        click.echo(json.dumps(summary))
+        return
+    click.echo(f"{out}: profile of {profile.key.provider_recipe}")
+    click.echo(f"  {profile.honest_tokens:,} honest tokens in {len(profile.honest)} requests, ", nl=False)
+    click.echo(f"{summary['mismatches']} mismatches")
+    click.echo(f"  noise scale {scale:.2g} logits, 95 % interval {low:.2g} to {high:.2g}")
+    for factor, alpha in profile.smallest_alpha.items():
+        click.echo(f"  can convict noise {factor} times as large at alpha down to {alpha:.2g}")

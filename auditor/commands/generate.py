@@ -1,0 +1,171 @@
+"""`audit generate`: seeded traces from the reference engine."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+from auditor.commands import options
+
+
+@click.command()
+@options.model_option
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Trace file to write."
+)
+@click.option("--force", is_flag=True, help="Overwrite FILE.")
+@click.option(
+    "--deviation",
+    default="honest",
+    show_default=True,
+    metavar="NAME",
+    help="What is run instead; --list names them.",
+)
+@click.option(
+    "--list",
+    "list_them",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    help="List the deviations.",
+    callback=lambda context, _parameter, wanted: _list(context) if wanted else None,
+)
+@click.option(
+    "--requests", type=click.IntRange(min=1), default=32, show_default=True, help="How many requests."
+)
+@click.option(
+    "--prompts",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help='JSON Lines of {"messages": [...]}. [default: conversations for the demo model]',
+)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Master seed: prompts and per-request seeds."
+)
+@click.option(
+    "--noise",
+    default="gumbel-pos-v1",
+    show_default=True,
+    metavar="SCHEME",
+    help="Noise scheme to sample with.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True
+)
+@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True)
+@click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 is off.")
+@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
+@click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
+@click.option(
+    "--other-model",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Model for model/substituted.",
+)
+@options.threads_option
+def generate(
+    model_directory: Path | None,
+    out: Path,
+    force: bool,
+    deviation: str,
+    requests: int,
+    prompts: Path | None,
+    seed: int,
+    noise: str,
+    dtype: str,
+    batch_size: int,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    max_tokens: int,
+    other_model: Path | None,
+    threads: int | None,
+) -> None:
+    """Make seeded traces with the reference engine, honest or with one deviation.
+
+    The traces always declare the honest model, prompt, seed and parameters.
+
+    \b
+    Examples:
+      audit generate --out honest.jsonl.gz --requests 200
+      audit generate --out cheat.jsonl.gz --deviation weights/int4 --seed 1
+    """
+    from auditor.generation import Provider  # noqa: PLC0415
+    from auditor.generation import generate as run  # noqa: PLC0415
+    from auditor.profiles import companion_model  # noqa: PLC0415
+    from auditor.reference.demo.prompts import demo_conversations  # noqa: PLC0415
+    from auditor.reference.deviations import deviation as named  # noqa: PLC0415
+    from auditor.reference.model import Model  # noqa: PLC0415
+    from auditor.reference.sampling import SamplingSpec  # noqa: PLC0415
+    from auditor.trace_files import TraceWriter  # noqa: PLC0415
+
+    options.set_threads(threads)
+    wanted = named(deviation)
+    provider = Provider.load(model_directory or options.demo_model(), dtype=dtype, batch_size=batch_size)
+    conversations = read_conversations(prompts, requests) if prompts else demo_conversations(requests, seed)
+    other = other_model or (companion_model(provider.model.digest) if wanted.needs_other_model else None)
+    spec = SamplingSpec(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, max_tokens=max_tokens)
+    traces = run(
+        provider,
+        conversations,
+        deviation=wanted,
+        seed=seed,
+        noise=noise,
+        sampling=spec,
+        other_model=Model.load(other, dtype=provider.model.dtype) if other is not None else None,
+    )
+    tokens = 0
+    with (
+        TraceWriter(out, overwrite=force) as writer,
+        options.progress_bar("generating", len(conversations)) as advance,
+    ):
+        for trace in traces:
+            writer.write(trace)
+            tokens += len(trace.output_token_ids or ())
+            advance(1)
+    click.echo(f"{out}: {len(conversations)} requests, {tokens:,} output tokens, {provider.recipe}", err=True)
+
+
+def read_conversations(path: Path, most: int) -> list[tuple[dict[str, object], ...]]:
+    """The first `most` conversations of a JSON Lines file.
+
+    Raises:
+        TraceFileError, TraceSyntaxError, TraceFieldError: the file or a line cannot be used.
+    """
+    from auditor.errors import TraceFieldError, TraceFileError, TraceSyntaxError  # noqa: PLC0415
+
+    conversations = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise TraceFileError(f"cannot be read: {error}", where=str(path)) from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise TraceSyntaxError(f"not JSON: {error}", where=where) from error
+        messages = value.get("messages") if isinstance(value, dict) else None
+        if not isinstance(messages, list) or not all(isinstance(m, dict) for m in messages) or not messages:
+            raise TraceFieldError("field messages: not a list of messages", where=where)
+        conversations.append(tuple(messages))
+        if len(conversations) == most:
+            break
+    return conversations
+
+
+def _list(context: click.Context) -> None:
+    from auditor.reference.deviations import DEVIATIONS  # noqa: PLC0415
+
+    for name, deviation in DEVIATIONS.items():
+        click.echo(f"{name:22} {deviation.gain}")
+    context.exit()

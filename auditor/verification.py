@@ -1,0 +1,185 @@
+"""`verify`: logged traces in, one result out. The main job."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scipy.special import logsumexp
+
+from auditor.errors import AuditError, OptionError, UnusableInputError
+from auditor.journal import open_journal
+from auditor.profile import Profile, ProfileKey
+from auditor.replay import Reference, Scored, replay
+from auditor.trace import Trace
+from auditor.verdict import Outcome, Verdict, judge
+
+FindProfile = Callable[[ProfileKey], Profile | None]
+Source = Callable[[], Iterable[Trace | AuditError]]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Which part of the log was audited: traces in the order of a keyed hash until the budget was spent."""
+
+    budget: int
+    seed: str
+    population_traces: int
+    population_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """Outcome of one `verify` call.
+
+    Attributes:
+        verdicts: one for each (recipe, score family) in the log; the whole has the worst of them.
+        errors: bad lines, in order; they make the exit status 2 unless something is inconsistent.
+        sampling: None when the whole log was audited.
+    """
+
+    alpha: float
+    reference: Reference
+    verdicts: tuple[Verdict, ...]
+    errors: tuple[AuditError, ...]
+    sampling: Sampling | None
+    seconds: float
+
+    @property
+    def outcome(self) -> Outcome:
+        """Worst verdict of any group; inconclusive when there is none."""
+        outcomes = {v.outcome for v in self.verdicts}
+        if "inconsistent" in outcomes:
+            return "inconsistent"
+        return "consistent" if outcomes == {"consistent"} else "inconclusive"
+
+    @property
+    def log_e(self) -> float:
+        """Log of the mean of the groups' e-values, itself an e-value."""
+        if not self.verdicts:
+            return 0.0
+        return float(logsumexp([v.log_e for v in self.verdicts]) - math.log(len(self.verdicts)))
+
+    @property
+    def tokens(self) -> int:
+        """Output tokens scored."""
+        return sum(s.tokens for s in self._scores())
+
+    @property
+    def matched(self) -> int:
+        """Output tokens the reference would also have returned."""
+        return sum(s.matched for s in self._scores())
+
+    @property
+    def outside(self) -> int:
+        """Output tokens that the request's own filters exclude."""
+        return sum(s.outside for s in self._scores())
+
+    def _scores(self) -> Iterator:  # type: ignore[type-arg]
+        return (t.scored.scores for v in self.verdicts for t in v.traces if t.scored.scores is not None)
+
+    @property
+    def exit_status(self) -> int:
+        """1 inconsistent, 2 bad lines, 3 inconclusive, 0 consistent: the first that applies."""
+        if self.outcome == "inconsistent":
+            return 1
+        if self.errors:
+            return 2
+        return 3 if self.outcome == "inconclusive" else 0
+
+
+def verify(
+    source: Source,
+    reference: Reference,
+    *,
+    find_profile: FindProfile,
+    alpha: float = 0.001,
+    budget: int | None = None,
+    sample_seed: str | None = None,
+    journal: Path | None = None,
+    on_scored: Callable[[Scored], None] = lambda _scored: None,
+) -> Result:
+    """Audit a log.
+
+    Args:
+        source: called for each pass over the log (two with a budget); yields traces and bad lines.
+        find_profile: the calibrated null for a key, None when there is none.
+        alpha: false-alarm rate of the whole result; groups share it equally.
+        budget: audit at most about this many output tokens, traces chosen by a keyed hash.
+        sample_seed: key of that choice; drawn at random when None, and stated in the result.
+        journal: file that lets an interrupted run continue.
+        on_scored: called after each trace.
+
+    Raises:
+        OptionError: alpha or budget out of range.
+    """
+    if not 0.0 < alpha < 1.0:
+        raise OptionError(f"alpha {alpha} is outside (0, 1)", where="--alpha")
+    if budget is not None and budget < 1:
+        raise OptionError(f"a budget of {budget} tokens", where="--budget")
+    started = time.monotonic()
+    sampling, chosen = (None, None) if budget is None else _choose(source, budget, sample_seed)
+    errors: list[AuditError] = []
+
+    def good() -> Iterator[Trace]:
+        for place, item in enumerate(source()):
+            if isinstance(item, AuditError):
+                errors.append(item)
+            elif chosen is None or place in chosen:
+                yield item
+
+    groups: dict[tuple[str | None, str], list[Scored]] = {}
+    keys = {"model_digest": reference.model.digest, "reference_recipe": reference.recipe}
+    with open_journal(journal, **keys) as remembered:
+        for scored in replay(good(), reference, remembered):
+            on_scored(scored)
+            if isinstance(scored.problem, UnusableInputError):
+                errors.append(scored.problem)
+                continue
+            groups.setdefault((scored.trace.engine.recipe, scored.family), []).append(scored)
+    verdicts = tuple(
+        _judge_group(group, recipe, family, reference, find_profile, alpha / len(groups))
+        for (recipe, family), group in groups.items()
+    )
+    return Result(alpha, reference, verdicts, tuple(errors), sampling, time.monotonic() - started)
+
+
+def _judge_group(
+    group: Sequence[Scored],
+    recipe: str | None,
+    family: str,
+    reference: Reference,
+    find_profile: FindProfile,
+    alpha: float,
+) -> Verdict:
+    if recipe is None:
+        why = "the log does not name the provider's recipe; assert it with --engine-recipe"
+        return judge(group, None, alpha=alpha, why_no_profile=why)
+    key = ProfileKey(reference.model.digest, recipe, reference.recipe, family)
+    profile = find_profile(key)
+    why = f"no calibration profile for provider recipe {recipe} ({family}) and reference recipe {reference.recipe}"
+    return judge(group, profile, alpha=alpha, why_no_profile=why)
+
+
+def _choose(source: Source, budget: int, seed: str | None) -> tuple[Sampling, frozenset[int]]:
+    """Places of the traces to audit: in the order of a keyed hash of their bytes, until the budget is spent."""
+    key = seed if seed is not None else secrets.token_hex(8)
+    ranked: list[tuple[bytes, int, int]] = []
+    for place, item in enumerate(source()):
+        if isinstance(item, Trace):
+            digest = hashlib.sha256(f"{key} {place} {item.raw_digest}".encode()).digest()
+            ranked.append((digest, place, len(item.output_token_ids or ())))
+    chosen: set[int] = set()
+    spent = 0
+    for _, place, tokens in sorted(ranked):
+        if spent >= budget:
+            break
+        chosen.add(place)
+        spent += tokens
+    population = sum(tokens for _, _, tokens in ranked)
+    return Sampling(budget, key, len(ranked), population), frozenset(chosen)
