@@ -24,6 +24,8 @@ from auditor.trace import Trace
 SHADOW_TOKENS = 4000
 """Honest tokens on which every deviation is simulated."""
 
+_ROOM_FOR_TAMPERING = 64  # positions that a simulated provider's own prompt text may take
+
 _QUANTILES = ("0.99", "0.999", "0.9999")
 _FACTORS = {"2": 3, "3.2": 5, "10": 10}  # factor on the noise scale -> grid steps
 
@@ -141,6 +143,9 @@ def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int
     chosen = []
     for s in scored[::step]:
         request = prepare(s.trace, reference)
+        length = len(request.prompt) + len(request.output) + _ROOM_FOR_TAMPERING
+        if length > reference.model.config.context_length:
+            continue
         chosen.append(_Shadowed(request, prompt_of(s.trace, request, reference)))
     return chosen
 

@@ -155,10 +155,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
             "no output token ids", where=trace.where, fix="log them (return_token_ids)"
         )
     scheme = _scheme(trace)
-    if not trace.sampling.greedy and trace.seed is None:
-        raise TraceIncompleteError(
-            "sampled without a logged seed", where=trace.where, fix="send and log a seed"
-        )
+    _refuse_unseeded(trace, scheme)
     _refuse_unmodelled(trace)
     prompt = _prompt(trace, reference)
     for name, ids in (("prompt_token_ids", prompt), ("output_token_ids", trace.output_token_ids)):
@@ -195,6 +192,22 @@ def _scheme(trace: Trace) -> NoiseScheme:
     return scheme
 
 
+def _refuse_unseeded(trace: Trace, scheme: NoiseScheme) -> None:
+    """Some seeds do not seed: vLLM reads -1, and llama.cpp 0 and 2**32 - 1, as "draw one at random"."""
+    if trace.sampling.greedy:
+        return
+    seed = trace.seed
+    random_seed = seed is not None and (
+        (scheme.filters == "vllm" and seed == -1 and scheme.name != "gumbel-pos-v1")
+        or (scheme.filters == "llama.cpp" and seed % 2**32 in (0, 2**32 - 1))
+    )
+    if seed is None or random_seed:
+        what = (
+            "sampled without a logged seed" if seed is None else f"seed {seed} makes the engine draw its own"
+        )
+        raise TraceIncompleteError(what, where=trace.where, fix="send and log a seed")
+
+
 def _refuse_unmodelled(trace: Trace) -> None:
     spec = trace.sampling
     reasons = [
@@ -207,6 +220,8 @@ def _refuse_unmodelled(trace: Trace) -> None:
             ("min_tokens", spec.min_tokens > 0),
             ("grammar", spec.grammar is not None),
             (f"speculation rule {trace.speculation.rule!r}", trace.speculation.rule != "none"),
+            # Dividing logits by less than this overflows float32; vLLM raises such temperatures itself.
+            ("a temperature below 1e-4", 0.0 < spec.temperature < 1e-4),
             ("a declared policy", trace.policy is not None),
             # Fields of `sampling` that `SamplingSpec` has no place for: none of them is known to be harmless.
             *((f"sampling.{name}", True) for name in trace.extra.get("sampling") or ()),

@@ -1,25 +1,31 @@
 """The store: what outlives a command, in SQLite or PostgreSQL. Every method commits before it returns.
 
-Profiles are kept as the bytes of their file; the columns beside them only find them. What is read back is checked
-against its id and its columns, and an altered row is an error: never a profile, never "not found".
+Profiles are kept as the bytes of their file; the columns beside them only find them. What is read back is
+checked against its id and its columns, and an altered row is an error: never a profile, never "not found".
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from sqlalchemy import Connection, Engine, Row, select, update
+from sqlalchemy import select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from auditor import store_migrations
 from auditor.errors import ProfileInvalidError
 from auditor.profile import Profile, ProfileKey, parse_profile, profile_bytes
-from auditor.store_engine import StorePlace, connect_to, find_place, for_writing, one_line_errors, reach
+from auditor.store_engine import connect_to, find_place, for_writing, one_line_errors, reach
 from auditor.store_schema import profile as profile_table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine, Row
+
+    from auditor.store_engine import StorePlace
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,7 @@ class Store:
 
     @classmethod
     def open(cls, url: str | None = None) -> Self:
-        """Open the database of `url`, else AUDITOR_DATABASE_URL, else a SQLite file in the user's data folder.
+        """Open the database of `url`, else AUDITOR_DATABASE_URL, else a SQLite file in the user's folder.
 
         Raises:
             StoreError: it cannot be reached or written, or its schema revision is not ours.
@@ -82,7 +88,7 @@ class Store:
         self.close()
 
     def save_profile(self, profile: Profile) -> None:
-        """Keep a profile; one that is there already stays as it is, unless it was altered: then it is replaced.
+        """Keep a profile. One that is there already stays as it is, unless it was altered: it is replaced.
 
         Raises:
             ProfileInvalidError: `created` is not a time with a zone.
@@ -103,7 +109,7 @@ class Store:
                 connection.execute(update(profile_table).where(same).values(row))
 
     def find_profile(self, key: ProfileKey) -> Profile | None:
-        """The newest profile with this very key.
+        """Find the newest profile with this very key.
 
         Raises:
             ProfileInvalidError: that profile was altered in the database.
@@ -124,7 +130,7 @@ class Store:
         return None if row is None else self._profile_of(row)
 
     def get_profile(self, profile_id: str) -> Profile | None:
-        """The profile with this id, None when there is none.
+        """Read the profile with this id, None when there is none.
 
         Raises:
             ProfileInvalidError: it was altered in the database.
@@ -183,12 +189,13 @@ def _row_of(profile: Profile) -> dict[str, Any]:
 
 
 def _utc(created: str) -> str:
+    problem = f"created is {created!r}, not a time with a zone"
+    fix = "for instance 2026-11-23T12:00:00Z"
     try:
         moment = datetime.fromisoformat(created)
-        if moment.tzinfo is None:
-            raise ValueError("no time zone")
-        return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        utc = moment.astimezone(UTC).isoformat(timespec="microseconds")
     except (ValueError, OverflowError) as error:
-        raise ProfileInvalidError(
-            f"created is {created!r}, not a time with a zone", fix="for instance 2026-11-23T12:00:00Z"
-        ) from error
+        raise ProfileInvalidError(problem, fix=fix) from error
+    if moment.tzinfo is None:
+        raise ProfileInvalidError(problem, fix=fix)
+    return utc.removesuffix("+00:00") + "Z"

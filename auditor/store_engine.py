@@ -1,8 +1,8 @@
 """Where the store is, and connections to it: one set of transaction rules on SQLite and PostgreSQL.
 
-SQLite: write-ahead log, `synchronous=FULL`, foreign keys enforced, up to `LOCK_SECONDS` of waiting for another
-writer. A transaction that will write begins `IMMEDIATE` (see `for_writing`), so it never fails half-way because
-somebody else wrote first. The driver's own, implicit transactions are off: they leave DDL outside.
+SQLite: write-ahead log, `synchronous=FULL`, foreign keys enforced, up to `LOCK_SECONDS` of waiting for
+another writer. A transaction that will write begins `IMMEDIATE` (see `for_writing`): it never fails half-way
+because somebody else wrote first. The driver's own implicit transactions are off: they leave DDL outside.
 """
 
 from __future__ import annotations
@@ -10,25 +10,29 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from platformdirs import user_data_dir
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import URL, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
-from sqlalchemy.pool import ConnectionPoolEntry
 
 from auditor.errors import StoreError
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from sqlalchemy import Connection, Engine
+    from sqlalchemy.engine.interfaces import DBAPIConnection
+    from sqlalchemy.pool import ConnectionPoolEntry
+
 LOCK_SECONDS = 30.0
-CONNECT_SECONDS = 10
 VARIABLE = "AUDITOR_DATABASE_URL"
 _FORMS = "sqlite:////folder/file.sqlite3 or postgresql://user@host/database"
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
-_WRITES = {"auditor_writes": True}
+_CONNECT_DEFAULTS = {"connect_timeout": 10, "application_name": "auditor"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +61,7 @@ class StorePlace:
 
 
 def find_place(url: str | None) -> StorePlace:
-    """The database of `url`, else of AUDITOR_DATABASE_URL, else the embedded one.
+    """Find the database of `url`, else of AUDITOR_DATABASE_URL, else the embedded one.
 
     Raises:
         StoreError: not a URL of a database that can keep anything.
@@ -114,11 +118,7 @@ def connect_to(place: StorePlace, *, foreign_keys: bool = True) -> Engine:
             place.url,
             pool_pre_ping=True,
             hide_parameters=True,
-            connect_args={
-                "connect_timeout": CONNECT_SECONDS,
-                "application_name": "auditor",
-                **place.url.query,
-            },
+            connect_args={k: v for k, v in _CONNECT_DEFAULTS.items() if k not in place.url.query},
         )
     except ImportError as error:
         raise StoreError(
@@ -130,7 +130,7 @@ def connect_to(place: StorePlace, *, foreign_keys: bool = True) -> Engine:
 
 def for_writing(connection: Connection) -> Connection:
     """Mark a fresh connection: its transactions take the write lock when they begin."""
-    return connection.execution_options(**_WRITES)
+    return connection.execution_options(auditor_writes=True)
 
 
 @contextmanager
@@ -179,7 +179,5 @@ def _use_write_ahead_log(connection: sqlite3.Connection) -> None:
             time.sleep(0.02)
             continue
         if mode != "wal":
-            raise sqlite3.OperationalError(
-                f"the file system does not allow a write-ahead log (journal is {mode})"
-            )
+            raise sqlite3.OperationalError(f"no write-ahead log on this file system (journal is {mode})")
         return

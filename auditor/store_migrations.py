@@ -1,8 +1,8 @@
 """The schema's revision: checked at every open, moved under a lock, all or nothing.
 
-A database without tables is brought to the newest revision. One at an older revision is moved only when asked:
-other, older programs may still be using it. One at a revision we do not know, or with tables but no revision, is
-never touched. Steps of a move, in one transaction:
+A database without tables is brought to the newest revision. One at an older revision is moved only when
+asked: other, older programs may still be using it. One at a revision we do not know, or with tables but no
+revision, is never touched. Steps of a move, in one transaction:
 
 1. Take the lock (SQLite `BEGIN IMMEDIATE`; PostgreSQL advisory lock): one mover at a time.
 2. Read the revision again: whoever held the lock before may have moved it.
@@ -128,7 +128,7 @@ def downgrade(place: StorePlace, revision: str, *, scripts: Path = REVISIONS) ->
 def _refuse_unknown(place: StorePlace, revision: Revision) -> None:
     if not revision.known:
         raise StoreError(
-            f"the schema is at revision {revision.found}, unknown to this program, whose newest is {revision.newest}",
+            f"the schema is at revision {revision.found}; the newest this program knows is {revision.newest}",
             where=str(place),
             fix="use the version of the program that wrote it, or a newer one",
         )
@@ -166,6 +166,4 @@ def _run(place: StorePlace, connection: Connection, target: str, scripts: Path, 
     if connection.dialect.name == "sqlite":
         broken = connection.exec_driver_sql("PRAGMA foreign_key_check").first()
         if broken is not None:
-            raise StoreError(
-                f"moving the schema would break references of table {broken[0]}", where=str(place)
-            )
+            raise StoreError(f"the move would break references of table {broken[0]}", where=str(place))

@@ -1,4 +1,4 @@
-"""Tables of the store. Every change here needs a revision in `migrations/versions/`; a test compares the two."""
+"""Tables of the store. Every change needs a revision in `migrations/versions/`; a test compares the two."""
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""What a forward pass leaves behind, reduced to evidence: token margins now; activations later."""

@@ -1,13 +1,13 @@
 """How Alembic runs our revisions; `auditor.store_migrations` calls it with an open transaction.
 
-A developer makes a revision from the checkout after changing `auditor/store_schema.py`, on a scratch database:
+After changing `auditor/store_schema.py`, make a revision from the checkout, on a scratch database:
 
     export AUDITOR_DATABASE_URL=sqlite:////tmp/scratch.sqlite3
     alembic -c migrations/alembic.ini upgrade head
     alembic -c migrations/alembic.ini revision --autogenerate -m "add jobs"
 
-Then name it NNNN_what.py with that revision id, read every line (batch mode copies tables on SQLite), give it a
-downgrade, and run tests/migrations on both databases.
+Then name it NNNN_what.py with that revision id, read every line (batch mode copies tables on SQLite), give it
+a downgrade, and run tests/migrations on both databases.
 """
 
 from __future__ import annotations

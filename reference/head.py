@@ -7,8 +7,8 @@ For every output position the head answers in logit units:
   numerics differ by less than the slack must return the winner, so the slack says what a mismatch means.
 
 Both count filter edges (`support.py`), so no margin is infinite. For a race the movement is
-T * (winner - claimed); for an inverse CDF it is the distance of log-odds from the draw to the claimed
-token's interval, which is the tilt of logits that would carry the interval's border to the draw.
+T * (winner - claimed); for an inverse CDF it is T times the distance of log-odds from the draw to the
+claimed token's interval, which is the tilt of logits that would carry the interval's border to the draw.
 
 Source of the score: DiFR, arXiv 2511.20621 section 4.2 (eq. 1) and appendix B.2; temperature scales the
 noise, not the logits, so that margins of different temperatures compare.
@@ -276,9 +276,9 @@ def _draw(
     """Inverse CDF over the columns of `logits` ([R, C], -inf excludes) in their order.
 
     Weights are float32 exponentials and their sum runs in float64, as llama.cpp has it. Returns the
-    column drawn, the log-odds distance of the draw to column `places` (inf for an excluded one and for -1,
-    nowhere) and to the nearest border of the column drawn. A column whose weight is lost in rounding lies at
-    the last log-odds that the arithmetic resolves, never at infinity.
+    column drawn, and in logits (T times log-odds) the distance of the draw to column `places` (inf for an
+    excluded one and for -1, nowhere) and to the nearest border of the column drawn (inf if it stands alone).
+    A column whose weight is lost in rounding lies at the last log-odds that the arithmetic resolves.
     """
     scaled = logits / np.float32(temperature)
     weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
@@ -295,12 +295,16 @@ def _draw(
             return np.asarray(np.log(mass) - np.log(np.maximum(total - mass, 0.0)))
 
     odds = np.log(uniforms) - np.log1p(-uniforms)
-    slack = np.minimum(odds - border(column), border(column + 1) - odds)
+    alive = ~np.isneginf(logits)
+    first, last = alive.argmax(axis=1), alive.shape[1] - 1 - alive[:, ::-1].argmax(axis=1)
+    to_lower = np.where(column > first, odds - np.maximum(border(column), _FIRST_ODDS), np.inf)
+    to_upper = np.where(column < last, np.minimum(border(column + 1), _LAST_ODDS) - odds, np.inf)
+    slack = np.maximum(np.minimum(to_lower, to_upper), 0.0)
     below = np.minimum(border(places), _LAST_ODDS) - odds
     above = odds - np.maximum(border(places + 1), _FIRST_ODDS)
     distance = np.where(column == places, 0.0, np.maximum(np.maximum(below, above), 0.0))
-    nowhere = (places < 0) | np.isneginf(logits[here, places])
-    return column, np.where(nowhere, np.inf, distance), np.maximum(slack, 0.0)
+    nowhere = (places < 0) | ~alive[here, places]
+    return column, np.where(nowhere, np.inf, distance * temperature), slack * temperature
 
 
 def _draw_from_support(

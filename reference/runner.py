@@ -83,8 +83,7 @@ class Runner:
             prompts = [tuple(deviation.prompt(prompt)) for _, prompt in batch]
             other = self._hidden(deviant, honest, prompts)
             for (variants, _), own_rows, other_rows in zip(batch, hidden, other, strict=True):
-                for name, request in variants.items():
-                    yield name, self._shadow_one(request, own_rows, other_rows, deviation, deviant)
+                yield from self._shadow_one(variants, own_rows, other_rows, deviation, deviant)
 
     def _batches(self, items: Iterable[T], request_of: Callable[[T], Request]) -> Iterator[list[T]]:
         batch: list[T] = []
@@ -115,12 +114,9 @@ class Runner:
             yield packed[start + len(prompt) - 1 : start + len(sequence)]
             start += len(sequence)
 
-    def _draws(self, request: Request, seed: int | None) -> Draws:
-        return Draws(request.scheme, seed, len(request.prompt), self.model.config.vocab_size)
-
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
         spec = effective_sampling(request.spec, request.scheme)
-        draws = self._draws(request, request.seed)
+        draws = Draws(request.scheme, request.seed, len(request.prompt), self.model.config.vocab_size)
         claimed = np.asarray(request.output, np.int64)
         tiles = []
         for start in range(0, len(claimed), self._tile_rows):
@@ -131,25 +127,38 @@ class Runner:
 
     def _shadow_one(
         self,
-        request: Request,
+        variants: Mapping[str, Request],
         hidden: torch.Tensor,
         other: torch.Tensor,
         deviation: Deviation,
         deviant: Model,
-    ) -> RowStats:
-        spec = effective_sampling(request.spec, request.scheme)
-        wrong_spec = effective_sampling(deviation.sampling(request.spec), request.scheme)
-        scheme = request.scheme
-        draws = self._draws(request, request.seed)
-        wrong_draws = self._draws(request, None if request.seed is None else deviation.seed(request.seed))
-        tiles = []
-        for start in range(0, len(request.output), self._tile_rows):
+    ) -> Iterator[tuple[str, RowStats]]:
+        samplers = {name: _Shadow(request, deviation, self.model) for name, request in variants.items()}
+        for start in range(0, len(hidden), self._tile_rows):
             part = slice(start, start + self._tile_rows)
-            wrong_logits = deviant.logits(other[part])
-            likeliest = wrong_logits.argmax(dim=1).numpy()
-            drawn = score_rows(
-                wrong_logits, likeliest, wrong_spec, scheme, wrong_draws.take(len(likeliest))
-            ).winner
-            logits = self.model.logits(hidden[part])
-            tiles.append(score_rows(logits, drawn, spec, scheme, draws.take(len(drawn))))
-        return RowStats.concatenate(tiles)
+            logits, wrong_logits = self.model.logits(hidden[part]), deviant.logits(other[part])
+            for sampler in samplers.values():
+                sampler.score(logits, wrong_logits)
+        for name, sampler in samplers.items():
+            yield name, RowStats.concatenate(sampler.tiles)
+
+
+class _Shadow:
+    """One request under one sampler, run honestly and by a deviant, tile by tile."""
+
+    def __init__(self, request: Request, deviation: Deviation, model: Model) -> None:
+        seed, scheme = request.seed, request.scheme
+        wrong_seed = None if seed is None else deviation.seed(seed)
+        self.tiles: list[RowStats] = []
+        self._scheme = scheme
+        self._spec = effective_sampling(request.spec, scheme)
+        self._wrong_spec = effective_sampling(deviation.sampling(request.spec), scheme)
+        self._draws = Draws(scheme, seed, len(request.prompt), model.config.vocab_size)
+        self._wrong_draws = Draws(scheme, wrong_seed, len(request.prompt), model.config.vocab_size)
+
+    def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor) -> None:
+        rows = len(logits)
+        likeliest = wrong_logits.argmax(dim=1).numpy()
+        wrong_draws = self._wrong_draws.take(rows)
+        drawn = score_rows(wrong_logits, likeliest, self._wrong_spec, self._scheme, wrong_draws).winner
+        self.tiles.append(score_rows(logits, drawn, self._spec, self._scheme, self._draws.take(rows)))

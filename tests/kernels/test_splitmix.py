@@ -112,7 +112,9 @@ def test_the_classic_transform_keeps_the_engines_infinity():
 
 def test_the_transforms_mirror_each_other():
     bits = u64(*np.random.default_rng(0).integers(0, 2**50, 1000).tolist())
-    assert np.allclose(gumbel(bits, tail_safe=True), gumbel(flipped(bits), tail_safe=False), rtol=0, atol=1e-1)
+    assert np.allclose(
+        gumbel(bits, tail_safe=True), gumbel(flipped(bits), tail_safe=False), rtol=0, atol=1e-3
+    )
     assert not np.allclose(gumbel(bits, tail_safe=True), gumbel(bits, tail_safe=False), atol=0.5)
 
 
@@ -127,7 +129,9 @@ def test_noise_falls_with_the_bits_when_tail_safe_and_rises_when_classic():
 def test_draws_of_every_token_are_uniform_across_positions(seed):
     rows, bins = 4096, 32
     bits = rows_of(seed, rows, 200)
-    counts = np.stack([np.bincount(column, minlength=bins) for column in (bits >> np.uint64(48)).astype(int).T])
+    counts = np.stack(
+        [np.bincount(column, minlength=bins) for column in (bits >> np.uint64(48)).astype(int).T]
+    )
     statistic = ((counts - rows / bins) ** 2 / (rows / bins)).sum(axis=1)
     p = chi2.sf(statistic, bins - 1)
     assert p.min() > LEAST_P

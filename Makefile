@@ -1,0 +1,54 @@
+# Every target does its own set-up in .venv; quick when nothing changed.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PEER := .venv-peer
+ROOMS := api fingerprints kernels merkle migrations reference
+
+.PHONY: setup demo test lint types bench proof profiles clean
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || { echo "make: needs Python 3.11 or newer; pass PYTHON=..." >&2; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,postgres]'
+	@touch $@
+
+demo: setup
+	$(BIN)/audit demo
+
+test: setup lint types
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# mypy does not know that the rooms are mounted under `auditor`, so it is shown a tree of links where they are.
+types: setup
+	@rm -rf $(VENV)/view && mkdir -p $(VENV)/view/auditor
+	@for room in $(ROOMS); do ln -s $(CURDIR)/$$room $(VENV)/view/auditor/$$room; done
+	@for entry in auditor/*; do ln -s $(CURDIR)/$$entry $(VENV)/view/auditor/; done
+	cd $(VENV)/view && $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p auditor
+
+bench: setup $(PEER)/.installed
+	$(BIN)/python tests/bench/compare.py --peer $(PEER)/bin/python
+
+$(PEER)/.installed: tests/bench/peer-constraints.txt
+	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
+	$(PEER)/bin/python -m pip install --quiet -c tests/bench/peer-constraints.txt torch==2.13.0 numpy openai tqdm transformers
+	$(PEER)/bin/python -m pip install --quiet --no-deps token-difr==0.1.2
+	@touch $@
+
+# About an hour on 2 cores: both error rates of the verdict, measured on fresh generations.
+proof: setup
+	$(BIN)/python tests/proofs/error_rates.py --out out/error_rates.jsonl
+
+# Make the shipped profiles of the demo model again from the recorded honest traces.
+profiles: setup
+	$(BIN)/python tests/proofs/ship_profiles.py
+
+clean:
+	rm -rf $(VENV) $(PEER) build dist *.egg-info out

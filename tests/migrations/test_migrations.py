@@ -1,0 +1,220 @@
+"""Revisions on real SQLite and PostgreSQL, with data."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import inspect, text
+
+from auditor.errors import StoreError
+from auditor.store import Store
+from auditor.store_engine import connect_to, find_place, for_writing
+from auditor.store_migrations import REVISIONS, downgrade, prepare, read_revision
+from auditor.store_schema import metadata
+
+CHECKOUT = Path(__file__).resolve().parent.parent.parent
+INSERT = (
+    "INSERT INTO profile"
+    " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
+    " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
+)
+SECOND = """
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade():
+    with op.batch_alter_table("profile") as table:
+        table.add_column(sa.Column("note", sa.Text(), nullable=True))
+    {after}
+
+
+def downgrade():
+    with op.batch_alter_table("profile") as table:
+        table.drop_column("note")
+"""
+
+
+class Database:
+    def __init__(self, url):
+        self.place = find_place(url)
+        self.engine = connect_to(self.place)
+
+    def prepare(self, *, move_older=False, scripts=REVISIONS):
+        prepare(self.place, self.engine, move_older=move_older, scripts=scripts)
+
+    def execute(self, sql):
+        with for_writing(self.engine.connect()) as connection, connection.begin():
+            connection.execute(text(sql))
+
+    def rows(self, sql):
+        with self.engine.connect() as connection:
+            return connection.execute(text(sql)).all()
+
+    def tables(self):
+        with self.engine.connect() as connection:
+            return set(inspect(connection).get_table_names())
+
+    def revision(self):
+        with self.engine.connect() as connection:
+            return read_revision(connection)
+
+
+@pytest.fixture
+def database(database_url):
+    database = Database(database_url)
+    yield database
+    database.engine.dispose()
+
+
+@pytest.fixture
+def next_scripts(tmp_path):
+    """What a coming release would ship: our revisions and one more, which ends with `after`."""
+
+    def make(after="pass"):
+        folder = tmp_path / "100% next scripts"
+        shutil.copytree(REVISIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
+        (folder / "versions" / "0002_note.py").write_text(SECOND.replace("{after}", after))
+        return folder
+
+    return make
+
+
+def test_an_empty_database_is_brought_to_the_newest_revision(database):
+    database.prepare()
+    assert database.revision().is_newest
+    assert database.tables() == {"profile", "alembic_version"}
+
+
+def test_tables_are_what_the_program_expects(database):
+    database.prepare()
+    with database.engine.connect() as connection:
+        context = MigrationContext.configure(
+            connection, opts={"compare_type": True, "compare_server_default": True}
+        )
+        assert compare_metadata(context, metadata) == []
+
+
+def test_the_comparison_notices_a_missing_index(database):
+    database.prepare()
+    database.execute("DROP INDEX ix_profile_key")
+    with database.engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata)
+
+
+def test_a_downgrade_with_data_leaves_an_empty_database_that_opens_again(database):
+    database.prepare()
+    database.execute(INSERT)
+    downgrade(database.place, "base")
+    assert database.tables() == {"alembic_version"}
+    database.prepare()
+    assert database.rows("SELECT count(*) FROM profile") == [(0,)]
+
+
+def test_data_survive_the_next_upgrade_and_downgrade(database, next_scripts):
+    scripts = next_scripts()
+    database.prepare()
+    database.execute(INSERT)
+    database.prepare(move_older=True, scripts=scripts)
+    assert database.rows("SELECT id, honest_tokens, note FROM profile") == [("sha256:1", 5, None)]
+    downgrade(database.place, "0001", scripts=scripts)
+    assert database.revision().is_newest
+    assert database.rows("SELECT id, honest_tokens FROM profile") == [("sha256:1", 5)]
+    database.prepare()
+
+
+def test_an_older_revision_is_refused_and_says_how_to_upgrade(database, next_scripts):
+    scripts = next_scripts()
+    database.prepare()
+    with pytest.raises(StoreError, match=r"at revision 0001.*needs 0002.*Store\.upgrade") as caught:
+        database.prepare(scripts=scripts)
+    assert "\n" not in str(caught.value)
+    assert database.revision().found == "0001"
+
+
+def test_an_unknown_revision_is_refused_even_by_upgrade(database, database_url, next_scripts):
+    database.prepare(move_older=True, scripts=next_scripts())
+    for attempt in (Store.open, Store.upgrade):
+        with pytest.raises(StoreError, match=r"0002; the newest this program knows is 0001.*newer"):
+            attempt(database_url)
+
+
+def test_somebody_elses_database_is_not_touched(database, database_url):
+    database.execute("CREATE TABLE theirs (x INTEGER)")
+    for attempt in (Store.open, Store.upgrade):
+        with pytest.raises(StoreError, match="not a store of this program"):
+            attempt(database_url)
+    assert database.tables() == {"theirs"}
+
+
+def test_a_revision_that_fails_changes_nothing(database, next_scripts):
+    database.prepare()
+    database.execute(INSERT)
+    with pytest.raises(StoreError, match="nothing_here"):
+        database.prepare(move_older=True, scripts=next_scripts('op.execute("SELECT * FROM nothing_here")'))
+    assert database.revision().is_newest
+    assert database.rows("SELECT id FROM profile") == [("sha256:1",)]
+    with database.engine.connect() as connection:
+        assert "note" not in {c["name"] for c in inspect(connection).get_columns("profile")}
+
+
+def test_a_revision_may_not_leave_broken_references(tmp_path, next_scripts):
+    database = Database(f"sqlite:///{tmp_path / 'store.sqlite3'}")
+    database.prepare()
+    orphan = (
+        'op.execute("CREATE TABLE child (of INTEGER REFERENCES profile (number))")\n'
+        '    op.execute("INSERT INTO child VALUES (99)")'
+    )
+    with pytest.raises(StoreError, match="references of table child"):
+        database.prepare(move_older=True, scripts=next_scripts(orphan))
+    assert "child" not in database.tables()
+    database.engine.dispose()
+
+
+def test_copying_a_parent_table_keeps_its_children(tmp_path, next_scripts):
+    """SQLite drops the old copy: with foreign keys on, that would delete the children too."""
+    database = Database(f"sqlite:///{tmp_path / 'store.sqlite3'}")
+    database.prepare()
+    database.execute(INSERT)
+    database.execute("CREATE TABLE child (of INTEGER REFERENCES profile (number) ON DELETE CASCADE)")
+    database.execute("INSERT INTO child SELECT number FROM profile")
+    copying = (
+        'with op.batch_alter_table("profile", recreate="always") as t: t.alter_column("note", nullable=True)'
+    )
+    database.prepare(move_older=True, scripts=next_scripts(copying))
+    assert database.rows("SELECT count(*) FROM child") == [(1,)]
+    database.engine.dispose()
+
+
+def test_a_developer_can_generate_a_revision(tmp_path):
+    """The commands of migrations/env.py, on a copy of the checkout's folder."""
+    shutil.copytree(
+        CHECKOUT / "migrations", tmp_path / "migrations", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    environment = os.environ | {"AUDITOR_DATABASE_URL": f"sqlite:///{tmp_path / 'scratch.sqlite3'}"}
+    for arguments in (
+        ["upgrade", "head"],
+        ["revision", "--autogenerate", "-m", "nothing", "--rev-id", "9999"],
+    ):
+        done = subprocess.run(
+            [sys.executable, "-m", "alembic", "-c", "migrations/alembic.ini", *arguments],
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+    (made,) = (tmp_path / "migrations" / "versions").glob("9999*.py")
+    assert "pass" in made.read_text()
+    assert "op." not in made.read_text().replace("from alembic import op", "")
