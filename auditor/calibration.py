@@ -11,7 +11,7 @@ from scipy.special import logsumexp
 
 from auditor.errors import AuditError, OptionError
 from auditor.evidence import smallest_alpha
-from auditor.noise_model import SCALES, F64, RequestCounts, count_request, log_likelihoods
+from auditor.noise_model import F64, SCALES, RequestCounts, count_request, log_likelihoods
 from auditor.profile import Deviated, Profile, ProfileKey
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
 from auditor.reference.model import Model
@@ -151,7 +151,7 @@ def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int
 
 
 def _modes(request: Request) -> dict[str, Request]:
-    """The request under each sampling mode; a greedy log is given position-keyed noise where one is needed."""
+    """The request under each sampling mode; a greedy log gets position-keyed noise where one is needed."""
     scheme, seed = request.scheme, request.seed
     if scheme.name == "greedy" or seed is None:
         scheme, seed = noise_scheme("gumbel-pos-v1"), sum(request.prompt)

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -33,9 +33,9 @@ from auditor.result import e_value
 from auditor.verification import Result, verify
 
 if TYPE_CHECKING:
-    from auditor.verdict import TraceVerdict, Verdict
-    from auditor.trace import Trace
     from auditor.profile import Profile
+    from auditor.trace import Trace
+    from auditor.verdict import TraceVerdict, Verdict
 
 SCHEMA = "auditor.demo/v1"
 

@@ -61,7 +61,10 @@ def margin_log_e(calibration: F64, audited: F64) -> F64:
 
 
 def _alternative(audited: F64, rows: I64) -> F64:
-    """Log-likelihood of the audited log averaged over cheating providers, for each honest (s, pi), [..., rows, PI]."""
+    """Log-likelihood of the audited log averaged over cheating providers, for each honest (s, pi).
+
+    Its shape is [..., rows, PI].
+    """
     more_misses = np.full_like(audited, -np.inf)  # sum over gross-miss rates above pi, at each scale
     for rate in range(len(GROSS_RATES) - 2, -1, -1):
         more_misses[..., rate] = more_misses[..., rate + 1]

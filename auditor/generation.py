@@ -16,7 +16,8 @@ from typing import Any
 import torch
 
 from auditor.errors import OptionError
-from auditor.reference.decode import Ask, generate as decode
+from auditor.reference.decode import Ask
+from auditor.reference.decode import generate as decode
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shlex
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -28,8 +28,8 @@ from auditor.profile import SCHEMA, Profile
 from auditor.profiles import write_profile
 
 if TYPE_CHECKING:
-    from pathlib import Path
     from collections.abc import Mapping
+    from pathlib import Path
 
 GENERATOR = "audit demo"
 _MARK = f'<meta name="generator" content="{GENERATOR}">'

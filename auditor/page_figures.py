@@ -9,18 +9,20 @@ from __future__ import annotations
 import io
 import math
 import re
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from auditor.noise_model import F64, RequestCounts, bin_centres
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from auditor.demonstration import Audit, Demonstration
-    from matplotlib.axes import Axes
     from collections.abc import Iterable, Sequence
+
+    from matplotlib.axes import Axes
+
+    from auditor.demonstration import Audit, Demonstration
 
 _THEME = {
     "#010101": "var(--ink)",
@@ -29,11 +31,12 @@ _THEME = {
     "#040404": "var(--bar)",
     "#050505": "var(--subtle)",
 }
+_BELOW = 1e-9  # a share of zero on a log axis: under its edge
 INK, FAINT, HONEST_COLOUR, BAR, SUBTLE = _THEME
 _SERIES = ("#060606", "#070707", "#080808", "#090909", "#0a0a0a", "#0b0b0b", "#0c0c0c")
 _COLOURS = _THEME | {marker: f"var(--series-{n})" for n, marker in enumerate(_SERIES, 1)}
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "auditor",
     "text.parse_math": False,
@@ -115,7 +118,7 @@ def _power_of_ten(exponent: int) -> str:
 
 
 def _end_labels(axes: Axes, ends: Sequence[tuple[int, float, str]], colour: dict[str, str]) -> None:
-    """Name each line in a column on the right, pushed apart where names would overlap, and lead to its end."""
+    """Name each line in a column on the right, pushed apart where they would overlap."""
     gap = 15.0
     figure = axes.get_figure(root=True)
     assert figure is not None
@@ -152,7 +155,7 @@ def margin_figure(honest: Iterable[RequestCounts], audit: Audit, marker: str) ->
         figure = Figure(figsize=(3.6, 2.7), layout="constrained")
         axes = figure.add_subplot()
         edges, base = exceedance(honest)
-        _, shown = exceedance(audit.counts)
+        base, shown = np.maximum(base, _BELOW), np.maximum(exceedance(audit.counts)[1], _BELOW)
         axes.fill_between(edges, base, np.maximum(base, shown), step="post", color=marker, alpha=0.15)
         axes.step(edges, base, where="post", color=HONEST_COLOUR, linewidth=1.8)
         axes.step(edges, shown, where="post", color=marker, linewidth=2.0)

@@ -30,7 +30,7 @@ REQUIRED_POWER = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Detectable:
-    """Power against one cause. `power` is None when the log's sampling cannot show it (a seed under greedy)."""
+    """Power against one cause; None when the log's sampling cannot show it (a seed under greedy)."""
 
     cause: str
     power: float | None

@@ -1,4 +1,4 @@
-"""`Profile`: the calibrated honest noise of (model, provider recipe, reference recipe), and what cheating looks like.
+"""`Profile`: the honest noise of (model, provider recipe, reference recipe), and what cheating looks like.
 
 A profile is data, versioned and named by the digest of its own content: the reduced honest requests
 (`noise_model.RequestCounts`), the same for every simulated deviation and sampling mode, and figures for
@@ -41,7 +41,8 @@ class Deviated:
     """What one deviation left behind, by sampling mode.
 
     Attributes:
-        requests: mode -> reduced requests. outside, filtered: mode -> tokens outside the filters, of how many.
+        requests: mode -> reduced requests.
+        outside, filtered: mode -> tokens outside the filters, of how many.
     """
 
     requests: Mapping[str, tuple[RequestCounts, ...]]
@@ -79,7 +80,7 @@ class Profile:
 
     @property
     def clip(self) -> float:
-        """Where margins are winsorised for the mean: the honest 99.9th percentile, at least a thousandth of a logit."""
+        """Where margins are winsorised for the mean: the honest 99.9th percentile, at least 0.001 logits."""
         return max(self.margin_quantiles["0.999"], 1e-3)
 
     @property

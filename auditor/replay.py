@@ -85,7 +85,7 @@ def family_of(trace: Trace) -> str:
 
 
 def mode_of(spec: SamplingSpec) -> str:
-    """How a request was sampled, as far as detection power goes: `greedy`, `nucleus` (filtered) or `sampled`."""
+    """How a request was sampled, as far as power goes: `greedy`, `nucleus` (filtered) or `sampled`."""
     if spec.greedy:
         return "greedy"
     return "nucleus" if spec.filtered else "sampled"
@@ -248,16 +248,7 @@ def _notes(trace: Trace, reference: Reference) -> Iterator[str]:
         yield "prompt ids were not logged: the reference's template and tokenizer made them"
     for note in trace.extra.get("notes") or ():
         yield str(note)
-    ends = set(reference.tokenizer.eos_ids)
-    output = trace.output_token_ids or ()
-    if not trace.sampling.ignore_eos and any(token in ends for token in output[:-1]):
-        yield "the output goes on after an end token"
-    if trace.finish_reason == "stop" and not trace.sampling.stop and not trace.sampling.stop_token_ids:
-        if output and output[-1] not in ends:
-            yield "finish_reason is stop but the last token does not end an output"
-    billed = trace.usage.completion_tokens
-    if billed is not None and billed != len(output):
-        yield f"{billed} completion tokens billed, {len(output)} logged"
+    yield from _output_notes(trace, frozenset(reference.tokenizer.eos_ids))
     if trace.messages is not None and trace.prompt_token_ids and reference.tokenizer.template is not None:
         try:
             rendered = tuple(reference.tokenizer.encode_chat(trace.messages))
@@ -266,6 +257,20 @@ def _notes(trace: Trace, reference: Reference) -> Iterator[str]:
         else:
             if rendered != trace.prompt_token_ids:
                 yield "the logged prompt ids are not what the reference's chat template makes of the messages"
+
+
+def _output_notes(trace: Trace, ends: frozenset[int]) -> Iterator[str]:
+    """Where the output, its end and its bill disagree; `ends` are the model's own end tokens."""
+    spec = trace.sampling
+    output = trace.output_token_ids or ()
+    if not spec.ignore_eos and any(token in ends for token in output[:-1]):
+        yield "the output goes on after an end token"
+    ended_by_model = trace.finish_reason == "stop" and not spec.stop and not spec.stop_token_ids
+    if ended_by_model and output and output[-1] not in ends:
+        yield "finish_reason is stop but the last token does not end an output"
+    billed = trace.usage.completion_tokens
+    if billed is not None and billed != len(output):
+        yield f"{billed} completion tokens billed, {len(output)} logged"
 
 
 def prompt_of(trace: Trace, request: Request, reference: Reference) -> Prompt:

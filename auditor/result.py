@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 from auditor.errors import AuditError
 from auditor.verdict import TraceVerdict, Verdict
@@ -125,23 +125,21 @@ def result_to_junit(result: Result) -> str:
 
     `inconsistent` is a failure, `inconclusive` and a bad line are errors: neither turns a build green.
     """
-    suite = ElementTree.Element("testsuite", name="audit verify", time=f"{result.seconds:.3f}")
+    suite = ET.Element("testsuite", name="audit verify", time=f"{result.seconds:.3f}")
     for verdict in result.verdicts:
-        case = ElementTree.SubElement(suite, "testcase", classname="audit", name=str(verdict.recipe))
+        case = ET.SubElement(suite, "testcase", classname="audit", name=str(verdict.recipe))
         text = (
             f"e-value {e_value(verdict.log_e):.3g} at alpha {verdict.alpha:g}; {'; '.join(verdict.reasons)}"
         )
         if verdict.outcome == "inconsistent":
-            ElementTree.SubElement(case, "failure", message="inconsistent").text = text
+            ET.SubElement(case, "failure", message="inconsistent").text = text
         elif verdict.outcome == "inconclusive":
-            ElementTree.SubElement(case, "error", message="inconclusive").text = text
+            ET.SubElement(case, "error", message="inconclusive").text = text
     for error in result.errors:
-        case = ElementTree.SubElement(
-            suite, "testcase", classname="audit.input", name=error.where or error.code
-        )
-        ElementTree.SubElement(case, "error", message=error.code).text = str(error)
+        case = ET.SubElement(suite, "testcase", classname="audit.input", name=error.where or error.code)
+        ET.SubElement(case, "error", message=error.code).text = str(error)
     cases = list(suite)
     suite.set("tests", str(len(cases)))
     suite.set("failures", str(sum(c.find("failure") is not None for c in cases)))
     suite.set("errors", str(sum(c.find("error") is not None for c in cases)))
-    return ElementTree.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"
+    return ET.tostring(suite, encoding="unicode", xml_declaration=True) + "\n"

@@ -177,7 +177,7 @@ def _trace_verdicts(
 
 
 def suspicious_spans(scored: Scored, profile: Profile) -> tuple[tuple[int, int], ...]:
-    """The run of tokens with the strongest evidence, if any is strong: the maximal-sum segment of token scores.
+    """The run of tokens with the strongest evidence, if any is strong: the maximal-sum segment of scores.
 
     A miss adds the log-odds of its margin against the calibrated noise scale (capped), a match subtracts a
     little, so that a run ends where the text matches again.

@@ -13,6 +13,7 @@ from pathlib import Path
 from scipy.special import logsumexp
 
 from auditor.errors import AuditError, OptionError, UnusableInputError
+from auditor.fingerprints.token_difr import TokenScores
 from auditor.journal import open_journal
 from auditor.profile import Profile, ProfileKey
 from auditor.replay import Reference, Scored, replay
@@ -80,7 +81,7 @@ class Result:
         """Output tokens that the request's own filters exclude."""
         return sum(s.outside for s in self._scores())
 
-    def _scores(self) -> Iterator:  # type: ignore[type-arg]
+    def _scores(self) -> Iterator[TokenScores]:
         return (t.scored.scores for v in self.verdicts for t in v.traces if t.scored.scores is not None)
 
     @property
@@ -162,12 +163,15 @@ def _judge_group(
         return judge(group, None, alpha=alpha, why_no_profile=why)
     key = ProfileKey(reference.model.digest, recipe, reference.recipe, family)
     profile = find_profile(key)
-    why = f"no calibration profile for provider recipe {recipe} ({family}) and reference recipe {reference.recipe}"
+    why = (
+        f"no calibration profile for provider recipe {recipe} ({family}) "
+        f"and reference recipe {reference.recipe}"
+    )
     return judge(group, profile, alpha=alpha, why_no_profile=why)
 
 
 def _choose(source: Source, budget: int, seed: str | None) -> tuple[Sampling, frozenset[int]]:
-    """Places of the traces to audit: in the order of a keyed hash of their bytes, until the budget is spent."""
+    """Places of the traces to audit: by a keyed hash of their bytes, until the budget is spent."""
     key = seed if seed is not None else secrets.token_hex(8)
     ranked: list[tuple[bytes, int, int]] = []
     for place, item in enumerate(source()):

@@ -70,8 +70,8 @@ def race(
     # Below the normal range a weight is rounded coarsely or to 0, and would hide tokens that beat a claim
     # far down there; held at its edge it still bounds from above.
     np.maximum(weights, np.finfo(np.float32).tiny, out=weights)
-    out = _race_compiled(logits, weights, top, keys, claimed, tail_safe)
-    return RaceRows(*out, log_normaliser=normaliser)
+    winner, first, second, score, rank = _race_compiled(logits, weights, top, keys, claimed, tail_safe)
+    return RaceRows(winner, first, second, score, rank, normaliser)
 
 
 def _race_reference(

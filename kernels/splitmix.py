@@ -55,9 +55,9 @@ def gumbel(bits: U64, *, tail_safe: bool) -> F64:
     """
     u = (bits.astype(np.float64) + 0.5) * 2.0**-53
     if tail_safe:
-        return -np.log(-np.log1p(-np.minimum(u, LARGEST_UNIFORM)))
+        return np.asarray(-np.log(-np.log1p(-np.minimum(u, LARGEST_UNIFORM))))
     with np.errstate(divide="ignore"):
-        return -np.log(-np.log(u))
+        return np.asarray(-np.log(-np.log(u)))
 
 
 def flipped(bits: U64) -> U64:

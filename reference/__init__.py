@@ -1,1 +1,1 @@
-"""The trusted runner: weights, replay, noise schemes, sampling rules, and every simulated dishonest provider."""
+"""The trusted runner: weights, replay, noise schemes, sampling rules, and every simulated dishonest one."""

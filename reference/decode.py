@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from auditor.reference.head import effective_sampling, score_rows
+from auditor.reference.head import NoiseRows, effective_sampling, score_rows
 from auditor.reference.kv_cache import KVCache
 from auditor.reference.model import Model
 from auditor.reference.noise import Draws, NoiseScheme
@@ -49,7 +51,7 @@ class _Running:
         self.output: list[int] = []
         self._draws = Draws(ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary)
 
-    def draw(self) -> np.ndarray | None:  # type: ignore[type-arg]  # uint64 keys or float64 noise, by scheme
+    def draw(self) -> NoiseRows:
         return self._draws.take(1)
 
     @property
@@ -98,9 +100,10 @@ def _sample(logits: torch.Tensor, requests: list[_Running]) -> None:
         groups.setdefault(key, []).append(row)
     for (spec, _), rows in groups.items():
         own = logits[rows]
-        draws = [requests[row].draw() for row in rows]
-        joined = None if draws[0] is None else np.concatenate(draws)  # type: ignore[arg-type]
+        drawn = (requests[row].draw() for row in rows)
+        draws: list[npt.NDArray[Any]] = [noise for noise in drawn if noise is not None]
+        joined = np.concatenate(draws) if draws else None
         scheme = requests[rows[0]].ask.scheme
-        drawn = score_rows(own, own.argmax(dim=1).numpy(), spec, scheme, joined).winner
-        for row, token in zip(rows, drawn.tolist(), strict=True):
+        winners = score_rows(own, own.argmax(dim=1).numpy(), spec, scheme, joined).winner
+        for row, token in zip(rows, winners.tolist(), strict=True):
             requests[row].output.append(token)

@@ -26,9 +26,9 @@ from auditor.kernels.keyed_race import Backend, race
 from auditor.kernels.splitmix import F64, LARGEST_UNIFORM, U64, bits53, gumbel
 from auditor.reference.noise import Greedy, LlamaCppInverseCdf, NoiseScheme, TorchCpuMultinomial
 from auditor.reference.sampling import SamplingSpec
-from auditor.reference.support import Support, find_support
+from auditor.reference.support import Support, find_support, log_normaliser
 
-# vLLM raises 0 < T < 0.01 to 0.01 and treats T < 1e-5 as greedy (v1 sampler; the other engines divide as asked).
+# vLLM's v1 sampler raises 0 < T < 0.01 to 0.01 and treats T < 1e-5 as greedy; other engines divide as asked.
 _VLLM_LEAST_TEMPERATURE = 0.01
 _VLLM_GREEDY_BELOW = 1e-5
 
@@ -64,7 +64,7 @@ class RowStats:
     @property
     def matched(self) -> npt.NDArray[np.bool_]:
         """Whether the reference would have returned the same token."""
-        return self.claimed == self.winner
+        return np.asarray(self.claimed == self.winner)
 
     @staticmethod
     def concatenate(parts: list[RowStats]) -> RowStats:
@@ -76,7 +76,7 @@ class RowStats:
         return RowStats(*(getattr(self, name)[start:stop] for name in RowStats.__slots__))
 
 
-Draws = U64 | F64 | None
+NoiseRows = U64 | F64 | None
 
 
 def effective_sampling(spec: SamplingSpec, scheme: NoiseScheme) -> SamplingSpec:
@@ -94,7 +94,7 @@ def score_rows(
     claimed: npt.NDArray[np.int64],
     spec: SamplingSpec,
     scheme: NoiseScheme,
-    draws: Draws,
+    draws: NoiseRows,
     *,
     backend: Backend = "compiled",
 ) -> RowStats:
@@ -183,10 +183,14 @@ def _score_dense_race(
     )
 
 
-def _claimed_log_probability(logits: torch.Tensor, claimed: npt.NDArray[np.int64], temperature: float) -> F64:
-    z = logits.double() / temperature
-    own = z[torch.arange(len(claimed)), torch.from_numpy(claimed)]
-    return np.asarray((own - torch.logsumexp(z, dim=1)).numpy())
+def _claimed_log_probability(
+    logits: torch.Tensor, claimed: npt.NDArray[np.int64], temperature: float, normaliser: F64 | None = None
+) -> F64:
+    """Unfiltered log-likelihood of the claimed tokens; `normaliser` is the row's at this temperature if known."""
+    if normaliser is None:
+        normaliser = log_normaliser(logits, temperature)
+    own = logits[torch.arange(len(claimed)), torch.from_numpy(claimed)] / temperature
+    return np.asarray(own.double().numpy() - normaliser)
 
 
 def _score_filtered_race(
@@ -194,7 +198,7 @@ def _score_filtered_race(
     claimed: npt.NDArray[np.int64],
     spec: SamplingSpec,
     scheme: NoiseScheme,
-    draws: Draws,
+    draws: NoiseRows,
 ) -> RowStats:
     """Race among the tokens the filters keep, with the edge's neighbours in view as alternatives."""
     support = find_support(logits, claimed, spec, scheme.filters)
@@ -229,7 +233,7 @@ def _score_filtered_race(
         margin,
         slack,
         beats.sum(axis=1),
-        _claimed_log_probability(logits, claimed, temperature),
+        _claimed_log_probability(logits, claimed, temperature, support.log_normaliser),
         outside,
         np.where(outside, -support.claimed_edge, 0.0),
         np.ones(len(claimed), np.bool_),

@@ -118,7 +118,10 @@ class LlamaCppInverseCdf:
     filters: FilterOrder = "llama.cpp"
 
     def uniforms(self, seed: int, start: int, stop: int) -> F64:
-        """Uniform numbers float64 [stop - start] of output tokens start..stop-1: (low + high * 2**32) / 2**64."""
+        """Uniform numbers of output tokens start..stop-1, float64 [stop - start].
+
+        Each is (low + high * 2**32) / 2**64 of two 32-bit words, the low one drawn first.
+        """
         words = _mt19937_words(seed, 2 * stop).astype(np.float64)
         # The sum may round to 2**64; `std::generate_canonical` then gives the double below 1.
         return np.minimum(
@@ -156,7 +159,7 @@ class Draws:
     def __init__(self, scheme: NoiseScheme, seed: int | None, prompt_tokens: int, vocabulary: int) -> None:
         self._scheme, self._seed, self._prompt_tokens = scheme, seed, prompt_tokens
         self._next = 0
-        self._rows = None
+        self._rows: TorchExponentialRows | None = None
         if isinstance(scheme, TorchCpuMultinomial) and seed is not None:
             self._rows = scheme.rows(seed, vocabulary)
 
@@ -165,12 +168,11 @@ class Draws:
         start, self._next = self._next, self._next + rows
         if self._seed is None or isinstance(self._scheme, Greedy):
             return None
-        if self._rows is not None:
+        if isinstance(self._scheme, TorchCpuMultinomial):
+            assert self._rows is not None, "a sequential scheme with a seed has rows"
             return self._rows.take(rows)
         if isinstance(self._scheme, LlamaCppInverseCdf):
             return self._scheme.uniforms(self._seed, start, self._next)
-        if isinstance(self._scheme, TorchCpuMultinomial):
-            raise AssertionError("a sequential scheme always has rows")
         return self._scheme.row_keys(self._seed, self._prompt_tokens, start, self._next)
 
 

@@ -10,6 +10,7 @@ outside).
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,7 @@ class Support:
         edge: float64 [R, C], signed edge cost in logit units; >= 0 inside, < 0 outside.
         claimed_column: int64 [R], where the claimed token stands, or -1 when it lies beyond column C.
         claimed_edge: float64 [R], signed edge cost of the claimed token wherever it stands.
+        log_normaliser: float64 [R], of the whole row in the units that the filters see.
     """
 
     ids: npt.NDArray[np.int64]
@@ -42,6 +44,7 @@ class Support:
     edge: F64
     claimed_column: npt.NDArray[np.int64]
     claimed_edge: F64
+    log_normaliser: F64
 
 
 def find_support(
@@ -55,28 +58,100 @@ def find_support(
         order: `vllm` divides by T, then min-p, top-k, top-p; `transformers` divides by T, then top-k,
             top-p, min-p; `llama.cpp` runs top-k, top-p, min-p on unscaled logits.
 
-    Sorting the whole vocabulary is rarely needed: a head of 1,024 tokens is tried first, and the full
-    row is sorted only if the support or a claimed token reaches beyond it.
+    Sorting the whole vocabulary is rarely needed: a head of 1,024 tokens (of k and a few, under top-k) is
+    tried first, and only rows whose support reaches beyond it are sorted whole.
     """
     vocabulary = logits.shape[1]
-    width = min(vocabulary, max(_FIRST_SORT, spec.top_k + _BEYOND_EDGE))
+    top_k_on = 0 < spec.top_k < vocabulary
+    width = min(vocabulary, spec.top_k + _BEYOND_EDGE if top_k_on else _FIRST_SORT)
+    support, settled = _within_head(logits, claimed, spec, order, width)
+    if settled.all():
+        return support
+    rest = ~settled
+    whole, _ = _within_head(logits[torch.from_numpy(rest)], claimed[rest], spec, order, vocabulary)
+    return _with_rows(support, whole, rest)
+
+
+def _within_head(
+    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, order: FilterOrder, width: int
+) -> tuple[Support, npt.NDArray[np.bool_]]:
+    """The support as seen in the `width` largest logits, and in which rows that view is enough."""
+    rows, vocabulary = logits.shape
     scale = spec.temperature if order != "llama.cpp" else 1.0
-    while True:
-        values, ids = _sorted_head(logits, width)
-        scaled = (values / np.float32(scale)).astype(np.float64)
-        normaliser = torch.logsumexp(logits.double() / scale, dim=1).numpy()
-        edge = _edge_costs(scaled, normaliser, spec, order, vocabulary) * scale
-        column = _find(ids, claimed)
-        kept = (edge >= 0).sum(axis=1)
-        in_view = int(kept.max()) + _BEYOND_EDGE <= width and bool((column >= 0).all())
-        if width == vocabulary or (in_view and _nucleus_in_view(scaled, spec, order, vocabulary)):
-            break
-        width = vocabulary
-    columns = min(width, int(kept.max()) + _BEYOND_EDGE)
+    values, ids = _sorted_head(logits, width)
+    scaled = (values / np.float32(scale)).astype(np.float64)
+    normaliser = log_normaliser(logits, scale)
+    edge = _edge_costs(scaled, normaliser, spec, order, vocabulary) * scale
+    kept = (edge >= 0).sum(axis=1)
+    settled = np.ones(rows, np.bool_)
+    if width < vocabulary:
+        settled = (kept + _BEYOND_EDGE <= width) & _nucleus_in_view(scaled, spec, order, vocabulary)
+    columns = min(width, int(kept.max(where=settled, initial=1)) + _BEYOND_EDGE)
+    column = _find(ids, claimed)
     claimed_edge = np.take_along_axis(edge, column[:, None], axis=1)[:, 0]
+    hidden = np.flatnonzero(column < 0)
+    if len(hidden):
+        last_kept = scaled[hidden, kept[hidden] - 1]
+        beyond = _edge_beyond_head(
+            logits[torch.from_numpy(hidden)] / np.float32(scale),
+            claimed[hidden],
+            last_kept,
+            normaliser[hidden],
+            spec,
+        )
+        claimed_edge[hidden] = beyond * scale
     column = np.where(column < columns, column, -1)
     raw = values[:, :columns].astype(np.float64)
-    return Support(ids[:, :columns], raw, kept, edge[:, :columns], column, claimed_edge)
+    return Support(ids[:, :columns], raw, kept, edge[:, :columns], column, claimed_edge, normaliser), settled
+
+
+def _edge_beyond_head(
+    x: torch.Tensor, claimed: npt.NDArray[np.int64], last_kept: F64, normaliser: F64, spec: SamplingSpec
+) -> F64:
+    """Signed edge cost, in units of `x` [R, V], of claimed tokens below the whole head: all of them outside."""
+    own = x[torch.arange(len(x)), torch.from_numpy(claimed)]
+    distance = last_kept - own.double().numpy()
+    only_top_p = spec.top_p < 1.0 and spec.top_k <= 0 and spec.min_p <= 0.0
+    if only_top_p:
+        above = torch.where(x > own[:, None], (x - torch.from_numpy(normaliser)[:, None].float()).exp(), 0.0)
+        distance = np.minimum(
+            distance, -_mass_distance(above.sum(dim=1, dtype=torch.float64).numpy(), spec.top_p)
+        )
+    return -np.maximum(distance, np.finfo(np.float64).tiny)
+
+
+def _with_rows(support: Support, other: Support, where: npt.NDArray[np.bool_]) -> Support:
+    """`support` with the rows of `other` put in `where`; the narrower one is padded with excluded tokens."""
+    columns = max(support.ids.shape[1], other.ids.shape[1])
+
+    def joined(mine: npt.NDArray[Any], theirs: npt.NDArray[Any], filler: float) -> npt.NDArray[Any]:
+        wide = np.full((len(mine), columns), filler, mine.dtype)
+        wide[:, : mine.shape[1]] = mine
+        wide[where] = np.pad(theirs, ((0, 0), (0, columns - theirs.shape[1])), constant_values=filler)
+        return wide
+
+    def put(mine: npt.NDArray[Any], theirs: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        mine = mine.copy()
+        mine[where] = theirs
+        return mine
+
+    return Support(
+        joined(support.ids, other.ids, 0),
+        joined(support.logits, other.logits, -np.inf),
+        put(support.kept, other.kept),
+        joined(support.edge, other.edge, -np.inf),
+        put(support.claimed_column, other.claimed_column),
+        put(support.claimed_edge, other.claimed_edge),
+        support.log_normaliser,
+    )
+
+
+def log_normaliser(logits: torch.Tensor, temperature: float) -> F64:
+    """Log of the summed exponentials of `logits / temperature`, float64 [R]; only the sum is in float64."""
+    x = logits / temperature
+    top = x.amax(dim=1, keepdim=True)
+    total = (x - top).exp_().sum(dim=1, dtype=torch.float64)
+    return np.asarray((top[:, 0].double() + total.log()).numpy())
 
 
 def _sorted_head(logits: torch.Tensor, width: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:
@@ -95,15 +170,17 @@ def _find(ids: npt.NDArray[np.int64], claimed: npt.NDArray[np.int64]) -> npt.NDA
     return np.where(hit.any(axis=1), hit.argmax(axis=1), -1)
 
 
-def _nucleus_in_view(x: F64, spec: SamplingSpec, order: FilterOrder, vocabulary: int) -> bool:
-    """Whether the head holds every token whose mass the nucleus is a share of.
+def _nucleus_in_view(
+    x: F64, spec: SamplingSpec, order: FilterOrder, vocabulary: int
+) -> npt.NDArray[np.bool_]:
+    """In which rows the head holds every token whose mass the nucleus is a share of.
 
     Without an earlier filter the row's own normaliser stands for the rest, and top-k never reaches beyond
     the head; but what min-p leaves may.
     """
     if order != "vllm" or spec.min_p <= 0.0 or spec.top_p >= 1.0 or 0 < spec.top_k < vocabulary:
-        return True
-    return bool((x[:, -1] < x[:, 0] + np.log(spec.min_p)).all())
+        return np.ones(len(x), np.bool_)
+    return np.asarray(x[:, -1] < x[:, 0] + np.log(spec.min_p))
 
 
 def _edge_costs(x: F64, normaliser: F64, spec: SamplingSpec, order: FilterOrder, vocabulary: int) -> F64:
@@ -123,7 +200,7 @@ def _min_p_cost(x: F64, min_p: float) -> F64:
     """Distance to `max + ln(min_p)`; the likeliest token can never fall out."""
     if min_p <= 0.0:
         return np.full_like(x, np.inf)
-    cost = x - (x[:, :1] + np.log(min_p))
+    cost: F64 = x - (x[:, :1] + np.log(min_p))
     cost[:, 0] = np.inf
     return cost
 
@@ -155,9 +232,7 @@ def _top_p_cost(x: F64, log_p: F64, earlier: F64, top_p: float) -> F64:
         mass = mass / mass.sum(axis=1, keepdims=True)
     before = np.cumsum(mass, axis=1) - mass
     before[:, 0] = 0.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        odds = np.log(before) - np.log1p(-np.minimum(before, 1.0))
-    by_mass = np.log(top_p) - np.log1p(-top_p) - odds
+    by_mass = _mass_distance(before, top_p)
     inside = (before < top_p) & alive
     kept = inside.sum(axis=1)
     here = np.arange(len(x))
@@ -167,3 +242,10 @@ def _top_p_cost(x: F64, log_p: F64, earlier: F64, top_p: float) -> F64:
     cost_in = np.minimum(by_mass, x - first_out)
     cost_out = -np.maximum(np.minimum(-by_mass, last_in - x), tiny)
     return np.where(alive, np.where(inside, np.maximum(cost_in, 0.0), cost_out), np.inf)
+
+
+def _mass_distance(before: F64, top_p: float) -> F64:
+    """Log-odds by which the mass before a token falls short of `top_p`; negative when it exceeds it."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.log(before) - np.log1p(-np.minimum(before, 1.0))
+    return np.asarray(np.log(top_p) - np.log1p(-top_p) - odds)

@@ -17,6 +17,7 @@ from auditor.commands import options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
     from auditor.demonstration import Audit, Demonstration
 
 
@@ -100,8 +101,8 @@ def print_demonstration(
     bar = f"{1 / demonstration.alpha:,.0f}"
     console.print(
         f"\n[bold]match[/]    how often the replay returns the same token; honest rounding costs a little"
-        f"\n[bold]e-value[/]  how much better cheating explains the log than the best honest excuse; convicted at"
-        f"\n         {bar}, which honest providers reach in at most one audit of {bar} "
+        f"\n[bold]e-value[/]  how much better cheating explains the log than the best honest excuse;"
+        f"\n         convicted at {bar}, which honest providers reach in at most one audit of {bar} "
         f"(alpha {demonstration.alpha:g})"
         f"\n[bold]power[/]    chance that a log of this size convicts; where low, no conviction means nothing"
     )

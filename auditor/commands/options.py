@@ -30,7 +30,8 @@ model_option = click.option(
     type=click.Path(path_type=Path),
     default=None,
     metavar="DIR",
-    help="Hugging Face directory with safetensors weights: the model the provider sold. [default: the shipped demo model]",
+    help="Hugging Face directory with safetensors weights: the model the provider sold. "
+    "[default: the shipped demo model]",
 )
 format_option = click.option(
     "--format",

@@ -13,7 +13,8 @@ from auditor.verification import Result
 COLOURS: dict[Outcome, str] = {"consistent": "green", "inconsistent": "red", "inconclusive": "yellow"}
 
 MEANING: dict[Outcome, str] = {
-    "consistent": "nothing beyond honest numeric noise, in a sample that would have shown every required deviation",
+    "consistent": "nothing beyond honest numeric noise, "
+    "in a sample that would have shown every required deviation",
     "inconsistent": "an honest provider produces evidence this strong with probability at most alpha",
     "inconclusive": "neither an accusation nor an acquittal; the reasons follow",
 }
@@ -29,17 +30,20 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console = console or Console(highlight=False, soft_wrap=True)
     console.print(f"{styled(result.outcome)}  {MEANING[result.outcome]}")
     console.print(
-        f"  alpha {result.alpha:g}   e-value {e_value(result.log_e):.3g}   p-value {p_value(result.log_e):.3g}"
+        f"  alpha {result.alpha:g}   e-value {e_value(result.log_e):.3g}   "
+        f"p-value {p_value(result.log_e):.3g}"
     )
     if result.tokens:
         console.print(
             f"  {result.tokens:,} output tokens replayed, {result.matched / result.tokens:.4f} match, "
-            f"{result.outside} outside their own filters, {result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s"
+            f"{result.outside} outside their own filters, "
+            f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s"
         )
     if result.sampling is not None:
         s = result.sampling
         console.print(
-            f"  a random sample: {result.tokens:,} of {s.population_tokens:,} tokens, --sample-seed {escape(s.seed)}"
+            f"  a random sample: {result.tokens:,} of {s.population_tokens:,} tokens, "
+            f"--sample-seed {escape(s.seed)}"
         )
     for verdict in result.verdicts:
         _print_group(verdict, console, several=len(result.verdicts) > 1)
@@ -61,9 +65,9 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
         p = verdict.profile
         scale, low, high = p.noise_scale
         console.print(
-            f"  calibrated on {p.honest_tokens:,} honest tokens: noise scale {scale:.2g} logits (95 %: {low:.2g} to "
-            f"{high:.2g}); the smallest alpha at which it can convict twice that noise is "
-            f"{p.smallest_alpha['2']:.2g}, ten times {p.smallest_alpha['10']:.2g}"
+            f"  calibrated on {p.honest_tokens:,} honest tokens: noise scale {scale:.2g} logits "
+            f"(95 %: {low:.2g} to {high:.2g}); the smallest alpha at which it can convict twice that noise "
+            f"is {p.smallest_alpha['2']:.2g}, ten times {p.smallest_alpha['10']:.2g}"
         )
     if verdict.diagnosis:
         ranked = ", ".join(f"{cause} {weight:.0%}" for cause, weight in verdict.diagnosis[:4])

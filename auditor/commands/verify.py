@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Calibration profile from `audit calibrate`; may be repeated. [default: the store, then the shipped ones]",
+    help="Calibration profile from `audit calibrate`; may be repeated. "
+    "[default: the store, then the shipped ones]",
 )
 @click.option(
     "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of the whole verdict."

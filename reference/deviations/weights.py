@@ -1,4 +1,4 @@
-"""Cheaper weights: round-to-nearest quantization of every projection matrix, stored back in the model's dtype."""
+"""Cheaper weights: every projection matrix rounded to a coarser grid, stored back in the model's dtype."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_the_table_speaks_of_every_provider_and_says_what_comes_next(shown, tmp_
         assert audit.cause in text
         assert audit.really_ran in text
     assert "too subtle for" in text
-    assert text.count("  audit ") == 3
+    assert text.count("\n  audit ") == 3
 
 
 def test_what_was_missed_is_explained_by_its_power(shown):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -92,12 +92,12 @@ def test_ids_are_unique_and_every_reference_finds_its_own(page):
 
 
 def test_every_plot_has_words_and_the_colours_follow_the_theme(page):
-    drawings = re.findall(r'<div class="plot[^>]*>(<svg.*?</svg>)</div>', page, flags=re.DOTALL)
+    drawings = re.findall(r'<div class="plot[^>]*>(<svg.*?</svg>)\s*</div>', page, flags=re.DOTALL)
     labels = re.findall(r'<div class="plot[^>]*aria-label="([^"]*)"', page)
     assert len(drawings) == page.count("<svg") == len(labels) == 3
     assert all("honest" in label for label in labels)
     for drawing in drawings:
-        ElementTree.fromstring(drawing)
+        ET.fromstring(drawing)
         assert "var(--" in drawing
         assert not re.search(r"#0[0-9a-c]0[0-9a-c]0[0-9a-c]\b", drawing)
     assert page.count("<figcaption>") == page.count("<figure>") == 3

@@ -1,0 +1,1 @@
+"""The demo model, its cheaper draft, and conversations to ask them."""
