@@ -20,6 +20,8 @@ from auditor.reference.model import Model
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.sampling import SamplingSpec
 
+_COMPACT_BELOW = 0.75
+
 
 @dataclass(frozen=True, slots=True)
 class Ask:
@@ -80,16 +82,19 @@ def _decode_batch(model: Model, requests: list[_Running]) -> None:
     hidden = model.prefill([torch.tensor(r.ask.prompt) for r in requests], cache=cache)
     last = torch.tensor([len(r.ask.prompt) for r in requests]).cumsum(0) - 1
     hidden = hidden[last]
-    alive = list(requests)
+    rows = list(requests)  # of the cache; finished ones stay until enough have gathered
     while True:
-        _sample(model.logits(hidden), alive)
-        going = torch.tensor([not r.finished for r in alive])
-        if not going.all():
-            cache.keep(going)
-            alive = [r for r in alive if not r.finished]
-        if not alive:
+        alive = torch.tensor([not r.finished for r in rows])
+        _sample(model.logits(hidden[alive]), [r for r in rows if not r.finished])
+        alive = torch.tensor([not r.finished for r in rows])
+        if not alive.any():
             return
-        hidden = model.decode(torch.tensor([r.output[-1] for r in alive]), cache)
+        if alive.sum() <= _COMPACT_BELOW * len(rows):  # dropping rows copies the cache
+            cache.keep(alive)
+            rows = [r for r in rows if not r.finished]
+        else:
+            cache.lengths[~alive] = 0  # a finished row decodes in place, over its own start
+        hidden = model.decode(torch.tensor([r.output[-1] for r in rows]), cache)
 
 
 def _sample(logits: torch.Tensor, requests: list[_Running]) -> None:

@@ -115,7 +115,9 @@ def score_rows(
         return _score_filtered_race(logits, claimed, spec, scheme, draws)
     if isinstance(scheme, TorchCpuMultinomial):
         return _score_dense_race(logits, claimed, spec, draws)  # type: ignore[arg-type]
-    scaled = logits.numpy() / np.float32(spec.temperature)
+    scaled = logits.numpy()
+    if spec.temperature != 1.0:
+        scaled = scaled / np.float32(spec.temperature)
     out = race(scaled, draws, claimed, tail_safe=scheme.tail_safe, backend=backend)  # type: ignore[arg-type]
     here = np.arange(len(claimed))
     return _inside(
@@ -186,7 +188,10 @@ def _score_dense_race(
 def _claimed_log_probability(
     logits: torch.Tensor, claimed: npt.NDArray[np.int64], temperature: float, normaliser: F64 | None = None
 ) -> F64:
-    """Unfiltered log-likelihood of the claimed tokens; `normaliser` is the row's at this temperature if known."""
+    """Unfiltered log-likelihood of the claimed tokens.
+
+    `normaliser` is that of the rows at this temperature, worked out here if None.
+    """
     if normaliser is None:
         normaliser = log_normaliser(logits, temperature)
     own = logits[torch.arange(len(claimed)), torch.from_numpy(claimed)] / temperature

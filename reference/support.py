@@ -22,7 +22,7 @@ from auditor.reference.sampling import SamplingSpec
 
 # Tokens just outside the edge that stay in view as alternatives an honest provider may have drawn.
 _BEYOND_EDGE = 8
-_FIRST_SORT = 1024
+_HEADS = (96, 1024)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,18 +58,21 @@ def find_support(
         order: `vllm` divides by T, then min-p, top-k, top-p; `transformers` divides by T, then top-k,
             top-p, min-p; `llama.cpp` runs top-k, top-p, min-p on unscaled logits.
 
-    Sorting the whole vocabulary is rarely needed: a head of 1,024 tokens (of k and a few, under top-k) is
-    tried first, and only rows whose support reaches beyond it are sorted whole.
+    Sorting the whole vocabulary is rarely needed: short heads of the row are tried first, and only the rows
+    whose support reaches beyond one go on to the next.
     """
     vocabulary = logits.shape[1]
-    top_k_on = 0 < spec.top_k < vocabulary
-    width = min(vocabulary, spec.top_k + _BEYOND_EDGE if top_k_on else _FIRST_SORT)
-    support, settled = _within_head(logits, claimed, spec, order, width)
-    if settled.all():
-        return support
-    rest = ~settled
-    whole, _ = _within_head(logits[torch.from_numpy(rest)], claimed[rest], spec, order, vocabulary)
-    return _with_rows(support, whole, rest)
+    first = (spec.top_k + _BEYOND_EDGE,) if 0 < spec.top_k < vocabulary else _HEADS
+    widths = [*(width for width in first if width < vocabulary), vocabulary]
+    support, settled = _within_head(logits, claimed, spec, order, widths[0])
+    for width in widths[1:]:
+        if settled.all():
+            break
+        rest = ~settled
+        wider, settled_now = _within_head(logits[torch.from_numpy(rest)], claimed[rest], spec, order, width)
+        support = _with_rows(support, wider, rest)
+        settled[rest] = settled_now
+    return support
 
 
 def _within_head(
@@ -93,7 +96,7 @@ def _within_head(
     if len(hidden):
         last_kept = scaled[hidden, kept[hidden] - 1]
         beyond = _edge_beyond_head(
-            logits[torch.from_numpy(hidden)] / np.float32(scale),
+            logits[torch.from_numpy(hidden)] / float(np.float32(scale)),
             claimed[hidden],
             last_kept,
             normaliser[hidden],
@@ -108,7 +111,7 @@ def _within_head(
 def _edge_beyond_head(
     x: torch.Tensor, claimed: npt.NDArray[np.int64], last_kept: F64, normaliser: F64, spec: SamplingSpec
 ) -> F64:
-    """Signed edge cost, in units of `x` [R, V], of claimed tokens below the whole head: all of them outside."""
+    """Signed edge cost, in units of `x` [R, V], of claimed tokens below the whole head: all are outside."""
     own = x[torch.arange(len(x)), torch.from_numpy(claimed)]
     distance = last_kept - own.double().numpy()
     only_top_p = spec.top_p < 1.0 and spec.top_k <= 0 and spec.min_p <= 0.0
@@ -117,7 +120,7 @@ def _edge_beyond_head(
         distance = np.minimum(
             distance, -_mass_distance(above.sum(dim=1, dtype=torch.float64).numpy(), spec.top_p)
         )
-    return -np.maximum(distance, np.finfo(np.float64).tiny)
+    return np.asarray(-np.maximum(distance, np.finfo(np.float64).tiny))
 
 
 def _with_rows(support: Support, other: Support, where: npt.NDArray[np.bool_]) -> Support:
@@ -137,9 +140,9 @@ def _with_rows(support: Support, other: Support, where: npt.NDArray[np.bool_]) -
 
     return Support(
         joined(support.ids, other.ids, 0),
-        joined(support.logits, other.logits, -np.inf),
+        joined(support.logits, other.logits, float(np.finfo(np.float32).min)),
         put(support.kept, other.kept),
-        joined(support.edge, other.edge, -np.inf),
+        joined(support.edge, other.edge, -np.finfo(np.float64).max),
         put(support.claimed_column, other.claimed_column),
         put(support.claimed_edge, other.claimed_edge),
         support.log_normaliser,

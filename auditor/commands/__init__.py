@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 
 import click
 
@@ -54,6 +55,9 @@ def main() -> None:
     except BrokenPipeError:
         # The reader of a pipe left; Python would complain again when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(UNUSABLE)
+    except Exception:  # noqa: BLE001  # Python's own status for a bug of ours is 1: "inconsistent"
+        traceback.print_exc()
         sys.exit(UNUSABLE)
 
 

@@ -90,7 +90,9 @@ def print_demonstration(
     demonstration: Demonstration, page: Path | None, console: Console | None = None
 ) -> None:
     """Print the story: what was done, the table, how to read it, what to do next."""
-    console = console or Console(highlight=False)
+    from auditor.commands.screen import Screen  # noqa: PLC0415
+
+    console = console or Screen(highlight=False)
     profile = demonstration.profile
     console.print(
         f"\nAll providers claim to run the same model, [bold]{escape(demonstration.model)}[/].\n"

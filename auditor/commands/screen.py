@@ -20,6 +20,14 @@ MEANING: dict[Outcome, str] = {
 }
 
 
+class Screen(Console):
+    """A console that lets a closed pipe through: rich would exit with 1, which means `inconsistent`."""
+
+    def on_broken_pipe(self) -> None:
+        """Leave it to `main`."""
+        raise BrokenPipeError
+
+
 def styled(outcome: Outcome) -> str:
     """A verdict in its colour."""
     return f"[bold {COLOURS[outcome]}]{outcome}[/]"
@@ -27,7 +35,7 @@ def styled(outcome: Outcome) -> str:
 
 def print_result(result: Result, console: Console | None = None) -> None:
     """The verdict first, then what it rests on."""
-    console = console or Console(highlight=False, soft_wrap=True)
+    console = console or Screen(highlight=False, soft_wrap=True)
     console.print(f"{styled(result.outcome)}  {MEANING[result.outcome]}")
     console.print(
         f"  alpha {result.alpha:g}   e-value {e_value(result.log_e):.3g}   "

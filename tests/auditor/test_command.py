@@ -273,3 +273,23 @@ def test_deviations_are_listed(audit):
     done = audit("generate", "--list")
     assert done.returncode == 0
     assert "weights/int4" in done.stdout
+
+
+def test_a_closed_pipe_or_a_crash_never_reads_as_inconsistent(audit, tmp_path):
+    log = TRACES / "vllm-cpu-bf16-topp95.jsonl.gz"
+    piped = subprocess.run(
+        ["bash", "-c", f"{AUDIT} verify {log} --budget 500 | true; echo ${{PIPESTATUS[0]}}"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert piped.stdout.split()[-1] == "2", piped.stderr
+    crash = "import sys, auditor.commands as c; sys.argv = ['audit', 'verify', 'x']; c.cli.main = lambda **_: 1 / 0"
+    done = subprocess.run(
+        [sys.executable, "-c", f"{crash}\nc.cli = c.cli.main\nc.main()"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "ZeroDivisionError" in done.stderr

@@ -20,7 +20,8 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RECIPES = (("bfloat16", 32), ("bfloat16", 16), ("float16", 32))
+RECIPES = (("bfloat16", 128), ("float16", 128), ("bfloat16", 48))
+UNITS_TOGETHER = 5
 ALPHA = 0.01
 AUDIT_TOKENS = 2000
 CALIBRATION_TOKENS = 4000
@@ -28,17 +29,20 @@ DISHONEST_UNITS = 100
 
 
 def _traffic(provider, deviation, other, *, seed, tokens):
-    """Fresh traces up to a token count: the last request is dropped rather than cut."""
+    """Fresh traces for each unit of a batch of units, cut to a token count at a request's end."""
     from auditor.generation import generate
     from auditor.reference.demo.prompts import demo_conversations
 
-    conversations = demo_conversations(tokens // 90 + 1, seed)
-    total = 0
-    for trace in generate(provider, conversations, deviation=deviation, seed=seed, other_model=other):
-        if total + len(trace.output_token_ids) > tokens:
-            return
-        total += len(trace.output_token_ids)
-        yield trace
+    each = tokens // 90 + 1
+    conversations = demo_conversations(each * UNITS_TOGETHER, seed)
+    traces = list(generate(provider, conversations, deviation=deviation, seed=seed, other_model=other))
+    for start in range(0, len(traces), each):
+        total, kept = 0, []
+        for trace in traces[start : start + each]:
+            total += len(trace.output_token_ids)
+            if total <= tokens:
+                kept.append(trace)
+        yield kept
 
 
 def _curve(calibration, scored):
@@ -52,41 +56,53 @@ def _curve(calibration, scored):
     return np.cumsum([s.counts.tokens for s in scored]).tolist(), margin_log_e(calibration, grids).tolist()
 
 
-def run_unit(unit):
+def run_batch(number):
+    """Units number * UNITS_TOGETHER onwards: generated together (a quicker decode), judged each by itself."""
     from auditor.calibration import calibrate
     from auditor.generation import Provider
-    from auditor.noise_model import log_likelihoods
     from auditor.power import MUST_DETECT
     from auditor.reference.demo.prompts import DRAFT, TARGET
     from auditor.reference.deviations import HONEST, deviation
     from auditor.reference.model import Model
-    from auditor.replay import Reference, replay
-    from auditor.verdict import judge
+    from auditor.replay import Reference
 
-    dtype, batch = RECIPES[unit % len(RECIPES)]
+    dtype, batch = RECIPES[number % len(RECIPES)]
     provider = Provider.load(TARGET, dtype=dtype, batch_size=batch)
     reference = Reference.load(TARGET)
-    draft = Model.load(DRAFT, dtype=provider.model.dtype, wide_matmul=True)
-    base = 1_000_000 + 1_000 * unit
-    honest = _traffic(provider, HONEST, None, seed=base, tokens=CALIBRATION_TOKENS)
-    profile = calibrate(honest, reference, shadow_tokens=0)
-    calibration = log_likelihoods(profile.honest).sum(axis=0)
-    causes = ["honest", *(MUST_DETECT if unit < DISHONEST_UNITS else ())]
-    audits = {}
-    for number, cause in enumerate(causes, 1):
-        traffic = _traffic(provider, deviation(cause), draft, seed=base + number, tokens=AUDIT_TOKENS)
-        scored = list(replay(traffic, reference))
-        verdict = judge(scored, profile, alpha=ALPHA)
-        tokens, curve = _curve(calibration, scored)
-        needed = next((n for n, log_e in zip(tokens, curve, strict=True) if log_e >= -math.log(ALPHA)), None)
-        audits[cause] = {
-            "tokens": tokens[-1],
-            "log_e": verdict.log_e,
-            "inconsistent": verdict.outcome == "inconsistent",
-            "needed": needed,
-            "match": sum(s.scores.matched for s in scored) / tokens[-1],
-        }
-    return {"unit": unit, "recipe": provider.recipe, "scale": profile.noise_scale[0], "audits": audits}
+    draft = Model.load(DRAFT, dtype=provider.model.dtype, wide_matmul=provider.dtype != "float32")
+    first = number * UNITS_TOGETHER
+    base = 1_000_000 + 1_000 * number
+    calibration = _traffic(provider, HONEST, None, seed=base, tokens=CALIBRATION_TOKENS)
+    profiles = [calibrate(traces, reference, shadow_tokens=0) for traces in calibration]
+    rows = [
+        {"unit": first + i, "recipe": provider.recipe, "scale": p.noise_scale[0], "audits": {}}
+        for i, p in enumerate(profiles)
+    ]
+    causes = ["honest", *(MUST_DETECT if first < DISHONEST_UNITS else ())]
+    for offset, cause in enumerate(causes, 1):
+        logs = _traffic(provider, deviation(cause), draft, seed=base + offset, tokens=AUDIT_TOKENS)
+        for row, profile, traces in zip(rows, profiles, logs, strict=True):
+            row["audits"][cause] = _audit(traces, profile, reference)
+    return rows
+
+
+def _audit(traces, profile, reference):
+    from auditor.noise_model import log_likelihoods
+    from auditor.replay import replay
+    from auditor.verdict import judge
+
+    scored = list(replay(traces, reference))
+    verdict = judge(scored, profile, alpha=ALPHA)
+    tokens, curve = _curve(log_likelihoods(profile.honest).sum(axis=0), scored)
+    needed = next((n for n, log_e in zip(tokens, curve, strict=True) if log_e >= -math.log(ALPHA)), None)
+    return {
+        "tokens": tokens[-1],
+        "log_e": verdict.log_e,
+        "highest_log_e": max(curve),
+        "inconsistent": verdict.outcome == "inconsistent",
+        "needed": needed,
+        "match": sum(s.scores.matched for s in scored) / tokens[-1],
+    }
 
 
 def _interval(hits, total):
@@ -131,12 +147,12 @@ def main():
     options.out.parent.mkdir(parents=True, exist_ok=True)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     done = {r["unit"] for r in rows}
-    todo = [unit for unit in range(options.units) if unit not in done]
+    todo = [n for n in range(options.units // UNITS_TOGETHER) if n * UNITS_TOGETHER not in done]
     context = multiprocessing.get_context("spawn")
     with context.Pool(options.jobs) as pool, options.out.open("a") as stream:
-        for row in pool.imap_unordered(run_unit, todo):
-            rows.append(row)
-            stream.write(json.dumps(row) + "\n")
+        for batch in pool.imap_unordered(run_batch, todo):
+            rows += batch
+            stream.writelines(json.dumps(row) + "\n" for row in batch)
             stream.flush()
             print(f"{len(rows)}/{options.units}", file=sys.stderr)
     rows.sort(key=lambda r: r["unit"])
