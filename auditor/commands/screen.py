@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from auditor.power import DRAWS
 from auditor.result import e_value, p_value
 from auditor.verdict import Outcome, Verdict
 from auditor.verification import Result
@@ -18,6 +19,9 @@ MEANING: dict[Outcome, str] = {
     "inconsistent": "an honest provider produces evidence this strong with probability at most alpha",
     "inconclusive": "neither an accusation nor an acquittal; the reasons follow",
 }
+
+
+_FILE_WIDTH = 140  # columns when the output goes to a file or a pipe
 
 
 class Screen(Console):
@@ -36,6 +40,8 @@ def styled(outcome: Outcome) -> str:
 def print_result(result: Result, console: Console | None = None) -> None:
     """The verdict first, then what it rests on."""
     console = console or Screen(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     console.print(f"{styled(result.outcome)}  {MEANING[result.outcome]}")
     console.print(
         f"  alpha {result.alpha:g}   e-value {e_value(result.log_e):.3g}   "
@@ -87,7 +93,12 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
 def _print_detectable(verdict: Verdict, console: Console) -> None:
     if not verdict.detectable:
         return
-    table = Table(title="what this sample would have caught", title_justify="left", box=None, padding=(0, 2))
+    table = Table(
+        title=f"what this sample would have caught ({DRAWS} simulated audits each)",
+        title_justify="left",
+        box=None,
+        padding=(0, 2),
+    )
     table.add_column("deviation")
     table.add_column("power", justify="right")
     table.add_column("required")

@@ -20,6 +20,7 @@ import ctypes
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -93,16 +94,11 @@ def ours_end_to_end(log: Path) -> Answer:
     wall, cpu = time.perf_counter(), time.process_time()
     scored = list(replay(traces, reference))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    if any(s.scores is None for s in scored):
+    if not traces or any(s.scores is None for s in scored):
         raise SystemExit(f"{log}: not every trace could be scored")
-    return {
-        "tokens": sum(s.scores.tokens for s in scored),
-        "matched": sum(s.scores.matched for s in scored),
-        "tokens_per_second": sum(s.scores.tokens for s in scored) / wall,
-        "cpu_seconds": cpu,
-        "peak_bytes": peak,
-        "tile_bytes": tile,
-    }
+    tokens = sum(s.scores.tokens for s in scored)
+    answer = {"tokens": tokens, "tokens_per_second": tokens / wall, "cpu_seconds": cpu}
+    return {**answer, "peak_bytes": peak, "tile_bytes": tile}
 
 
 @dataclass(frozen=True)
@@ -118,49 +114,38 @@ class Scoring:
         """Score every row, tile by tile."""
         scheme, vocabulary, n = GumbelPosition(), len(self.head), len(self.hidden)
         rows = max(1, TILE_BYTES // (4 * vocabulary))
+        claimed = np.zeros(n, np.int64) if self.claimed is None else self.claimed
         head_cpu = score_cpu = 0.0
         winners, largest = [], 0
         for start in range(0, n, rows):
             begin = time.process_time()
             logits = self.hidden[start : start + rows] @ self.head.T
             middle = time.process_time()
-            own = (
-                np.zeros(len(logits), np.int64)
-                if self.claimed is None
-                else self.claimed[start : start + rows]
-            )
+            own = claimed[start : start + rows]
             keys = scheme.row_keys(SEED, PROMPT, start, start + len(logits))
             winners.append(score_rows(logits, own, self.spec, scheme, keys).winner)
             score_cpu += time.process_time() - middle
             head_cpu += middle - begin
             largest = max(largest, logits.nbytes)
-        return {
-            "head_cpu": head_cpu,
-            "score_cpu": score_cpu,
-            "winners": np.concatenate(winners),
-            "tile_bytes": largest,
-        }
+        cpu = {"head_cpu": head_cpu, "score_cpu": score_cpu}
+        return {**cpu, "winners": np.concatenate(winners), "tile_bytes": largest}
 
 
 def ours_scoring(work: Path, repeats: int) -> Answer:
     with np.load(work) as archive:
         arrays = dict(archive)
     spec = SamplingSpec(top_k=int(arrays["top_k"]), top_p=float(arrays["top_p"]))
-    scoring = Scoring(
-        torch.from_numpy(arrays["hidden"]), torch.from_numpy(arrays["head"]), spec, arrays["claimed"]
-    )
+    hidden, head = torch.from_numpy(arrays["hidden"]), torch.from_numpy(arrays["head"])
+    scoring = Scoring(hidden, head, spec, arrays["claimed"])
     scoring.once()
     peak = peak_of(scoring.once)
     passes = [scoring.once() for _ in range(repeats)]
     if not all((p["winners"] == scoring.claimed).all() for p in passes):
         raise SystemExit("honest claims did not match")
-    return {
-        "tokens": len(scoring.hidden),
-        "tokens_per_second_per_core": len(scoring.hidden) / statistics.median(p["score_cpu"] for p in passes),
-        "head_cpu_seconds": statistics.median(p["head_cpu"] for p in passes),
-        "peak_bytes": peak,
-        "tile_bytes": passes[0]["tile_bytes"],
-    }
+    score_cpu, head_cpu = (statistics.median(p[name] for p in passes) for name in ("score_cpu", "head_cpu"))
+    rate, tile = len(hidden) / score_cpu, passes[0]["tile_bytes"]
+    answer = {"tokens": len(hidden), "tokens_per_second_per_core": rate, "head_seconds": head_cpu}
+    return {**answer, "peak_bytes": peak, "tile_bytes": tile}
 
 
 # The comparison.
@@ -178,6 +163,7 @@ class Figure:
     ours_peak: int = 0
     peer_peak: int = 0
     tile: int = 0
+    head_microseconds: float = 0.0  # ours, for each token; 0 where the forward pass is timed as a whole
 
     def add(self, ours: Answer, peer: Answer, rate: Callable[[Answer], float]) -> None:
         self.tokens = ours["tokens"]
@@ -188,6 +174,7 @@ class Figure:
         self.ours_peak = max(self.ours_peak, ours["peak_bytes"] or 0)
         self.peer_peak = max(self.peer_peak, peer["peak_bytes"] or 0)
         self.tile = max(self.tile, ours["tile_bytes"])
+        self.head_microseconds = 1e6 * ours.get("head_seconds", 0.0) / self.tokens
 
     @property
     def ratios(self) -> list[float]:
@@ -198,16 +185,11 @@ class Figure:
         return None if self.target is None else statistics.median(self.ratios) >= self.target
 
     def cells(self) -> list[str]:
-        ratios = self.ratios
-        return [
-            self.name,
-            f"{self.tokens:,}",
-            f"{statistics.median(self.ours):,.0f}",
-            f"{statistics.median(self.peer):,.0f}",
-            f"{statistics.median(ratios):.1f}x ({min(ratios):.1f}-{max(ratios):.1f})",
-            "-" if self.target is None else f">= {self.target:g}x: {'met' if self.met else 'NOT MET'}",
-            f"{self.ours_peak / 1e6:,.0f} / {self.peer_peak / 1e6:,.0f}",
-        ]
+        ratios, peaks = self.ratios, f"{self.ours_peak / 1e6:,.0f} / {self.peer_peak / 1e6:,.0f}"
+        rates = [f"{statistics.median(side):,.0f}" for side in (self.ours, self.peer)]
+        ratio = f"{statistics.median(ratios):.1f}x ({min(ratios):.1f}-{max(ratios):.1f})"
+        goal = "-" if self.target is None else f">= {self.target:g}x: {'met' if self.met else 'NOT MET'}"
+        return [self.name, f"{self.tokens:,}", *rates, ratio, goal, peaks]
 
 
 def ask(command: list[str | Path], threads: int) -> Answer:
@@ -218,15 +200,13 @@ def ask(command: list[str | Path], threads: int) -> Answer:
 
 
 def end_to_end(log: str, rounds: int, threads: int) -> list[Figure]:
-    name = log.removesuffix(".jsonl.gz")
+    name = log.removeprefix("vllm-cpu-").removesuffix(".jsonl.gz")
+    where = [TRACES / log, "--threads", str(threads)]
     wall = Figure(f"end to end, {name}, wall", target=END_TO_END_TARGET)
     cpu = Figure(f"end to end, {name}, CPU")
     for _ in range(rounds):
-        ours = ask(
-            [sys.executable, __file__, "--ours-end-to-end", TRACES / log, "--threads", str(threads)], threads
-        )
-        baseline = [sys.executable, HERE / "transformers_baseline.py", TRACES / log, "--repeats", "1"]
-        peer = ask([*baseline, "--threads", str(threads)], threads)
+        ours = ask([sys.executable, __file__, "--ours-end-to-end", *where], threads)
+        peer = ask([sys.executable, HERE / "transformers_baseline.py", *where, "--repeats", "1"], threads)
         wall.add(ours, peer, lambda answer: answer["tokens_per_second"])
         cpu.add(ours, peer, lambda answer: answer["tokens"] / answer["cpu_seconds"])
     return [wall, cpu]
@@ -243,11 +223,8 @@ def write_work(path: Path, vocabulary: int, rows: int, spec: SamplingSpec) -> No
 
 
 def scoring(vocabulary: int, rows: int, rounds: int, repeats: int, peer: Path) -> list[Figure]:
-    def figure(name: str) -> Figure:
-        return Figure(f"scoring, V={vocabulary:,}, {name}", target=SCORING_TARGET)
-
-    plain, kind = figure("no filter"), figure("no filter, peer's best use")
-    filtered = figure("top-k 50, top-p 0.95")
+    names = ("no filter", "no filter, peer's best use", "top-k 50, top-p 0.95")
+    plain, kind, cut = (Figure(f"scoring, V={vocabulary:,}, {n}", target=SCORING_TARGET) for n in names)
     count = ["--repeats", str(repeats)]
     with tempfile.TemporaryDirectory() as folder:
         open_work, cut_work = Path(folder, "open.npz"), Path(folder, "cut.npz")
@@ -255,27 +232,20 @@ def scoring(vocabulary: int, rows: int, rounds: int, repeats: int, peer: Path) -
         write_work(cut_work, vocabulary, rows, SamplingSpec(top_k=50, top_p=0.95))
         theirs = [peer, HERE / "peer_token_difr.py"]
         for _ in range(rounds):
-            for work, versus in (
-                (open_work, [(plain, []), (kind, ["--kind"])]),
-                (cut_work, [(filtered, [])]),
-            ):
+            for work, versus in ((open_work, [(plain, []), (kind, ["--kind"])]), (cut_work, [(cut, [])])):
                 ours = ask([sys.executable, __file__, "--ours-scoring", work, *count], 1)
                 for row, options in versus:
                     answer = ask([*theirs, work, *count, *options], 1)
                     row.add(ours, answer, lambda answer: answer["tokens_per_second_per_core"])
-    return [plain, kind, filtered]
+    return [plain, kind, cut]
 
 
 def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "")
-    return {
-        "machine": f"{model or platform.processor()}, {os.cpu_count()} cores, {platform.system()}",
-        "python": platform.python_version(),
-        **{package: version(package) for package in ("torch", "numpy", "numba", "transformers")},
-        "load": list(os.getloadavg()),
-    }
+    found = re.search(r"model name\s*:\s*(.*)", info.read_text() if info.exists() else "")
+    name = f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
+    versions = {package: version(package) for package in ("torch", "numpy", "numba", "transformers")}
+    return {"machine": name, "load": list(os.getloadavg()), **versions}
 
 
 def report(figures: list[Figure], start: dict[str, Any], options: argparse.Namespace) -> None:
@@ -288,10 +258,11 @@ def report(figures: list[Figure], start: dict[str, Any], options: argparse.Names
     console.print(table)
     end = os.getloadavg()
     tile = max(figure.tile for figure in figures)
-    console.print(
-        f"{start['machine']}; torch {start['torch']}; load {start['load'][0]:.1f} before, {end[0]:.1f} after"
-    )
+    load = f"load {start['load'][0]:.1f} before, {end[0]:.1f} after"
+    console.print(f"{start['machine']}; torch {start['torch']}; {load}")
     console.print(f"{options.rounds} rounds; end to end with {options.threads} thread(s), scoring per core")
+    heads = {f.name.split(", ")[1]: f"{f.head_microseconds:.0f}" for f in figures if f.head_microseconds}
+    console.print(f"head product, not in the figures, CPU microseconds a token: {heads}")
     console.print(f"largest tile of logits ours held: {tile:,} bytes")
     if options.json:
         rows = [{**asdict(f), "ratios": f.ratios, "met": f.met} for f in figures]
@@ -300,18 +271,15 @@ def report(figures: list[Figure], start: dict[str, Any], options: argparse.Names
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    shown = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=shown)
     parser.add_argument("--peer", type=Path, help="Python that has token-difr")
     parser.add_argument("--json", type=Path, help="store the numbers there")
     parser.add_argument("--threads", type=int, default=1, help="of both, end to end")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--repeats", type=int, default=3, help="scoring passes in a round; their median counts"
-    )
-    parser.add_argument("--ours-end-to-end", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--ours-scoring", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--repeats", type=int, default=3, help="passes in a round; scoring's median counts")
+    for worker in ("--ours-end-to-end", "--ours-scoring"):
+        parser.add_argument(worker, type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.ours_end_to_end or options.ours_scoring:
         torch.set_num_threads(options.threads)

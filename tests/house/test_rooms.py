@@ -154,3 +154,13 @@ def test_our_kernels_folder_neither_shadows_nor_is_shadowed(tmp_path):
     subprocess.run([sys.executable, "-c", ours + "assert not is_kernels_available()"], cwd=ROOT, check=True)
     theirs = f"import sys; sys.path.append({str(tmp_path)!r})\nimport kernels; assert kernels.OWNER\n"
     subprocess.run([sys.executable, "-c", theirs + ours], cwd=ROOT, check=True)
+
+
+def test_exported_names_are_what_the_package_offers_and_load_lazily():
+    program = (
+        "import sys, auditor\n"
+        "assert 'torch' not in sys.modules\n"
+        "assert set(auditor._HOMES) == set(auditor.__all__)\n"
+        "assert all(callable(getattr(auditor, name)) for name in auditor.__all__)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)

@@ -122,7 +122,11 @@ def summarise(rows):
         own = [r["audits"]["honest"] for r in rows if r["recipe"] == recipe]
         largest = max(a["log_e"] for a in own)
         convicted = _interval(sum(a["inconsistent"] for a in own), len(own))
-        print(f"honest {recipe}: inconsistent {convicted}; largest log e {largest:.2f}")
+        peeked = sum(a["highest_log_e"] >= -math.log(ALPHA) for a in own)
+        print(
+            f"honest {recipe}: inconsistent {convicted}; largest log e {largest:.2f}; "
+            f"convicted at any request on the way: {peeked}"
+        )
     for cause in rows[0]["audits"]:
         own = [r["audits"][cause] for r in rows if cause in r["audits"]]
         needed = sorted(a["needed"] if a["needed"] is not None else math.inf for a in own)
