@@ -142,7 +142,7 @@ def _with_rows(support: Support, other: Support, where: npt.NDArray[np.bool_]) -
         joined(support.ids, other.ids, 0),
         joined(support.logits, other.logits, float(np.finfo(np.float32).min)),
         put(support.kept, other.kept),
-        joined(support.edge, other.edge, -np.finfo(np.float64).max),
+        joined(support.edge, other.edge, -float(np.finfo(np.float64).max)),
         put(support.claimed_column, other.claimed_column),
         put(support.claimed_edge, other.claimed_edge),
         support.log_normaliser,

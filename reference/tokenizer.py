@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -132,7 +133,7 @@ class Tokenizer:
                 "no chat template", where=where, fix="log prompt_token_ids, not messages"
             )
         try:
-            template = _environment(now).from_string(self.template)
+            template = _compiled(self.template, now)
         except jinja2.TemplateError as error:
             raise ModelCorruptError(f"chat template: {error}", where=where) from error
         try:
@@ -196,6 +197,12 @@ class _GenerationTag(Extension):
     def parse(self, parser: Parser) -> Node | list[Node]:
         next(parser.stream)
         return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str, now: datetime | None) -> jinja2.Template:
+    """The template ready to render: parsing one takes as long as replaying several tokens."""
+    return _environment(now).from_string(source)
 
 
 def _environment(now: datetime | None) -> ImmutableSandboxedEnvironment:
