@@ -28,8 +28,14 @@ def profile_finder(files: tuple[Path, ...]) -> Callable[[ProfileKey], Profile | 
 
     def find(key: ProfileKey) -> Profile | None:
         from auditor.store import Store  # noqa: PLC0415  # a named profile needs no database
+        from auditor.store_engine import find_place  # noqa: PLC0415
 
-        return Store.open().find_profile(key) or shipped_profiles().get(key)
+        place = find_place(None)
+        # Looking must not create: the embedded store appears with the first profile that is saved.
+        if place.embedded and not Path(str(place)).exists():
+            return shipped_profiles().get(key)
+        with Store.open() as store:
+            return store.find_profile(key) or shipped_profiles().get(key)
 
     return find
 

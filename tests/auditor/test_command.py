@@ -293,3 +293,34 @@ def test_a_closed_pipe_or_a_crash_never_reads_as_inconsistent(audit, tmp_path):
     )
     assert done.returncode == 2
     assert "ZeroDivisionError" in done.stderr
+
+
+def test_looking_for_a_profile_creates_no_store_and_a_saved_one_is_found(tmp_path):
+    environment = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    log = TRACES / "vllm-cpu-bf16-topp95.jsonl.gz"
+
+    def run(*arguments):
+        command = [AUDIT, *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert run("verify", log, "--budget", 500).returncode == 3
+    assert not list(tmp_path.rglob("*.sqlite3"))
+    made = run("generate", "--out", tmp_path / "own.jsonl", "--requests", 4, "--batch-size", 4)
+    assert made.returncode == 0, made.stderr
+    profile = tmp_path / "p.json"
+    saved = run(
+        "calibrate",
+        tmp_path / "own.jsonl",
+        "--out",
+        profile,
+        "--shadow-tokens",
+        0,
+        "--save",
+        "--format",
+        "json",
+    )
+    assert saved.returncode == 0, saved.stderr
+    assert len(list(tmp_path.rglob("*.sqlite3"))) == 1
+    done = run("verify", tmp_path / "own.jsonl", "--format", "json")
+    assert done.returncode == 3, done.stderr
+    assert json.loads(done.stdout)["profile"]["id"] == json.loads(saved.stdout)["id"]
