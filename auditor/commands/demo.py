@@ -90,9 +90,11 @@ def print_demonstration(
     demonstration: Demonstration, page: Path | None, console: Console | None = None
 ) -> None:
     """Print the story: what was done, the table, how to read it, what to do next."""
-    from auditor.commands.screen import Screen  # noqa: PLC0415
+    from auditor.commands.screen import FILE_WIDTH, Screen  # noqa: PLC0415
 
     console = console or Screen(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
     profile = demonstration.profile
     console.print(
         f"\nAll providers claim to run the same model, [bold]{escape(demonstration.model)}[/].\n"

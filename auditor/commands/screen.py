@@ -21,7 +21,7 @@ MEANING: dict[Outcome, str] = {
 }
 
 
-_FILE_WIDTH = 140  # columns when the output goes to a file or a pipe
+FILE_WIDTH = 140  # columns when the output goes to a file or a pipe
 
 
 class Screen(Console):
@@ -41,7 +41,7 @@ def print_result(result: Result, console: Console | None = None) -> None:
     """The verdict first, then what it rests on."""
     console = console or Screen(highlight=False, soft_wrap=True)
     if not console.is_terminal:
-        console.width = _FILE_WIDTH
+        console.width = FILE_WIDTH
     console.print(f"{styled(result.outcome)}  {MEANING[result.outcome]}")
     console.print(
         f"  alpha {result.alpha:g}   e-value {e_value(result.log_e):.3g}   "
