@@ -21,7 +21,7 @@ from scipy.special import betaln, logsumexp
 
 from auditor.evidence import margin_log_e, outside_log_e
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
-from auditor.power import Detectable, detection_power, enough
+from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough
 from auditor.profile import Profile
 from auditor.replay import Scored
 
@@ -132,7 +132,7 @@ def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
 def _too_small(detectable: Sequence[Detectable] | None) -> str:
     if detectable is None:
         return "the profile holds no measured deviations, so nothing can be said to be excluded"
-    weak = [d for d in detectable if d.required and (d.power is None or d.power < 0.9)]
+    weak = [d for d in detectable if d.required and (d.power is None or d.power < REQUIRED_POWER)]
     causes = ", ".join(f"{d.cause} (power {d.power:.2f})" for d in weak if d.power is not None)
     return f"too small a sample to exclude {causes}" if causes else "the profile lacks a required deviation"
 

@@ -85,7 +85,8 @@ def calibrate(
     if save:
         from auditor.store import Store  # noqa: PLC0415
 
-        Store.open().save_profile(profile)
+        with Store.open() as store:
+            store.save_profile(profile)
     scale, low, high = profile.noise_scale
     summary = {
         "id": profile.id,
