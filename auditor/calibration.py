@@ -16,7 +16,7 @@ from auditor.profile import Deviated, Profile, ProfileKey
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
-from auditor.reference.runner import Request, Runner
+from auditor.reference.runner import Request
 from auditor.reference.sampling import SamplingSpec
 from auditor.replay import Reference, Scored, prepare, prompt_of, replay
 from auditor.trace import Trace
@@ -175,11 +175,12 @@ def _simulate(
         layers = range(1, reference.model.config.num_hidden_layers, 2)
         other_model = reference.model.replace(skip_layers=frozenset(layers))
     deviant = deviation.model(reference.model, other_model)
-    runner = Runner(reference.model)
     by_mode: dict[str, list[RequestCounts]] = {}
     outside: dict[str, int] = {}
     filtered: dict[str, int] = {}
-    for mode, rows in runner.shadow([(_modes(s.request), s.prompt) for s in shadows], deviation, deviant):
+    for mode, rows in reference.runner.shadow(
+        [(_modes(s.request), s.prompt) for s in shadows], deviation, deviant
+    ):
         by_mode.setdefault(mode, []).append(count_request(rows.slack, rows.margin, rows.matched))
         outside[mode] = outside.get(mode, 0) + int(rows.outside.sum())
         filtered[mode] = filtered.get(mode, 0) + int(rows.filtered.sum())

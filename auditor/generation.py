@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from auditor.errors import OptionError
+from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
 from auditor.reference.decode import Ask
 from auditor.reference.decode import generate as decode
 from auditor.reference.deviations import Deviation, Prompt
@@ -23,7 +24,6 @@ from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
-from auditor.reference.weights import template_digest, tokenizer_digest
 from auditor.replay import VERSION
 from auditor.trace import Engine, Trace, Usage
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from auditor.errors import OutputExistsError, ProfileInvalidError
 from auditor.profile import Profile, ProfileKey, parse_profile, profile_bytes, read_profile
+from auditor.reference.checkpoint.digests import weights_digest
 from auditor.reference.demo.prompts import DRAFT, TARGET
-from auditor.reference.weights import weights_digest
 
 SHIPPED = Path(__file__).parent / "demo_profiles"
 

@@ -26,6 +26,7 @@ from auditor.errors import (
 from auditor.fingerprints.token_difr import TokenScores, token_scores
 from auditor.journal import Entry, Journal
 from auditor.noise_model import RequestCounts, count_request
+from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.model import Model
@@ -33,7 +34,6 @@ from auditor.reference.noise import LlamaCppInverseCdf, NoiseScheme, check_engin
 from auditor.reference.runner import Request, Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
-from auditor.reference.weights import template_digest, tokenizer_digest
 from auditor.trace import Trace
 
 VERSION = "0.1"
@@ -42,9 +42,13 @@ _CHUNK = 64  # traces held at once
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """The trusted side of an audit: one model, its tokenizer, its recipe."""
+    """The trusted side of an audit: one model, its tokenizer, its recipe.
+
+    The runner is kept, for it remembers the beginnings that prompts share, across audits too.
+    """
 
     model: Model
+    runner: Runner
     tokenizer: Tokenizer
     tokenizer_digest: str
     template_digest: str | None
@@ -61,7 +65,12 @@ class Reference:
         name = str(dtype).removeprefix("torch.")
         recipe = f"auditor-{VERSION}/{name}/prefill"
         return cls(
-            model, Tokenizer.load(directory), tokenizer_digest(directory), template_digest(directory), recipe
+            model,
+            Runner(model),
+            Tokenizer.load(directory),
+            tokenizer_digest(directory),
+            template_digest(directory),
+            recipe,
         )
 
 
@@ -93,11 +102,10 @@ def mode_of(spec: SamplingSpec) -> str:
 
 def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | None = None) -> Iterator[Scored]:
     """Score traces in order, a bounded number in memory at a time; a journal spares what it remembers."""
-    runner = Runner(reference.model)
     stream = iter(traces)
     while chunk := list(islice(stream, _CHUNK)):
         prepared = [_prepared(trace, reference, journal) for trace in chunk]
-        rows = runner.score(item for item in prepared if isinstance(item, Request))
+        rows = reference.runner.score(item for item in prepared if isinstance(item, Request))
         for trace, item in zip(chunk, prepared, strict=True):
             if isinstance(item, AuditError):
                 yield Scored(trace, family_of(trace), mode_of(trace.sampling), None, None, item)

@@ -48,6 +48,7 @@ def result_to_json(result: Result) -> dict[str, Any]:
         if result.sampling is None
         else {name: getattr(result.sampling, name) for name in type(result.sampling).__slots__},
         "model": {"digest": result.reference.model.digest, "recipe": result.reference.recipe},
+        "shared_prefixes": _shared_prefixes(result),
         "profile": _profile(lead),
         "seconds": round(result.seconds, 3),
         "tokens_per_second": round(result.tokens / result.seconds, 1) if result.seconds > 0 else None,
@@ -57,6 +58,12 @@ def result_to_json(result: Result) -> dict[str, Any]:
 def error_to_json(error: AuditError) -> dict[str, str]:
     """One bad line."""
     return {"code": error.code, "where": error.where, "message": error.message, "fix": error.fix}
+
+
+def _shared_prefixes(result: Result) -> dict[str, int]:
+    """Prompt tokens looked up by this reference so far, and those whose keys and values were there."""
+    prefixes = result.reference.runner.prefixes
+    return {"prompt_tokens": prefixes.asked, "reused_tokens": prefixes.found}
 
 
 def _evidence(verdict: Verdict | None) -> list[dict[str, Any]]:

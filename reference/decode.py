@@ -6,7 +6,8 @@ the winner of the same `score_rows` that audits it, so decode and audit cannot d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from auditor.reference.batch import extend
 from auditor.reference.head import NoiseRows, effective_sampling, score_rows
-from auditor.reference.kv_cache import KVCache
 from auditor.reference.model import Model
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.sampling import SamplingSpec
-
-_COMPACT_BELOW = 0.75
+from auditor.reference.slots import Sequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class _Running:
         )
 
 
-def generate(model: Model, asks: Sequence[Ask], *, batch_size: int = 32) -> Iterator[tuple[int, ...]]:
+def generate(model: Model, asks: SequenceOf[Ask], *, batch_size: int = 32) -> Iterator[tuple[int, ...]]:
     """Output ids of each request, in order, decoded `batch_size` at a time.
 
     Raises:
@@ -77,24 +77,28 @@ def generate(model: Model, asks: Sequence[Ask], *, batch_size: int = 32) -> Iter
 
 
 def _decode_batch(model: Model, requests: list[_Running]) -> None:
-    longest = max(len(r.ask.prompt) for r in requests)
-    cache = KVCache(model.config, batch=len(requests), capacity=longest, dtype=model.dtype)
-    hidden = model.prefill([torch.tensor(r.ask.prompt) for r in requests], cache=cache)
-    last = torch.tensor([len(r.ask.prompt) for r in requests]).cumsum(0) - 1
-    hidden = hidden[last]
-    rows = list(requests)  # of the cache; finished ones stay until enough have gathered
-    while True:
-        alive = torch.tensor([not r.finished for r in rows])
-        _sample(model.logits(hidden[alive]), [r for r in rows if not r.finished])
-        alive = torch.tensor([not r.finished for r in rows])
-        if not alive.any():
-            return
-        if alive.sum() <= _COMPACT_BELOW * len(rows):  # dropping rows copies the cache
-            cache.keep(alive)
-            rows = [r for r in rows if not r.finished]
-        else:
-            cache.lengths[~alive] = 0  # a finished row decodes in place, over its own start
-        hidden = model.decode(torch.tensor([r.output[-1] for r in rows]), cache)
+    cache = model.new_cache()
+    sequences = [Sequence() for _ in requests]
+    for sequence, request in zip(sequences, requests, strict=True):
+        # Slots for all it may become, in one run, so that its keys are read in place.
+        cache.reserve(sequence, len(request.ask.prompt) + request.ask.max_tokens)
+    prompts = [torch.tensor(request.ask.prompt) for request in requests]
+    spans = [
+        extend(cache, sequence, prompt, wanted=len(prompt) - 1)
+        for sequence, prompt in zip(sequences, prompts, strict=True)
+    ]
+    hidden = model.forward(spans, cache)
+    alive = list(zip(sequences, requests, spans, strict=True))
+    while alive:
+        for sequence, _, span in alive:
+            sequence.length += len(span.tokens)
+        _sample(model.logits(hidden), [request for _, request, _ in alive])
+        running = [(sequence, request) for sequence, request, _ in alive if not request.finished]
+        alive = [
+            (sequence, request, extend(cache, sequence, torch.tensor(request.output[-1:])))
+            for sequence, request in running
+        ]
+        hidden = model.forward([span for _, _, span in alive], cache, exact=False)
 
 
 def _sample(logits: torch.Tensor, requests: list[_Running]) -> None:

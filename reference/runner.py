@@ -1,26 +1,35 @@
 """The trusted runner: teacher-forced replay of logged requests, one packed prefill for many.
 
 Everything the sampler saw is a function of the logged prefix, so one causal forward over prompt + output
-gives every row of logits at once. Only output positions reach the head, a tile of rows at a time: no
-[tokens, vocabulary] array larger than `tile_bytes` ever exists.
+gives every row of logits at once. Prompts' common beginnings are computed once; only output positions reach
+the head, a tile of rows at a time: no [tokens, vocabulary] array larger than `tile_bytes` ever exists.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeVar
 
 import numpy as np
 import torch
 
+from auditor.reference.batch import Span, extend
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.head import RowStats, effective_sampling, score_rows
 from auditor.reference.model import Model
 from auditor.reference.noise import Draws, NoiseScheme
+from auditor.reference.prefix import PrefixTree, shared_prefixes
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.slots import Sequence, SlotKV
 
 T = TypeVar("T")
+
+# Requests looked at together when prefixes are shared.
+WINDOW = 64
+# Shorter common beginnings cost more to look after than to compute again.
+LEAST_SHARED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,24 +49,41 @@ class Request:
 
 
 class Runner:
-    """Scores requests on one model.
+    """Scores requests on one model; keep it, for it remembers the prompts' common beginnings.
 
     Args:
-        token_budget: prompt + output tokens in one forward. A longer request runs alone.
+        token_budget: rows in one forward. A longer request is cut, and its keys and values carried over.
         tile_bytes: size of one tile of float32 logits.
+        prefix_bytes: keys and values of common beginnings kept; 0 shares nothing.
+
+    Attributes:
+        prefixes: what is kept, with its hit rate.
     """
 
-    def __init__(self, model: Model, *, token_budget: int = 2048, tile_bytes: int = 8 << 20) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        token_budget: int = 2048,
+        tile_bytes: int = 8 << 20,
+        prefix_bytes: int = 256 << 20,
+    ) -> None:
         self.model = model
-        self._token_budget = token_budget
+        self._token_budget = max(token_budget, 1)
         self._tile_rows = max(1, tile_bytes // (4 * model.config.vocab_size))
+        self._cache = model.new_cache()
+        self._shares = prefix_bytes > 0 and model.config.shares_prefixes
+        self.prefixes = PrefixTree(self._cache, prefix_bytes if self._shares else 0)
 
     def score(self, requests: Iterable[Request]) -> Iterator[RowStats]:
         """Statistics of every output token, request by request, in order."""
-        for batch in self._batches(requests, lambda request: request):
-            hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
-            for request, rows in zip(batch, hidden, strict=True):
-                yield self._score_one(request, rows)
+        stream = iter(requests)
+        while window := list(islice(stream, WINDOW)):
+            self._store_shared([request.prompt for request in window])
+            for batch in self._batches(window, lambda request: request):
+                hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
+                for request, rows in zip(batch, hidden, strict=True):
+                    yield self._score_one(request, rows)
 
     def shadow(
         self,
@@ -99,20 +125,70 @@ class Runner:
         if batch:
             yield batch
 
-    @staticmethod
+    def _store_shared(self, prompts: list[tuple[int, ...]]) -> None:
+        """Compute the beginnings that these prompts share, each on top of the longest one stored so far."""
+        if not self._shares:
+            return
+        for prefix in shared_prefixes(prompts, LEAST_SHARED):
+            past = self.prefixes.match(prefix, count=False)
+            sequence = Sequence(past, len(past))
+            if len(past) < len(prefix):
+                for _ in self._chunks(self.model, sequence, prefix[len(past) :], len(prefix)):
+                    pass
+                self.prefixes.insert(prefix, sequence.slots)
+            self._cache.release(sequence)
+
     def _hidden(
-        model: Model, requests: list[Request], prompts: list[tuple[int, ...]]
+        self, model: Model, requests: list[Request], prompts: list[tuple[int, ...]]
     ) -> Iterator[torch.Tensor]:
         """Hidden states [output tokens, hidden] of each request, the given prompt in place of its own."""
-        sequences = [
-            torch.tensor(prompt + request.output[:-1])
-            for prompt, request in zip(prompts, requests, strict=True)
+        tokens = [(*prompt, *request.output[:-1]) for prompt, request in zip(prompts, requests, strict=True)]
+        own = model is self.model
+        past = [self._stored(prompt) if own else self._cache.alloc(0) for prompt in prompts]
+        if len(tokens) == 1 and len(tokens[0]) - len(past[0]) > self._token_budget:
+            yield self._in_chunks(model, tokens[0], past[0], len(prompts[0]) - 1)
+            return
+        spans = [
+            Span(
+                torch.tensor(ids[len(slots) :]),
+                past=slots if len(slots) else None,
+                wanted=len(prompt) - 1 - len(slots),
+            )
+            for ids, slots, prompt in zip(tokens, past, prompts, strict=True)
         ]
-        packed = model.prefill(sequences)
-        start = 0
-        for prompt, sequence in zip(prompts, sequences, strict=True):
-            yield packed[start + len(prompt) - 1 : start + len(sequence)]
-            start += len(sequence)
+        hidden = model.forward(spans, self._cache)
+        for slots in past:
+            self._cache.free(slots)
+        yield from torch.split(hidden, [len(span.tokens) - span.wanted for span in spans])
+
+    def _stored(self, prompt: tuple[int, ...]) -> torch.Tensor:
+        return self.prefixes.match(prompt[:-1]) if self._shares else self._cache.alloc(0)
+
+    def _in_chunks(
+        self, model: Model, tokens: tuple[int, ...], past: torch.Tensor, first_wanted: int
+    ) -> torch.Tensor:
+        cache = self._cache if model is self.model else model.new_cache()
+        sequence = Sequence(past, len(past))
+        hidden = list(self._chunks(model, sequence, tokens[len(past) :], first_wanted, cache))
+        cache.release(sequence)
+        return torch.cat(hidden)
+
+    def _chunks(
+        self,
+        model: Model,
+        sequence: Sequence,
+        tokens: tuple[int, ...],
+        first_wanted: int,
+        cache: SlotKV | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """Append tokens to a sequence, a budget at a time; hidden states from position `first_wanted` on."""
+        cache = self._cache if cache is None else cache
+        for start in range(0, len(tokens), self._token_budget):
+            chunk = torch.tensor(tokens[start : start + self._token_budget])
+            wanted = min(max(first_wanted - sequence.length, 0), len(chunk))
+            span = extend(cache, sequence, chunk, wanted=wanted)
+            yield model.forward([span], cache)
+            sequence.length += len(chunk)
 
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
         spec = effective_sampling(request.spec, request.scheme)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
@@ -13,7 +14,8 @@ from auditor.errors import (
     ModelUnsafeError,
     ModelUnsupportedError,
 )
-from auditor.reference.config import Rope, read_config
+from auditor.reference.architecture import Norm, Rope
+from auditor.reference.config import read_config
 
 PLAIN = {
     "model_type": "llama",
@@ -35,100 +37,165 @@ def read(tmp_path):
     return read_fields
 
 
+def mixers(config):
+    return [plan.mixer for plan in config.layers]
+
+
+def windows(config):
+    return [mixer.window for mixer in mixers(config)]
+
+
 def test_absent_fields_mean_what_transformers_assumes(read):
     llama = read()
-    assert (llama.num_key_value_heads, llama.head_dim, llama.rms_norm_eps) == (4, 8, 1e-6)
+    attention = llama.layers[0].mixer
+    assert (attention.heads, attention.key_value_heads, attention.head_dim) == (4, 4, 8)
+    assert llama.norm == Norm(1e-6)
+    assert (llama.num_hidden_layers, llama.context_length) == (3, 128)
     assert not llama.tie_word_embeddings
-    assert llama.sliding_windows == (None, None, None)
-    assert llama.rope == Rope()
-    assert read(model_type="mistral", num_attention_heads=8).num_key_value_heads == 8
-    assert read(model_type="mistral", num_attention_heads=8).sliding_windows == (4096,) * 3
-    assert read(model_type="qwen3", num_attention_heads=32).head_dim == 128
+    assert windows(llama) == [None] * 3
+    assert attention.rope == Rope()
+    mistral = read(model_type="mistral", num_attention_heads=8)
+    assert mistral.layers[0].mixer.key_value_heads == 8
+    assert windows(mistral) == [4096] * 3
+    assert read(model_type="qwen3", num_attention_heads=32).layers[0].mixer.head_dim == 128
 
 
 def test_biases_and_norms_follow_the_architecture(read):
-    qwen2 = read(model_type="qwen2", num_key_value_heads=2)
-    assert (qwen2.qkv_bias, qwen2.output_bias, qwen2.mlp_bias, qwen2.qk_norm) == (True, False, False, False)
+    def of(config):
+        (mixer, *_), mlp = mixers(config), config.layers[0].feed_forward
+        return mixer.qkv_bias, mixer.output_bias, mlp.bias, mixer.qk_norm
+
+    assert of(read(model_type="qwen2", num_key_value_heads=2)) == (True, False, False, None)
     qwen3 = read(model_type="qwen3", num_key_value_heads=2, attention_bias=True)
-    assert (qwen3.qkv_bias, qwen3.output_bias, qwen3.qk_norm) == (True, True, True)
-    llama = read(attention_bias=True, mlp_bias=True)
-    assert (llama.qkv_bias, llama.output_bias, llama.mlp_bias) == (True, True, True)
+    assert of(qwen3) == (True, True, False, "head")
+    assert of(read(attention_bias=True, mlp_bias=True)) == (True, True, True, None)
+
+
+LLAMA3 = {"factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}
+BAND = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 @pytest.mark.parametrize(
     ("fields", "rope"),
     [
-        ({"rope_theta": 5e5}, Rope(theta=5e5)),
-        ({"rope_theta": 5e5, "rope_scaling": None}, Rope(theta=5e5)),
+        ({"rope_theta": 5e5}, Rope(5e5)),
+        ({"rope_theta": 5e5, "rope_scaling": None}, Rope(5e5)),
+        ({"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}, "rope_theta": 9.0}, Rope(7.0)),
         (
-            {"rope_parameters": {"rope_type": "default", "rope_theta": 7.0}, "rope_theta": 9.0},
-            Rope(theta=7.0),
+            {"rope_theta": 3.0, "rope_scaling": {"type": "linear", "factor": 4}},
+            Rope(3.0, "linear", factor=4.0),
         ),
-        ({"rope_theta": 3.0, "rope_scaling": {"type": "linear", "factor": 4}}, Rope("linear", 3.0, 4.0)),
         (
             {
                 "rope_scaling": {"rope_type": "linear", "factor": 2.0},
                 "rope_parameters": {"rope_type": "default", "rope_theta": 5.0},
             },
-            Rope("linear", 10_000.0, 2.0),
+            Rope(10_000.0, "linear", factor=2.0),
         ),
         (
             {
                 "rope_parameters": {
+                    **LLAMA3,
                     "rope_type": "llama3",
                     "rope_theta": 5e5,
-                    "factor": 8,
-                    "low_freq_factor": 1,
-                    "high_freq_factor": 4,
                     "original_max_position_embeddings": 32,
                 }
             },
-            Rope("llama3", 5e5, 8.0, 1.0, 4.0, 32),
+            Rope(5e5, "llama3", **BAND, original_context_length=32),
         ),
         (
-            {"rope_scaling": {"type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}},
-            Rope("llama3", 10_000.0, 8.0, 1.0, 4.0, 128),
+            {"rope_scaling": {**LLAMA3, "type": "llama3"}},
+            Rope(10_000.0, "llama3", **BAND, original_context_length=128),
+        ),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "attention_factor": 0.5, "truncate": False}},
+            Rope(
+                10_000.0,
+                "yarn",
+                factor=4.0,
+                original_context_length=128,
+                beta_fast=32.0,
+                beta_slow=1.0,
+                truncate=False,
+                attention_factor=0.5,
+            ),
         ),
     ],
 )
 def test_old_and_new_rotary_fields(read, fields, rope):
-    assert read(**fields).rope == rope
+    assert mixers(read(**fields)) == [dataclasses.replace(mixers(read())[0], rope=rope)] * 3
+
+
+def test_yarn_says_how_long_the_context_is(read):
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    assert read(rope_scaling=yarn).context_length == 512
+    assert read(rope_scaling=yarn | {"original_max_position_embeddings": 16}).context_length == 128
+    assert read(rope_scaling={"rope_type": "linear", "factor": 4.0}).context_length == 128
+
+
+def test_yarn_strengthens_attention_by_its_factor_or_its_two_scales(read):
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+
+    def attention_factor(**more):
+        return read(rope_scaling=yarn | more).layers[0].mixer.rope.attention_factor
+
+    assert attention_factor() == pytest.approx(0.1 * math.log(4) + 1)
+    assert attention_factor(mscale=1.0) == attention_factor(mscale_all_dim=1.0) == attention_factor()
+    assert attention_factor(mscale=1.0, mscale_all_dim=1.0) == 1.0
+    assert attention_factor(factor=1.0) == 1.0
 
 
 def test_sliding_windows_per_layer(read):
     qwen2 = {"model_type": "qwen2", "num_key_value_heads": 4, "sliding_window": 16}
-    assert read(**qwen2).sliding_windows == (None, None, None)
-    assert read(**qwen2, use_sliding_window=True, max_window_layers=1).sliding_windows == (None, 16, 16)
+    assert windows(read(**qwen2)) == [None, None, None]
+    assert windows(read(**qwen2, use_sliding_window=True, max_window_layers=1)) == [None, 16, 16]
     types = ["sliding_attention", "full_attention", "sliding_attention"]
-    assert read(**qwen2, use_sliding_window=True, layer_types=types).sliding_windows == (16, None, 16)
+    assert windows(read(**qwen2, use_sliding_window=True, layer_types=types)) == [16, None, 16]
     mistral = {"model_type": "mistral", "num_key_value_heads": 4}
-    assert read(**mistral, sliding_window=None).sliding_windows == (None, None, None)
-    assert read(**mistral, sliding_window=8).sliding_windows == (8, 8, 8)
+    assert windows(read(**mistral, sliding_window=None)) == [None, None, None]
+    assert windows(read(**mistral, sliding_window=8)) == [8, 8, 8]
 
 
 @pytest.mark.parametrize(
     "fields",
     [
-        {"model_type": "gemma2"},
+        {"model_type": "gemma"},
         {"model_type": None},
         {"hidden_act": "gelu"},
         {"quantization_config": {"bits": 4}},
         {"sliding_window": 16},
-        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
         {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
         {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}},
         {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
         {"rope_parameters": {"rope_type": "default", "attention_factor": 2.0}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "low_freq_factor": 1.0}},
         {"partial_rotary_factor": 0.5},
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
         {"original_max_position_embeddings": 64},
         {"model_type": "mistral", "num_key_value_heads": 4, "attention_bias": True},
         {"model_type": "qwen2", "num_key_value_heads": 4, "layer_types": ["linear_attention"] * 3},
+        {"attention_temperature_tuning": True},
+        {"some_new_multiplier": 1.5},
+        {"final_logit_softcapping": 30.0},
     ],
 )
 def test_what_is_not_implemented_exactly_is_refused(read, fields, tmp_path):
     with pytest.raises(ModelUnsupportedError) as caught:
         read(**fields)
     assert caught.value.where == str(tmp_path / "config.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_off_or_moves_no_logit_is_not_refused(read):
+    plain = read()
+    assert read(some_new_multiplier=None, some_new_switch=False, some_new_list=[]) == plain
+    assert read(torch_dtype="bfloat16", eos_token_id=[1, 2], _name_or_path="x", unsloth_version="1") == plain
+    assert read(architectures=["LlamaForCausalLM"], initializer_range=0.1, pretraining_tp=1) == plain
+
+
+def test_an_unknown_option_is_named(read):
+    with pytest.raises(ModelUnsupportedError, match="field some_new_multiplier in a llama configuration"):
+        read(some_new_multiplier=1.5)
 
 
 @pytest.mark.parametrize(
@@ -147,6 +214,9 @@ def test_what_is_not_implemented_exactly_is_refused(read, fields, tmp_path):
         {"rope_scaling": [1]},
         {"rope_scaling": {"rope_type": "linear"}},
         {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 1}},
+        {"rope_scaling": {"rope_type": "yarn"}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "truncate": 1}},
+        {"rope_scaling": {"rope_type": "yarn", "factor": 2.0, "beta_fast": "32"}},
         {"model_type": "qwen2", "num_key_value_heads": 4, "layer_types": ["full_attention"]},
         {"model_type": "qwen2", "num_key_value_heads": 4, "layer_types": ["sliding_attention"] * 3},
     ],

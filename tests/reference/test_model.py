@@ -25,8 +25,10 @@ from auditor.errors import (
     TokenOutOfRangeError,
     TraceFieldError,
 )
-from auditor.reference.kv_cache import KVCache
-from auditor.reference.model import Model, rope_frequencies
+from auditor.reference.batch import extend
+from auditor.reference.layers.rotary import frequencies
+from auditor.reference.model import Model
+from auditor.reference.slots import Sequence
 
 TARGET = Path(__file__).parents[2] / "reference" / "demo" / "target"
 SMALL = {
@@ -108,18 +110,35 @@ def our_logits(model, sequences):
     return model.logits(model.prefill(sequences))
 
 
+def prefilled(model, sequences):
+    """A cache that holds the given tokens of every sequence."""
+    cache, held = model.new_cache(), [Sequence() for _ in sequences]
+    spans = [extend(cache, own, tokens) for own, tokens in zip(held, sequences, strict=True)]
+    model.forward(spans, cache)
+    for own, tokens in zip(held, sequences, strict=True):
+        own.length += len(tokens)
+    return cache, held
+
+
+def decoded(model, cache, held, tokens):
+    """Hidden states [sequences, hidden] after one more token each."""
+    spans = [extend(cache, own, token[None]) for own, token in zip(held, tokens, strict=True)]
+    hidden = model.forward(spans, cache, exact=False)
+    for own in held:
+        own.length += 1
+    return hidden
+
+
 def by_decoding(model, sequences, prompt):
     """Hidden states of positions `prompt`.. of every sequence, one step at a time; finished rows leave."""
-    cache = KVCache(model.config, batch=len(sequences), capacity=prompt, dtype=model.dtype)
-    model.prefill([tokens[:prompt] for tokens in sequences], cache=cache)
+    cache, held = prefilled(model, [tokens[:prompt] for tokens in sequences])
     steps = [[] for _ in sequences]
-    alive = list(range(len(sequences)))
     for position in range(prompt, max(len(tokens) for tokens in sequences)):
-        staying = [n for n, row in enumerate(alive) if len(sequences[row]) > position]
-        cache.keep(torch.tensor(staying))
-        alive = [alive[n] for n in staying]
-        hidden = model.decode(torch.stack([sequences[row][position] for row in alive]), cache)
-        for row, state in zip(alive, hidden, strict=True):
+        alive = [row for row, tokens in enumerate(sequences) if len(tokens) > position]
+        tokens = [sequences[row][position] for row in alive]
+        for row, state in zip(
+            alive, decoded(model, cache, [held[row] for row in alive], tokens), strict=True
+        ):
             steps[row].append(state)
     return [torch.stack(states) for states in steps]
 
@@ -163,7 +182,8 @@ def test_every_architecture_in_bfloat16_errs_as_transformers_does(checkpoint):
 
 def test_frequencies_are_transformers_to_the_bit(checkpoint):
     theirs = AutoModelForCausalLM.from_pretrained(checkpoint).model.rotary_emb.inv_freq
-    assert torch.equal(rope_frequencies(Model.load(checkpoint).config), theirs)
+    rope = Model.load(checkpoint).config.layers[0].mixer.rope
+    assert torch.equal(frequencies(rope, 2 * len(theirs)), theirs)
 
 
 @pytest.mark.parametrize("architecture", ["llama3-rope-biases-untied", "qwen2-tied"])
@@ -227,18 +247,21 @@ def test_decoding_a_ragged_batch_is_decoding_one_by_one(dtype):
 
 def test_decoding_may_start_from_nothing(target):
     (tokens,) = random_sequences([6], 4096)
-    cache = KVCache(target.config, batch=1, capacity=1, dtype=torch.float32)
-    states = torch.cat([target.decode(token[None], cache) for token in tokens])
-    assert cache.lengths.tolist() == [6]
+    cache, held = target.new_cache(), [Sequence()]
+    states = torch.cat([decoded(target, cache, held, [token]) for token in tokens])
+    assert held[0].length == 6
     assert worst(states, target.prefill([tokens])) < 1e-5
 
 
-def test_a_used_row_can_take_a_new_prompt(target):
+def test_released_slots_can_take_a_new_prompt(target):
     long, short = random_sequences([30, 8], 4096)
-    cache = KVCache(target.config, batch=1, capacity=64, dtype=torch.float32)
-    target.prefill([long], cache=cache)
-    target.prefill([short[:7]], cache=cache)
-    assert worst(target.decode(short[7:], cache), target.prefill([short])[7:]) < 1e-5
+    cache, (held,) = prefilled(target, [long])
+    capacity = cache.capacity
+    cache.release(held)
+    target.forward([extend(cache, held, short[:7])], cache)
+    held.length = 7
+    assert cache.capacity == capacity
+    assert worst(decoded(target, cache, [held], short[7:]), target.prefill([short])[7:]) < 1e-5
 
 
 def test_results_are_ordinary_tensors(target):
@@ -249,8 +272,6 @@ def test_results_are_ordinary_tensors(target):
 
 def test_nothing_in_gives_nothing_out(target):
     assert target.prefill([]).shape == (0, 256)
-    empty = KVCache(target.config, batch=0, capacity=4, dtype=torch.float32)
-    assert target.decode(torch.empty(0, dtype=torch.int64), empty).shape == (0, 256)
     assert target.logits(target.prefill([])).shape == (0, 4096)
 
 
@@ -288,11 +309,10 @@ def test_the_key_value_hook_sees_every_token_once(target):
 
     watched = target.replace(key_value=record)
     sequences = random_sequences([5, 7], 4096)
-    cache = KVCache(target.config, batch=2, capacity=16, dtype=torch.float32)
-    assert torch.equal(watched.prefill(sequences, cache=cache), target.prefill(sequences))
+    cache, held = prefilled(watched, sequences)
     assert calls == [(layer, (12, 2, 64), (12, 2, 64)) for layer in range(5)]
     calls.clear()
-    watched.decode(torch.tensor([9, 9]), cache)
+    decoded(watched, cache, held, torch.tensor([9, 9]))
     assert calls == [(layer, (2, 2, 64), (2, 2, 64)) for layer in range(5)]
 
 
@@ -302,11 +322,10 @@ def test_hooked_keys_and_values_are_stored_and_attended(target):
 
     model = target.replace(key_value=coarser)
     (tokens,) = random_sequences([12], 4096)
-    cache = KVCache(target.config, batch=1, capacity=16, dtype=torch.float32)
-    model.prefill([tokens[:11]], cache=cache)
-    assert torch.equal(cache.keys, (cache.keys * 2).round() / 2)
+    cache, held = prefilled(model, [tokens[:11]])
+    assert all(torch.equal(keys, (keys * 2).round() / 2) for keys in cache.keys)
     truth = model.prefill([tokens])[11:]
-    assert worst(model.decode(tokens[11:], cache), truth) < 1e-5
+    assert worst(decoded(model, cache, held, tokens[11:]), truth) < 1e-5
     assert worst(truth, target.prefill([tokens])[11:]) > 1e-3
     plain = model.replace(key_value=lambda _layer, keys, values: (keys, values))
     assert torch.equal(plain.prefill([tokens]), target.prefill([tokens]))
@@ -331,7 +350,6 @@ def test_a_skipped_layer_is_a_layer_that_adds_nothing(target):
 
 
 def test_bad_tokens_are_refused(target):
-    cache = KVCache(target.config, batch=2, capacity=4, dtype=torch.float32)
     good = torch.tensor([1, 2])
     for bad, error in (
         (torch.tensor([4096]), TokenOutOfRangeError),
@@ -342,29 +360,15 @@ def test_bad_tokens_are_refused(target):
         (torch.ones(513, dtype=torch.int64), ContextLengthError),
     ):
         with pytest.raises(error, match="sequence 1"):
-            target.prefill([good, bad], cache=cache)
-    with pytest.raises(TokenOutOfRangeError):
-        target.decode(torch.tensor([0, 4096]), cache)
-    assert cache.lengths.tolist() == [0, 0]
-
-
-def test_a_cache_that_does_not_fit_is_refused(target):
-    tokens = torch.tensor([1, 2])
-    with pytest.raises(OptionError):
-        target.decode(tokens, KVCache(target.config, batch=3, capacity=4, dtype=torch.float32))
-    with pytest.raises(OptionError):
-        target.decode(tokens, KVCache(target.config, batch=2, capacity=4, dtype=torch.bfloat16))
-    with pytest.raises(OptionError):
-        target.prefill([tokens] * 2, cache=KVCache(target.config, batch=1, capacity=4, dtype=torch.float32))
+            target.prefill([good, bad])
 
 
 def test_decoding_past_the_context_is_refused(tmp_path):
     model = Model.load(save(tmp_path, "qwen2-tied"))
-    cache = KVCache(model.config, batch=1, capacity=8, dtype=torch.float32)
-    model.prefill(random_sequences([96], 128), cache=cache)
+    cache, held = prefilled(model, random_sequences([96], 128))
     with pytest.raises(ContextLengthError):
-        model.decode(torch.tensor([1]), cache)
-    assert cache.lengths.tolist() == [96]
+        decoded(model, cache, held, torch.tensor([1]))
+    assert held[0].length == 96
 
 
 def test_other_dtypes_are_refused():

@@ -1,0 +1,209 @@
+"""Softmax attention of packed rows: one seam for CPU and GPU, partials merged in a fixed order.
+
+A *partial* is (output, log-sum-exp) over some of the keys a query sees. Everything else is made of partials:
+a long context is its far keys and its near ones, a draft tree its committed keys and its ancestors, an
+attention sink a partial without a value, a shard of a sequence-parallel run the keys that it holds.
+
+Invariant: what a query gets in `causal` depends on its position and on what it may see, not on how rows were
+cut into calls. Rows are computed in tiles that begin at multiples of `TILE` in the *sequence*, each tile
+always [TILE rows, keys to the tile's end], with zeros where a call has no row or no key, so the library sees
+the same shapes whatever the batch, the token budget or the shared prefix.
+
+Sources: Dao, FlashAttention, arXiv 2205.14135 (log-sum-exp); TokenRing, arXiv 2412.20501 (merge).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+TILE = 64
+# Keys nearer than this share one masked call; all farther ones need no mask.
+NEAR = 512
+
+# The public function returns no log-sum-exp.
+_FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
+_FUSED_CUDA = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True)
+class Softmax:
+    """How scores become weights.
+
+    Attributes:
+        scale: of the scores.
+        window: newest positions seen, one's own included; None for all.
+        softcap: scores become c * tanh(scores / c); 0 leaves them (Gemma 2).
+        sinks: [heads], a logit per head that takes weight and gives nothing (gpt-oss); None without.
+    """
+
+    scale: float
+    window: int | None = None
+    softcap: float = 0.0
+    sinks: Tensor | None = None
+
+
+def partial(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
+    """Attend to some keys.
+
+    Args:
+        queries: [key/value heads, rows, dim]; the query heads of a group are rows of their own.
+        keys, values: [key/value heads, keys, dim], values perhaps of another dim.
+        mask: additive, [rows, keys] in the queries' dtype, or None.
+
+    Returns:
+        Output [key/value heads, rows, value dim] in the queries' dtype, log-sum-exp float32 [heads, rows].
+    """
+    if softmax.softcap or keys.shape[-1] != values.shape[-1]:
+        return _partial_plain(queries, keys, values, mask, softmax)
+    q, k, v = queries[None], keys[None], values[None]
+    if queries.is_cuda:
+        bias = None if mask is None else mask.expand(1, len(queries), *mask.shape)
+        out, lse, *_ = _FUSED_CUDA(q, k, v, bias, compute_log_sumexp=True, scale=softmax.scale)
+        return out[0], lse[0, :, : queries.shape[1]]
+    out, lse = _FUSED_CPU(q, k, v, attn_mask=mask, scale=softmax.scale)
+    return out[0], lse[0]
+
+
+def _partial_plain(
+    queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, softmax: Softmax
+) -> tuple[Tensor, Tensor]:
+    """Do the same step by step: the reference of the fused call, and the path for what it cannot do."""
+    scores = torch.matmul(queries, keys.transpose(-1, -2)).float() * softmax.scale
+    if softmax.softcap:
+        scores = torch.tanh(scores / softmax.softcap) * softmax.softcap
+    if mask is not None:
+        scores = scores + mask.float()
+    lse = scores.logsumexp(-1)
+    weights = (scores - lse[..., None]).exp()
+    return torch.matmul(weights.to(values.dtype), values), lse
+
+
+def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Join partials over disjoint keys; the result is rounded to the outputs' dtype once."""
+    (out, lse), (other, other_lse) = first, second
+    share = torch.sigmoid(other_lse - lse)[..., None]
+    joined = out.float() - share * (out.float() - other.float())
+    return joined.to(out.dtype), torch.logaddexp(lse, other_lse)
+
+
+def causal(
+    queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: Softmax, out: Tensor | None = None
+) -> Tensor:
+    """Attention of a sequence's new rows, at positions start.., to all positions up to their own.
+
+    Args:
+        queries: [rows, heads, dim]. keys, values: [start + rows, key/value heads, dim], from position 0.
+        out: [rows, heads, value dim] to write to.
+    """
+    rows, heads, _ = queries.shape
+    group = heads // keys.shape[1]
+    end = start + rows
+    padded = -end % TILE
+    keys = functional.pad(keys, (0, 0, 0, 0, 0, padded)).transpose(0, 1)
+    values = functional.pad(values, (0, 0, 0, 0, 0, padded)).transpose(0, 1)
+    before = start % TILE
+    queries = _grouped(functional.pad(queries, (0, 0, 0, 0, before, padded)), keys.shape[0])
+    out = queries.new_empty(rows, heads, values.shape[-1]) if out is None else out
+    for tile in range(start - before, end, TILE):
+        part = queries[:, :, tile - start + before :][:, :, :TILE].flatten(1, 2)
+        attended = _ungrouped(_tile(part, keys, values, tile, group, softmax), group)
+        first, last = max(tile, start), min(tile + TILE, end)
+        out[first - start : last - start] = attended[first - tile : last - tile]
+    return out
+
+
+def _tile(queries: Tensor, keys: Tensor, values: Tensor, tile: int, group: int, softmax: Softmax) -> Tensor:
+    """Attention of the rows at positions tile..tile + TILE - 1 of every head, [heads, group * TILE, dim]."""
+    seen = tile + TILE
+    if softmax.window is not None:
+        first = max(0, tile - softmax.window + 1) // TILE * TILE
+        mask = _near_mask(tile - first, group, softmax.window, queries.dtype, queries.device)
+        return _with_sinks(
+            partial(queries, keys[:, first:seen], values[:, first:seen], mask, softmax), group, softmax
+        )
+    near = tile // NEAR * NEAR
+    mask = _near_mask(tile - near, group, None, queries.dtype, queries.device)
+    joined = partial(queries, keys[:, near:seen], values[:, near:seen], mask, softmax)
+    if near:
+        joined = merge(partial(queries, keys[:, :near], values[:, :near], None, softmax), joined)
+    return _with_sinks(joined, group, softmax)
+
+
+def rowwise(
+    queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: Softmax, ancestors: Tensor | None
+) -> Tensor:
+    """Attention of few new rows of one sequence without padding them: decoding, and draft trees.
+
+    Args:
+        queries: [rows, heads, dim]. keys, values: [start + rows, key/value heads, dim].
+        ancestors: boolean [rows, rows], which new rows each new row sees, itself included; None for a chain.
+    """
+    rows, heads, _ = queries.shape
+    group = heads // keys.shape[1]
+    keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+    grouped = _grouped(queries, keys.shape[0]).flatten(1, 2)
+    if rows == 1:
+        first = 0 if softmax.window is None else max(0, start + 1 - softmax.window)
+        joined = partial(grouped, keys[:, first:], values[:, first:], None, softmax)
+        return _ungrouped(_with_sinks(joined, group, softmax), group)
+    if ancestors is None:
+        ancestors = torch.ones(rows, rows, dtype=torch.bool, device=queries.device).tril()
+    depth = ancestors.sum(1) - 1
+    if softmax.window is not None:
+        ancestors = ancestors & (depth[:, None] - depth < softmax.window)
+    own = _additive(ancestors, queries.dtype).repeat(group, 1)
+    joined = partial(grouped, keys[:, start:], values[:, start:], own, softmax)
+    if start:
+        far = slice(0, start)
+        committed = None
+        if softmax.window is not None:
+            age = (start + depth)[:, None] - torch.arange(start, device=queries.device)
+            committed = age < softmax.window
+        mask = None if committed is None else _additive(committed, queries.dtype).repeat(group, 1)
+        out, lse = partial(grouped, keys[:, far], values[:, far], mask, softmax)
+        if committed is not None:  # the fused call has no log-sum-exp for rows that see nothing
+            blind = ~committed.any(1).repeat(group)
+            out, lse = out.masked_fill(blind[:, None], 0.0), lse.masked_fill(blind, -torch.inf)
+        joined = merge((out, lse), joined)
+    return _ungrouped(_with_sinks(joined, group, softmax), group)
+
+
+def _with_sinks(joined: tuple[Tensor, Tensor], group: int, softmax: Softmax) -> Tensor:
+    out, lse = joined
+    if softmax.sinks is None:
+        return out
+    sinks = softmax.sinks.float().view(-1, group, 1).expand(-1, -1, out.shape[1] // group).flatten(1)
+    return (out.float() * torch.sigmoid(lse - sinks)[..., None]).to(out.dtype)
+
+
+@lru_cache(maxsize=256)
+def _near_mask(
+    before: int, group: int, window: int | None, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Additive mask [group * TILE, before + TILE] of a tile whose keys begin `before` positions earlier."""
+    age = torch.arange(before, before + TILE)[:, None] - torch.arange(before + TILE)
+    seen = age >= 0 if window is None else (age >= 0) & (age < window)
+    return _additive(seen, dtype).repeat(group, 1).to(device)
+
+
+def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def _grouped(queries: Tensor, key_value_heads: int) -> Tensor:
+    """[rows, heads, dim] as [key/value heads, group, rows, dim]."""
+    rows, heads, dim = queries.shape
+    return queries.view(rows, key_value_heads, heads // key_value_heads, dim).permute(1, 2, 0, 3)
+
+
+def _ungrouped(attended: Tensor, group: int) -> Tensor:
+    """[key/value heads, group * rows, dim] as [rows, heads, dim]."""
+    heads, rows, dim = attended.shape
+    return attended.view(heads, group, rows // group, dim).permute(2, 0, 1, 3).flatten(1, 2)

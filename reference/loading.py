@@ -1,0 +1,78 @@
+"""One way to load any checkpoint: by its family, or through transformers where no family is written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from auditor.reference.batch import KeyValueHook, Span
+from auditor.reference.config import read_fields
+from auditor.reference.fallback import FallbackModel
+from auditor.reference.families import FAMILIES
+from auditor.reference.layers.parameters import WeightsHook
+from auditor.reference.model import Model
+from auditor.reference.slots import SlotKV
+
+
+class Sizes(Protocol):
+    """What callers may ask of any model's configuration."""
+
+    @property
+    def model_type(self) -> str: ...  # noqa: D102  as in `ModelConfig`
+    @property
+    def vocab_size(self) -> int: ...  # noqa: D102
+    @property
+    def hidden_size(self) -> int: ...  # noqa: D102
+    @property
+    def context_length(self) -> int: ...  # noqa: D102
+    @property
+    def num_hidden_layers(self) -> int: ...  # noqa: D102
+    @property
+    def shares_prefixes(self) -> bool: ...  # noqa: D102
+
+
+class ReferenceModel(Protocol):
+    """What scoring and generating need of a model; `Model` documents each."""
+
+    @property
+    def config(self) -> Sizes: ...  # noqa: D102
+    @property
+    def digest(self) -> str: ...  # noqa: D102
+    @property
+    def dtype(self) -> torch.dtype: ...  # noqa: D102
+    @property
+    def directory(self) -> Path: ...  # noqa: D102
+    def new_cache(self, *, limit: int | None = None) -> SlotKV: ...  # noqa: D102
+    def forward(  # noqa: D102
+        self, spans: Sequence[Span], cache: SlotKV | None = None, *, exact: bool = True
+    ) -> Tensor: ...
+    def prefill(self, sequences: Iterable[Tensor]) -> Tensor: ...  # noqa: D102
+    def logits(self, hidden: Tensor) -> Tensor: ...  # noqa: D102
+    def replace(  # noqa: D102
+        self,
+        *,
+        weights: WeightsHook | None = None,
+        key_value: KeyValueHook | None = None,
+        skip_layers: frozenset[int] = frozenset(),
+    ) -> ReferenceModel: ...
+
+
+def load_model(
+    directory: Path | str, *, dtype: torch.dtype = torch.float32, wide_matmul: bool = False
+) -> ReferenceModel:
+    """Read a local HF checkpoint as `Model.load` does, or, with a warning, as `FallbackModel.load` does.
+
+    An architecture that has a family here never goes through transformers: an option that its family
+    refuses is refused.
+
+    Raises:
+        OptionError: another dtype.
+        ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: as those two.
+    """
+    if read_fields(directory).raw.get("model_type") in FAMILIES:
+        return Model.load(directory, dtype=dtype, wide_matmul=wide_matmul)
+    return FallbackModel.load(directory, dtype=dtype)

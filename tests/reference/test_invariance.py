@@ -1,0 +1,138 @@
+"""A trace's scores are the same bits alone, in company, in any order, budget and with shared prefixes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auditor.reference.batch import Span, extend
+from auditor.reference.decode import Ask, generate
+from auditor.reference.layers.linear import LEAST_ROWS, Linear
+from auditor.reference.model import Model
+from auditor.reference.noise import noise_scheme
+from auditor.reference.runner import Request, Runner
+from auditor.reference.sampling import SamplingSpec
+from auditor.reference.slots import Sequence
+
+TARGET = Path(__file__).parents[2] / "reference" / "demo" / "target"
+SCHEME = noise_scheme("gumbel-pos-v1")
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model.load(TARGET)
+
+
+@pytest.fixture(scope="module")
+def requests(model):
+    """Seeded generations of many lengths; some share a long beginning."""
+    generator = torch.Generator().manual_seed(3)
+    common = torch.randint(5, 4096, (70,), generator=generator).tolist()
+    made = []
+    for n in range(14):
+        own = torch.randint(5, 4096, (3 + 7 * n,), generator=generator).tolist()
+        prompt = tuple([*common[: 20 + 10 * (n % 6)], *own] if n % 2 else own)
+        spec = SamplingSpec(max_tokens=2 + 9 * n, ignore_eos=True, top_p=0.9 if n % 3 else 1.0)
+        ask = Ask(prompt, len(prompt), spec, n, SCHEME, 2 + 9 * n, frozenset())
+        (output,) = generate(model, [ask])
+        made.append(Request(prompt, output, spec, n, SCHEME))
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone(model, requests):
+    """Each request in a runner of its own."""
+    return [next(Runner(model, prefix_bytes=0).score([request])) for request in requests]
+
+
+def same_bits(one, other):
+    return all(np.array_equal(getattr(one, name), getattr(other, name)) for name in type(one).__slots__)
+
+
+@settings(deadline=None, max_examples=25)
+@given(data=st.data(), budget=st.integers(20, 3000), prefix_bytes=st.sampled_from([0, 60_000, 1 << 24]))
+def test_scores_are_the_same_bits_in_any_company(model, requests, alone, data, budget, prefix_bytes):
+    order = data.draw(st.permutations(range(len(requests))))[: data.draw(st.integers(1, len(requests)))]
+    runner = Runner(model, token_budget=budget, prefix_bytes=prefix_bytes)
+    for _ in range(2):  # the second time, prefixes are found from the first
+        got = list(runner.score([requests[n] for n in order]))
+        assert all(same_bits(rows, alone[n]) for rows, n in zip(got, order, strict=True))
+    runner._cache.check([], runner.prefixes.held())
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_row_of_a_product_does_not_depend_on_the_others(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        generator = torch.Generator().manual_seed(1)
+        for outputs, inputs in ((512, 256), (256, 640), (4096, 256), (96, 40)):
+            product = Linear(torch.randn(outputs, inputs, generator=generator))
+            rows = torch.randn(300, inputs, generator=generator)
+            whole = product(rows)
+            for count in (1, 2, 3, LEAST_ROWS - 1, LEAST_ROWS, 17, 100, 255):
+                assert torch.equal(product(rows[7 : 7 + count]), whole[7 : 7 + count]), (outputs, count)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_shared_prefixes_are_computed_once_and_counted(model, requests):
+    runner = Runner(model)
+    list(runner.score(requests))
+    asked, found = runner.prefixes.asked, runner.prefixes.found
+    assert asked == sum(len(request.prompt) - 1 for request in requests)
+    assert 0 < found < asked
+    list(runner.score(requests))
+    assert runner.prefixes.found - found >= found
+
+
+@settings(deadline=None, max_examples=15)
+@given(data=st.data())
+def test_drafts_forks_and_preemption_leave_what_plain_prefill_computes(model, data):
+    """I1 to I5 on the model itself: a random history of trees, forks and releases against one prefill."""
+    cache = model.new_cache()
+    seed = data.draw(st.integers(0, 1000))
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count):
+        return torch.randint(5, 4096, (count,), generator=generator)
+
+    tokens, sequence = draw(9), Sequence()
+    model.forward([extend(cache, sequence, tokens)], cache)
+    sequence.length = 9
+    for _ in range(data.draw(st.integers(1, 5))):
+        kind = data.draw(st.sampled_from(["tree", "fork", "preempt"]))
+        if kind == "fork":
+            parent, sequence = sequence, cache.fork(sequence)
+            cache.release(parent)
+        elif kind == "preempt":
+            cache.release(sequence)
+            model.forward([extend(cache, sequence, tokens)], cache)
+            sequence.length = len(tokens)
+        else:
+            drafts = draw(6)
+            ancestors = torch.eye(6, dtype=torch.bool)
+            parents = [-1, 0, 0, 1, 1, -1]  # two roots; node 1 and 2 are children of 0, 3 and 4 of 1
+            for node, parent in enumerate(parents):
+                if parent >= 0:
+                    ancestors[node] |= ancestors[parent]
+            span = extend(cache, sequence, drafts, ancestors=ancestors)
+            hidden = model.forward([span], cache, exact=False)
+            path = data.draw(st.sampled_from([[0, 1, 4], [0, 2], [5], []]))
+            grown = torch.cat([tokens, drafts[path]])
+            truth = model.forward([Span(grown, wanted=len(tokens))])
+            if path:
+                assert (hidden[path] - truth).abs().max() < 1e-4
+            cache.keep(sequence, torch.tensor(path, dtype=torch.int64))
+            tokens = grown
+        assert sequence.length == len(tokens)
+    last = draw(1)
+    after = model.forward([extend(cache, sequence, last)], cache, exact=False)
+    grown = torch.cat([tokens, last])
+    assert (after - model.forward([Span(grown, wanted=len(tokens))])).abs().max() < 1e-4
+    cache.check([sequence])
