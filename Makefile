@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test lint types bench proof profiles clean
+.PHONY: setup demo test lint types bench bench-core proof profiles clean
 
 setup: $(STAMP)
 
@@ -35,6 +35,10 @@ types: setup
 
 bench: setup $(PEER)/.installed
 	$(BIN)/python tests/bench/compare.py --peer $(PEER)/bin/python
+
+# About ten minutes: the core beside transformers on the demo model and on a 0.5B shape.
+bench-core: setup
+	$(BIN)/python tests/bench/core.py
 
 $(PEER)/.installed: tests/bench/peer-constraints.txt
 	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)

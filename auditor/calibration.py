@@ -14,7 +14,7 @@ from auditor.evidence import smallest_alpha
 from auditor.noise_model import F64, SCALES, RequestCounts, count_request, log_likelihoods
 from auditor.profile import Deviated, Profile, ProfileKey
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import noise_scheme
 from auditor.reference.runner import Request
 from auditor.reference.sampling import SamplingSpec
@@ -36,7 +36,7 @@ def calibrate(
     traces: Iterable[Trace | AuditError],
     reference: Reference,
     *,
-    other_model: Model | None = None,
+    other_model: ReferenceModel | None = None,
     shadow_tokens: int = SHADOW_TOKENS,
     now: datetime | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
@@ -169,7 +169,10 @@ def _modes(request: Request) -> dict[str, Request]:
 
 
 def _simulate(
-    deviation: Deviation, shadows: Sequence[_Shadowed], reference: Reference, other_model: Model | None
+    deviation: Deviation,
+    shadows: Sequence[_Shadowed],
+    reference: Reference,
+    other_model: ReferenceModel | None,
 ) -> Deviated:
     if deviation.needs_other_model and other_model is None:
         layers = range(1, reference.model.config.num_hidden_layers, 2)

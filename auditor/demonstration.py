@@ -27,7 +27,7 @@ from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.power import MUST_DETECT, detection_power
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.deviations import DEVIATIONS, HONEST, deviation
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel, load_model
 from auditor.replay import Reference
 from auditor.result import e_value
 from auditor.verification import Result, verify
@@ -217,14 +217,14 @@ class _Stage:
     seed: int
     provider: Provider
     reference: Reference
-    cheaper: Model
-    cheaper_served: Model
+    cheaper: ReferenceModel
+    cheaper_served: ReferenceModel
 
     @classmethod
     def load(cls, seed: int) -> _Stage:
         provider = Provider.load(TARGET, dtype="bfloat16", batch_size=32)
-        served = Model.load(DRAFT, dtype=provider.model.dtype, wide_matmul=True)
-        return cls(seed, provider, Reference.load(TARGET), Model.load(DRAFT), served)
+        served = load_model(DRAFT, dtype=provider.model.dtype, wide_matmul=True)
+        return cls(seed, provider, Reference.load(TARGET), load_model(DRAFT), served)
 
     def serve(self, cause: str, stream: int, requests: int) -> list[Trace]:
         master = derived_seed(self.seed, stream)

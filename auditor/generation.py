@@ -20,7 +20,7 @@ from auditor.reference.checkpoint.digests import template_digest, tokenizer_dige
 from auditor.reference.decode import Ask
 from auditor.reference.decode import generate as decode
 from auditor.reference.deviations import Deviation, Prompt
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Provider:
     """A provider run by the reference engine: a model in some dtype, decoded in batches of some size."""
 
-    model: Model
+    model: ReferenceModel
     tokenizer: Tokenizer
     recipe: str
     dtype: str
@@ -48,14 +48,14 @@ class Provider:
 
         Raises:
             OptionError: unknown dtype or a batch size below 1.
-            ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `Model.load`.
+            ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
         """
         if dtype not in DTYPES:
             raise OptionError(f"dtype {dtype!r}", fix=f"choose one of {', '.join(DTYPES)}")
         if batch_size < 1:
             raise OptionError(f"a batch of {batch_size} requests")
         half = dtype != "float32"
-        model = Model.load(directory, dtype=DTYPES[dtype], wide_matmul=half)
+        model = load_model(directory, dtype=DTYPES[dtype], wide_matmul=half)
         recipe = f"auditor-{VERSION}/{dtype}{'-wide' if half else ''}/decode-b{batch_size}"
         tokenizer = Tokenizer.load(directory)
         return cls(
@@ -83,7 +83,7 @@ def generate(
     seed: int,
     noise: str = "gumbel-pos-v1",
     sampling: SamplingSpec | None = None,
-    other_model: Model | None = None,
+    other_model: ReferenceModel | None = None,
     now: datetime | None = None,
 ) -> Iterator[Trace]:
     """Serve conversations and log them, in order, a batch at a time.

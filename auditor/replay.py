@@ -29,7 +29,7 @@ from auditor.noise_model import RequestCounts, count_request
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import LlamaCppInverseCdf, NoiseScheme, check_engine, noise_scheme
 from auditor.reference.runner import Request, Runner
 from auditor.reference.sampling import SamplingSpec
@@ -47,7 +47,7 @@ class Reference:
     The runner is kept, for it remembers the beginnings that prompts share, across audits too.
     """
 
-    model: Model
+    model: ReferenceModel
     runner: Runner
     tokenizer: Tokenizer
     tokenizer_digest: str
@@ -59,9 +59,9 @@ class Reference:
         """Load a model directory for scoring.
 
         Raises:
-            ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `Model.load`.
+            ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
         """
-        model = Model.load(directory, dtype=dtype)
+        model = load_model(directory, dtype=dtype)
         name = str(dtype).removeprefix("torch.")
         recipe = f"auditor-{VERSION}/{name}/prefill"
         return cls(

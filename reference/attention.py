@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-TILE = 64
+TILE = 32
 # Keys nearer than this share one masked call; all farther ones need no mask.
 NEAR = 512
 

@@ -17,7 +17,7 @@ import torch
 
 from auditor.reference.batch import extend
 from auditor.reference.head import NoiseRows, effective_sampling, score_rows
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
@@ -63,7 +63,9 @@ class _Running:
         )
 
 
-def generate(model: Model, asks: SequenceOf[Ask], *, batch_size: int = 32) -> Iterator[tuple[int, ...]]:
+def generate(
+    model: ReferenceModel, asks: SequenceOf[Ask], *, batch_size: int = 32
+) -> Iterator[tuple[int, ...]]:
     """Output ids of each request, in order, decoded `batch_size` at a time.
 
     Raises:
@@ -76,7 +78,7 @@ def generate(model: Model, asks: SequenceOf[Ask], *, batch_size: int = 32) -> It
             yield tuple(request.output)
 
 
-def _decode_batch(model: Model, requests: list[_Running]) -> None:
+def _decode_batch(model: ReferenceModel, requests: list[_Running]) -> None:
     cache = model.new_cache()
     sequences = [Sequence() for _ in requests]
     for sequence, request in zip(sequences, requests, strict=True):

@@ -18,7 +18,7 @@ import torch
 from auditor.reference.batch import Span, extend
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.head import RowStats, effective_sampling, score_rows
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix import PrefixTree, shared_prefixes
 from auditor.reference.sampling import SamplingSpec
@@ -62,7 +62,7 @@ class Runner:
 
     def __init__(
         self,
-        model: Model,
+        model: ReferenceModel,
         *,
         token_budget: int = 2048,
         tile_bytes: int = 8 << 20,
@@ -89,7 +89,7 @@ class Runner:
         self,
         requests: Iterable[tuple[Mapping[str, Request], Prompt]],
         deviation: Deviation,
-        deviant: Model,
+        deviant: ReferenceModel,
     ) -> Iterator[tuple[str, RowStats]]:
         """What a dishonest provider would have left behind at each position of an honest log.
 
@@ -139,7 +139,7 @@ class Runner:
             self._cache.release(sequence)
 
     def _hidden(
-        self, model: Model, requests: list[Request], prompts: list[tuple[int, ...]]
+        self, model: ReferenceModel, requests: list[Request], prompts: list[tuple[int, ...]]
     ) -> Iterator[torch.Tensor]:
         """Hidden states [output tokens, hidden] of each request, the given prompt in place of its own."""
         tokens = [(*prompt, *request.output[:-1]) for prompt, request in zip(prompts, requests, strict=True)]
@@ -165,7 +165,7 @@ class Runner:
         return self.prefixes.match(prompt[:-1]) if self._shares else self._cache.alloc(0)
 
     def _in_chunks(
-        self, model: Model, tokens: tuple[int, ...], past: torch.Tensor, first_wanted: int
+        self, model: ReferenceModel, tokens: tuple[int, ...], past: torch.Tensor, first_wanted: int
     ) -> torch.Tensor:
         cache = self._cache if model is self.model else model.new_cache()
         sequence = Sequence(past, len(past))
@@ -175,7 +175,7 @@ class Runner:
 
     def _chunks(
         self,
-        model: Model,
+        model: ReferenceModel,
         sequence: Sequence,
         tokens: tuple[int, ...],
         first_wanted: int,
@@ -207,7 +207,7 @@ class Runner:
         hidden: torch.Tensor,
         other: torch.Tensor,
         deviation: Deviation,
-        deviant: Model,
+        deviant: ReferenceModel,
     ) -> Iterator[tuple[str, RowStats]]:
         samplers = {name: _Shadow(request, deviation, self.model) for name, request in variants.items()}
         for start in range(0, len(hidden), self._tile_rows):
@@ -222,7 +222,7 @@ class Runner:
 class _Shadow:
     """One request under one sampler, run honestly and by a deviant, tile by tile."""
 
-    def __init__(self, request: Request, deviation: Deviation, model: Model) -> None:
+    def __init__(self, request: Request, deviation: Deviation, model: ReferenceModel) -> None:
         seed, scheme = request.seed, request.scheme
         wrong_seed = None if seed is None else deviation.seed(seed)
         self.tiles: list[RowStats] = []

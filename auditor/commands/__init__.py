@@ -11,6 +11,7 @@ import click
 # Idle OpenMP threads that spin steal the cores of their neighbours; set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
 from auditor.commands.demo import demo
 from auditor.commands.generate import generate
@@ -33,7 +34,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, verify, calibrate, generate):
+for command in (demo, verify, calibrate, generate, bench):
     cli.add_command(command)
 
 

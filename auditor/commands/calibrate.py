@@ -65,7 +65,7 @@ def calibrate(
     """
     from auditor.calibration import calibrate as run  # noqa: PLC0415
     from auditor.profiles import companion_model, write_profile  # noqa: PLC0415
-    from auditor.reference.model import Model  # noqa: PLC0415
+    from auditor.reference.loading import load_model  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
 
     options.set_threads(threads)
@@ -77,7 +77,7 @@ def calibrate(
         profile = run(
             source(),
             reference,
-            other_model=Model.load(other) if other is not None else None,
+            other_model=load_model(other) if other is not None else None,
             shadow_tokens=shadow_tokens,
             progress=lambda _stage, _done, _total: advance(1),
         )

@@ -102,7 +102,7 @@ def generate(
     from auditor.profiles import companion_model  # noqa: PLC0415
     from auditor.reference.demo.prompts import demo_conversations  # noqa: PLC0415
     from auditor.reference.deviations import deviation as named  # noqa: PLC0415
-    from auditor.reference.model import Model  # noqa: PLC0415
+    from auditor.reference.loading import load_model  # noqa: PLC0415
     from auditor.reference.sampling import SamplingSpec  # noqa: PLC0415
     from auditor.trace_files import TraceWriter  # noqa: PLC0415
 
@@ -119,7 +119,7 @@ def generate(
         seed=seed,
         noise=noise,
         sampling=spec,
-        other_model=Model.load(other, dtype=provider.model.dtype) if other is not None else None,
+        other_model=load_model(other, dtype=provider.model.dtype) if other is not None else None,
     )
     tokens = 0
     with (

@@ -122,7 +122,7 @@ class Checkpoint:
         try:
             with entry.path.open("rb") as file:
                 file.seek(entry.begin)
-                read = file.readinto(data.numpy())
+                read = file.readinto(data.numpy().data)
                 state = file_state(file)
         except OSError as error:
             raise ModelCorruptError(

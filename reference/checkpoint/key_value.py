@@ -27,8 +27,8 @@ class Float8KeyValue:
     """A `KeyValueHook`: `(layer, keys, values) -> (keys, values)`, each [tokens, key/value heads, head_dim].
 
     Attributes:
-        key_scales, value_scales: float32 [layers, 1 or key/value heads]; empty [0, 1] for 1.0 everywhere, what
-            engines take without stored scales.
+        key_scales, value_scales: float32 [layers, 1 or key/value heads]; empty [0, 1] for 1.0 everywhere,
+            what engines take without stored scales.
         toward_zero: whether codes are cut instead of rounded.
     """
 

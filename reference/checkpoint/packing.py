@@ -63,11 +63,12 @@ class Groups:
 def unpacked(words: Tensor, bits: int, axis: int) -> Tensor:
     """Unsigned codes, int32, of int32 words along `axis` of [rows, columns]; it grows 32 / bits times."""
     shifts = torch.arange(0, 32, bits, dtype=torch.int32)
-    codes = (words.movedim(axis, -1).unsqueeze(-1) >> shifts) & (2**bits - 1)
-    return codes.flatten(-2).movedim(-1, axis)
+    along = words.movedim(axis, -1)
+    codes: Tensor = (along[:, :, None] >> shifts) & (2**bits - 1)
+    return codes.reshape(len(along), -1).movedim(-1, axis)
 
 
 def unpacked_awq(words: Tensor) -> Tensor:
     """Unsigned 4-bit codes, int32 [rows, 8 * columns], of AWQ's words [rows, columns]."""
     places = torch.tensor(AWQ_ORDER).argsort()  # in which place each output is
-    return unpacked(words, 4, 1).unflatten(1, (-1, 8))[:, :, places].flatten(1)
+    return unpacked(words, 4, 1).reshape(len(words), -1, 8)[:, :, places].flatten(1)

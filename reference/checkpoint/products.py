@@ -39,8 +39,8 @@ LEAST_FLOAT8_SCALE = 1.0 / (LARGEST_FLOAT8 * 512.0)
 LEAST_GROUP_ENTRY = 1e-10
 # So many products of two int8 codes, at most 2**14 each, sum to no more than 2**24.
 EXACT_COLUMNS = 1024
-# So many sum to less than 2**31.
-INT32_COLUMNS = 1 << 16
+# So many sum to less than 2**31; with one column alone, `torch._int_mm` 2.13 reads the wrong numbers.
+INT32_COLUMNS = range(16, 1 << 16)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,10 +62,11 @@ class InputScheme:
         wide = x.to(torch.float32)
         if self.scale is not None:
             return self._codes(wide * (1.0 / self.scale)), self.scale.view(1, 1)
-        parts = wide.unflatten(1, (-1, self.group or wide.shape[1]))
+        size = self.group or wide.shape[1]
+        parts = wide.reshape(len(wide), wide.shape[1] // size, size)
         largest = parts.abs().amax(dim=2)
         if self.kind == "int8":
-            factors = torch.where(largest > 0, 127.0 / largest, 0.0)
+            factors = (127.0 / largest).clamp_max(torch.finfo(torch.float32).max)  # rows of zeros stay zeros
             return self._codes((parts * factors[:, :, None]).flatten(1)), largest / 127.0
         if self.group:
             scales = largest.clamp_min(LEAST_GROUP_ENTRY) / LARGEST_FLOAT8
@@ -111,7 +112,8 @@ class QuantizedLinear:
 
     def dequantized(self) -> Tensor:
         """The matrix that the codes stand for, float32 [outputs, inputs]."""
-        wide = self.codes.to(torch.float32).unflatten(1, (self.weight_scale.shape[1], -1))
+        rows, blocks = self.weight_scale.shape
+        wide = self.codes.to(torch.float32).reshape(rows, blocks, -1)
         return (wide * self.weight_scale[:, :, None]).flatten(1)
 
     def widened(self) -> QuantizedLinear:
@@ -125,7 +127,7 @@ class QuantizedLinear:
         if self.input_scheme.kind == "float8":
             return functional.linear(values.to(torch.float64), codes.to(torch.float64)).to(torch.float32)
         columns = codes.shape[1]
-        if codes.dtype == torch.int8 and columns <= INT32_COLUMNS and int8_products_are_exact():
+        if codes.dtype == torch.int8 and columns in INT32_COLUMNS and int8_products_are_exact():
             return torch._int_mm(values.to(torch.int8), codes.t()).to(torch.float32)  # noqa: SLF001  no other
         runs = [slice(start, start + EXACT_COLUMNS) for start in range(0, columns, EXACT_COLUMNS)]
         sums = [functional.linear(values[:, run], codes[:, run].to(torch.float32)) for run in runs]
@@ -181,12 +183,16 @@ def int8_products_are_exact() -> bool:
     """
     extremes = torch.tensor([127, -128, -127, 1], dtype=torch.int8)
     rows = torch.cat([extremes.repeat(20, 64), extremes[:, None].expand(-1, 256)])
-    exact = functional.linear(rows.to(torch.float64), rows.to(torch.float64))
     try:
-        found = [torch._int_mm(part, rows.t()) for part in (rows, rows[:1])]  # noqa: SLF001  no other way
+        for part in (rows, rows[:, 1:240], rows[:, :16]):
+            exact = functional.linear(part.to(torch.float64), part.to(torch.float64))
+            for count in (1, len(rows)):
+                found = torch._int_mm(part[:count], part.t())  # noqa: SLF001  no other way
+                if not torch.equal(found.to(torch.float64), exact[:count]):
+                    return False
     except (AttributeError, RuntimeError):
         return False
-    return all(torch.equal(sums.to(torch.float64), exact[: len(sums)]) for sums in found)
+    return True
 
 
 def _rounding(part: QuantizedLinear) -> tuple[Kind, int, float | None]:

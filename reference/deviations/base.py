@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
 
@@ -20,7 +20,7 @@ class Prompt:
     tokenizer: Tokenizer
 
 
-def _same_model(model: Model, other: Model | None) -> Model:
+def _same_model(model: ReferenceModel, other: ReferenceModel | None) -> ReferenceModel:
     del other
     return model
 
@@ -57,7 +57,7 @@ class Deviation:
     name: str
     gain: str
     source: str
-    model: Callable[[Model, Model | None], Model] = _same_model
+    model: Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel] = _same_model
     prompt: Callable[[Prompt], Sequence[int]] = _same_prompt
     sampling: Callable[[SamplingSpec], SamplingSpec] = _same_sampling
     seed: Callable[[int], int] = _same_seed

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from auditor.errors import OptionError
 from auditor.reference.deviations.base import Deviation
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel
 
 
-def _skip_middle(model: Model, other: Model | None) -> Model:
+def _skip_middle(model: ReferenceModel, other: ReferenceModel | None) -> ReferenceModel:
     del other
     return model.replace(skip_layers=frozenset({model.config.num_hidden_layers // 2}))
 
 
-def _substitute(model: Model, other: Model | None) -> Model:
+def _substitute(model: ReferenceModel, other: ReferenceModel | None) -> ReferenceModel:
     del model
     if other is None:
         raise OptionError("substituting a model needs one to substitute", fix="name a second model directory")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from auditor.reference.deviations.base import Deviation
-from auditor.reference.model import Model
+from auditor.reference.loading import ReferenceModel
 
 
 def int8_rows(weight: Tensor) -> Tensor:
@@ -32,7 +32,9 @@ def float8_rows(weight: Tensor) -> Tensor:
     return (weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale
 
 
-def _projections(quantize: Callable[[Tensor], Tensor]) -> Callable[[Model, Model | None], Model]:
+def _projections(
+    quantize: Callable[[Tensor], Tensor],
+) -> Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel]:
     def change(name: str, tensor: Tensor) -> Tensor:
         if not name.endswith("_proj.weight"):
             return tensor

@@ -30,7 +30,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """GELU by its approximation with tanh."""
     wide = x.float()
     inner = (wide * wide * wide).mul_(0.044715).add_(wide).mul_(math.sqrt(2 / math.pi))
-    return inner.tanh_().add_(1).mul_(wide).mul_(0.5).to(x.dtype)
+    return inner.tanh_().add_(1).mul_(0.5).mul_(wide).to(x.dtype)
 
 
 def softplus(x: Tensor) -> Tensor:

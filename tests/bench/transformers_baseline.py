@@ -22,7 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import LlamaForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
 DEMO = Path(__file__).resolve().parents[2] / "reference/demo/target"
@@ -95,15 +95,28 @@ def read(path: Path) -> list[Sequence]:
     return sequences
 
 
-def forward(model: LlamaForCausalLM, batch: list[Sequence]) -> torch.Tensor:
-    """Logits of every position of a right-padded batch."""
+def padded(batch: list[Sequence]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and attention mask of a right-padded batch."""
     longest = max(len(s.ids) for s in batch) - 1
     ids = torch.zeros(len(batch), longest, dtype=torch.long)
     mask = torch.zeros(len(batch), longest, dtype=torch.long)
     for row, s in enumerate(batch):
         ids[row, : len(s.ids) - 1] = torch.tensor(s.ids[:-1])
         mask[row, : len(s.ids) - 1] = 1
+    return ids, mask
+
+
+def forward(model: PreTrainedModel, batch: list[Sequence]) -> torch.Tensor:
+    """Logits of every position of a right-padded batch."""
+    ids, mask = padded(batch)
     return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+
+def output_states(model: PreTrainedModel, batch: list[Sequence]) -> list[torch.Tensor]:
+    """Hidden states of the positions whose successors were sampled, a tensor a sequence."""
+    ids, mask = padded(batch)
+    hidden = model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return [hidden[row, s.prompt - 1 : len(s.ids) - 1] for row, s in enumerate(batch)]
 
 
 GOLDEN, FIRST, SECOND = (np.uint64(w) for w in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB))
@@ -159,7 +172,13 @@ def filtered(logits: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor) -> 
 
 def score(logits: torch.Tensor, batch: list[Sequence]) -> Scores:
     """Score the output tokens of one batch from its padded logits."""
-    rows = torch.cat([logits[i, s.prompt - 1 : len(s.ids) - 1] for i, s in enumerate(batch)])
+    return score_rows(
+        torch.cat([logits[i, s.prompt - 1 : len(s.ids) - 1] for i, s in enumerate(batch)]), batch
+    )
+
+
+def score_rows(rows: torch.Tensor, batch: list[Sequence]) -> Scores:
+    """Score the output tokens of one batch from their logits alone."""
     claimed = torch.cat([torch.tensor(s.ids[s.prompt :]) for s in batch])[:, None]
     counts = torch.tensor([s.outputs for s in batch])
     temperature = torch.tensor([s.temperature for s in batch]).repeat_interleave(counts)[:, None]
@@ -184,18 +203,31 @@ def score(logits: torch.Tensor, batch: list[Sequence]) -> Scores:
 
 
 @torch.inference_mode()
-def audit(model: LlamaForCausalLM, sequences: list[Sequence], size: int = 8) -> tuple[Scores, Timing]:
-    """Score all sequences, in batches of like length; results are in that order."""
-    ordered = sorted(sequences, key=lambda s: len(s.ids))
+def audit(
+    model: PreTrainedModel,
+    sequences: list[Sequence],
+    size: int = 8,
+    *,
+    lean: bool = False,
+    by_length: bool = True,
+) -> tuple[Scores, Timing]:
+    """Score all sequences, in batches of like length; results are in that order.
+
+    `lean` computes logits only where they are needed, a sequence at a time.
+    """
+    ordered = sorted(sequences, key=lambda s: len(s.ids)) if by_length else sequences
     forward_seconds = score_seconds = 0.0
     parts = []
     cpu = time.process_time()
     for start in range(0, len(ordered), size):
         batch = ordered[start : start + size]
         begin = time.perf_counter()
-        logits = forward(model, batch)
+        states = output_states(model, batch) if lean else forward(model, batch)
         middle = time.perf_counter()
-        parts.append(score(logits, batch))
+        if lean:
+            parts += [score_rows(model.lm_head(own), [s]) for own, s in zip(states, batch, strict=True)]
+        else:
+            parts.append(score(states, batch))
         end = time.perf_counter()
         forward_seconds += middle - begin
         score_seconds += end - middle
@@ -208,7 +240,7 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def peak_bytes(model: LlamaForCausalLM, sequences: list[Sequence], size: int) -> int | None:
+def peak_bytes(model: PreTrainedModel, sequences: list[Sequence], size: int) -> int | None:
     """What an audit adds to the resident memory at its worst; None off Linux."""
     if not os.access(CLEAR_REFS, os.W_OK):
         return None
@@ -224,7 +256,9 @@ def run(
 ) -> dict[str, object]:
     torch.set_num_threads(threads)
     logging.disable_progress_bar()
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
     audit(model, sequences[:2], size)  # loads what is loaded lazily
     peak = peak_bytes(model, sequences, size)
     runs = [audit(model, sequences, size) for _ in range(repeats)]

@@ -63,7 +63,7 @@ def test_every_make_target_named_exists_and_the_other_way_round():
     (phony,) = re.findall(r"^\.PHONY: (.+)$", makefile, flags=re.MULTILINE)
     named = set(
         re.findall(
-            r"^make (\w+)",
+            r"^make ([\w-]+)",
             "\n".join(re.findall(r"```sh\n(.+?)```", README, flags=re.DOTALL)),
             flags=re.MULTILINE,
         )

