@@ -109,6 +109,11 @@ class FallbackModel:
             fix="simulate deviations on an architecture that is written here",
         )
 
+    @property
+    def pack_tokens(self) -> int:
+        """Rows worth packing into one call."""
+        return 2_048
+
     def new_cache(self, *, limit: int | None = None) -> SlotKV:
         """Return a cache that holds positions and nothing else."""
         return SlotKV((None,) * self.config.num_hidden_layers, self.dtype, limit=limit)

@@ -21,13 +21,15 @@ from auditor.errors import OptionError
 from auditor.reference.architecture import ModelConfig
 from auditor.reference.batch import KeyValueHook, Run, Span, check_spans
 from auditor.reference.checkpoint.digests import weights_digest
-from auditor.reference.checkpoint.files import DTYPES, load_weights
+from auditor.reference.checkpoint.files import DTYPES, Checkpoint
+from auditor.reference.checkpoint.quantized import ServedTensors, key_value_of
 from auditor.reference.config import read_config
 from auditor.reference.layers.build import DecoderLayer, build_layer
 from auditor.reference.layers.linear import Linear
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
 from auditor.reference.slots import SlotKV
+from auditor.reference.streaming import LayerStream, fits_in_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class Model:
         digest: `weights_digest` of the files it was loaded from, which a modified copy keeps.
         dtype: what it computes in.
         directory: where it was loaded from.
-        parameters: every parameter under its HF name (views of the fused matrices; do not write to them).
+        parameters: every parameter in memory under its HF name (views of the fused matrices; do not write to
+            them). A streamed model's layers are not among them.
     """
 
     config: ModelConfig
@@ -64,7 +67,7 @@ class Model:
     dtype: torch.dtype
     directory: Path
     parameters: dict[str, Tensor]
-    _layers: tuple[DecoderLayer, ...]
+    _layers: tuple[DecoderLayer, ...] | LayerStream
     _final_norm: RmsNorm
     _head: Linear
     _wide_matmul: bool = False
@@ -72,9 +75,20 @@ class Model:
 
     @classmethod
     def load(
-        cls, directory: Path | str, *, dtype: torch.dtype = torch.float32, wide_matmul: bool = False
+        cls,
+        directory: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        wide_matmul: bool = False,
+        stream: bool | None = None,
     ) -> Model:
         """Read a local HF checkpoint and round it to `dtype` (float32, bfloat16 or float16).
+
+        `stream` reads layers when they are needed instead of holding them: the same bits, in little memory,
+        at the disk's pace. None does so when the weights would take too much of the memory that is free.
+
+        A quantization that the checkpoint declares is run as declared: weights, rounded inputs, and the
+        key/value cache.
 
         `wide_matmul` multiplies the rounded operands in float32 and rounds the result once, instead of
         calling the library's half-precision product. It is as exact, much quicker on processors without
@@ -83,23 +97,45 @@ class Model:
         Raises:
             OptionError: another dtype.
             ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: as `read_config`
-                and `load_weights`; a tensor that the architecture needs is missing or misshapen, or one that
-                it does not use is present.
+                and `ServedTensors.of`; a tensor that the architecture needs is missing or misshapen, or one
+                that it does not use is present.
         """
         if dtype not in DTYPES:
             raise OptionError(f"dtype {dtype}", fix="choose float32, bfloat16 or float16")
         directory = Path(directory)
         config = read_config(directory)
         digest = weights_digest(directory)
-        source = _Tensors(load_weights(directory))
+        checkpoint = Checkpoint.open(directory)
+        source = ServedTensors.of(checkpoint, dtype)
+        held = torch.float32 if wide_matmul else dtype
         parameters = Parameters(source, dtype, config.norm, wide_matmul=wide_matmul, where=str(directory))
-        layers, final_norm, head = _built(config, parameters)
-        parameters.check_all_used(
-            lambda name: name.startswith(config.ignored) or _is_tied_head(config, source, name)
-        )
+        final_norm, head = _ends(config, parameters)
+        layers: tuple[DecoderLayer, ...] | LayerStream
+        if stream or (stream is None and not fits_in_memory(checkpoint, held)):
+            layers = LayerStream.checked(config, checkpoint, source, dtype, wide_matmul=wide_matmul)
+        else:
+            layers = tuple(
+                build_layer(config, parameters, index) for index in range(config.num_hidden_layers)
+            )
+            parameters.check_all_used(lambda name: _is_spare(config, source, name))
+        key_value = key_value_of(checkpoint, config.num_hidden_layers)
         return cls(
-            config, digest, dtype, directory, parameters.tensors, layers, final_norm, head, wide_matmul
+            config,
+            digest,
+            dtype,
+            directory,
+            parameters.tensors,
+            layers,
+            final_norm,
+            head,
+            wide_matmul,
+            key_value,
         )
+
+    @property
+    def pack_tokens(self) -> int:
+        """Rows worth packing into one call: a streamed model reads every layer once a call."""
+        return 16_384 if isinstance(self._layers, LayerStream) else 2_048
 
     def replace(
         self,
@@ -135,17 +171,25 @@ class Model:
                 hook=weights,
                 where="replaced weights",
             )
-            built, final_norm, head = _built(self.config, parameters)
-            layers = tuple(built[layer.index] for layer in layers)
+            final_norm, head = _ends(self.config, parameters)
+            if isinstance(layers, LayerStream):
+                layers = dataclasses.replace(layers, hook=_both(layers.hook, weights))
+            else:
+                layers = tuple(build_layer(self.config, parameters, layer.index) for layer in layers)
             changed = dataclasses.replace(
                 self,
                 parameters=parameters.tensors,
                 _final_norm=final_norm,
                 _head=head,
             )
+        if isinstance(layers, LayerStream):
+            kept = tuple(index for index in layers.indices if index not in skip_layers)
+            layers = dataclasses.replace(layers, indices=kept)
+        else:
+            layers = tuple(layer for layer in layers if layer.index not in skip_layers)
         return dataclasses.replace(
             changed,
-            _layers=tuple(layer for layer in layers if layer.index not in skip_layers),
+            _layers=layers,
             _key_value=self._key_value if key_value is None else key_value,
         )
 
@@ -179,9 +223,9 @@ class Model:
         if self.config.residual_float32:
             hidden = hidden.float()
         wanted = run.wanted
-        for layer in self._layers:
-            hidden = layer(hidden, run, wanted if layer is self._layers[-1] else None)
-        if not self._layers and wanted is not None:
+        for place, layer in enumerate(self._layers, start=1):
+            hidden = layer(hidden, run, wanted if place == len(self._layers) else None)
+        if len(self._layers) == 0 and wanted is not None:
             hidden = hidden[wanted]
         return self._final_norm(hidden).to(self.dtype)
 
@@ -205,19 +249,21 @@ class Model:
         return logits
 
 
-def _built(config: ModelConfig, parameters: Parameters) -> tuple[tuple[DecoderLayer, ...], RmsNorm, Linear]:
+def _ends(config: ModelConfig, parameters: Parameters) -> tuple[RmsNorm, Linear]:
+    """The final norm and the head; the embedding is read on the way."""
     shape = (config.vocab_size, config.hidden_size)
     embedding = parameters.matrix(config.embedding, *shape)
     head = embedding if config.tie_word_embeddings else parameters.matrix(config.head, *shape)
-    layers = tuple(build_layer(config, parameters, index) for index in range(config.num_hidden_layers))
-    final_norm = parameters.norm(config.final_norm.removesuffix(".weight"), config.hidden_size)
-    return layers, final_norm, Linear(head)
+    return parameters.norm(config.final_norm.removesuffix(".weight"), config.hidden_size), Linear(head)
 
 
-def _is_tied_head(config: ModelConfig, source: TensorSource, name: str) -> bool:
-    """Whether `name` is the tied output matrix, written twice."""
-    return (
-        config.tie_word_embeddings
-        and name == config.head
-        and torch.equal(source.tensor(name), source.tensor(config.embedding))
-    )
+def _both(first: WeightsHook | None, second: WeightsHook) -> WeightsHook:
+    return second if first is None else lambda name, tensor: second(name, first(name, tensor))
+
+
+def _is_spare(config: ModelConfig, source: TensorSource, name: str) -> bool:
+    """Whether nothing is lost without `name`: the tied output matrix, written twice, or a part left out."""
+    if name.startswith(config.ignored):
+        return True
+    tied = config.tie_word_embeddings and name == config.head
+    return tied and torch.equal(source.tensor(name), source.tensor(config.embedding))

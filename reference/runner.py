@@ -52,7 +52,8 @@ class Runner:
     """Scores requests on one model; keep it, for it remembers the prompts' common beginnings.
 
     Args:
-        token_budget: rows in one forward. A longer request is cut, and its keys and values carried over.
+        token_budget: rows in one forward, None for what suits the model. A longer request is cut, and its
+            keys and values carried over.
         tile_bytes: size of one tile of float32 logits.
         prefix_bytes: keys and values of common beginnings kept; 0 shares nothing.
 
@@ -64,12 +65,12 @@ class Runner:
         self,
         model: ReferenceModel,
         *,
-        token_budget: int = 2048,
+        token_budget: int | None = None,
         tile_bytes: int = 8 << 20,
         prefix_bytes: int = 256 << 20,
     ) -> None:
         self.model = model
-        self._token_budget = max(token_budget, 1)
+        self._token_budget = max(token_budget or model.pack_tokens, 1)
         self._tile_rows = max(1, tile_bytes // (4 * model.config.vocab_size))
         self._cache = model.new_cache()
         self._shares = prefix_bytes > 0 and model.config.shares_prefixes

@@ -3,6 +3,7 @@ r"""The digests that name what was read, all written `sha256:<hex>`.
 - `weights_digest`: one `model.safetensors`: the SHA-256 of that file. Shards: the SHA-256 of the text made of
   one line `<file name> <hex SHA-256 of the file>\n` a shard, lines sorted. The index is left out: that each
   tensor lies in one shard only is checked, so the shards alone decide the weights.
+- `adapter_digest`: likewise, of `adapter_config.json` and `adapter_model.safetensors`.
 - `tokenizer_digest`: the SHA-256 of `tokenizer.json`.
 - `template_digest`: the SHA-256 of the chat template's text in UTF-8.
 
@@ -23,6 +24,7 @@ from auditor.reference.checkpoint.digest_cache import DigestCache
 from auditor.reference.checkpoint.files import SINGLE_FILE, weight_files
 from auditor.reference.tokenizer import read_template
 
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 # More readers than this do not make a disk quicker.
 MOST_THREADS = 8
 
@@ -60,6 +62,18 @@ def template_digest(directory: Path | str) -> str | None:
     """
     template = read_template(Path(directory))
     return None if template is None else f"sha256:{hashlib.sha256(template.encode()).hexdigest()}"
+
+
+def adapter_digest(directory: Path | str) -> str:
+    """Compute the digest that names a LoRA adapter: its tensors and the settings that scale them.
+
+    Raises:
+        ModelNotFoundError: `adapter_config.json` or `adapter_model.safetensors` is not there.
+    """
+    files = [Path(directory) / name for name in ADAPTER_FILES]
+    digests = file_digests(files)
+    lines = [f"{path.name} {digest}\n" for path, digest in zip(files, digests, strict=True)]
+    return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
 def file_digests(files: Sequence[Path], *, cache: DigestCache | None = None) -> list[str]:

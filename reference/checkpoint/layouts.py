@@ -57,6 +57,22 @@ def quantized_parts(checkpoint: Checkpoint, module: str) -> frozenset[str]:
     return names
 
 
+def dense_shape(checkpoint: Checkpoint, module: str, scheme: Scheme) -> tuple[int, ...]:
+    """Shape [outputs, inputs] of the weight that a quantized module stands for, without reading its codes.
+
+    Raises:
+        ModelCorruptError: a tensor that is missing or no matrix.
+    """
+    if scheme.layout == "codes":
+        return checkpoint.shape(f"{module}.weight")
+    if scheme.layout == "packed":
+        return tuple(int(size) for size in checkpoint.tensor(f"{module}.weight_shape").flatten())
+    words, scales = checkpoint.shape(f"{module}.qweight"), checkpoint.shape(f"{module}.scales")
+    if len(words) != 2 or len(scales) != 2:
+        raise ModelCorruptError(f"module {module} has no matrices", where=str(checkpoint.directory))
+    return scales[1], words[0] * (1 if scheme.layout == "awq" else 32 // scheme.bits)
+
+
 class Module:
     """Reads the tensors of one module.
 

@@ -127,7 +127,8 @@ class QuantizedLinear:
         if self.input_scheme.kind == "float8":
             return functional.linear(values.to(torch.float64), codes.to(torch.float64)).to(torch.float32)
         columns = codes.shape[1]
-        if codes.dtype == torch.int8 and columns in INT32_COLUMNS and int8_products_are_exact():
+        on_cpu = codes.device.type == "cpu"  # where the probe ran
+        if codes.dtype == torch.int8 and on_cpu and columns in INT32_COLUMNS and int8_products_are_exact():
             return torch._int_mm(values.to(torch.int8), codes.t()).to(torch.float32)  # noqa: SLF001  no other
         runs = [slice(start, start + EXACT_COLUMNS) for start in range(0, columns, EXACT_COLUMNS)]
         sums = [functional.linear(values[:, run], codes[:, run].to(torch.float32)) for run in runs]

@@ -23,7 +23,7 @@ from auditor.reference.checkpoint.declarations import read_declaration
 from auditor.reference.checkpoint.declared import Declaration, Scheme
 from auditor.reference.checkpoint.files import Checkpoint
 from auditor.reference.checkpoint.key_value import Float8KeyValue, scale_names, stored_scales
-from auditor.reference.checkpoint.layouts import PARTS, Module, quantized_parts
+from auditor.reference.checkpoint.layouts import PARTS, Module, dense_shape, quantized_parts
 from auditor.reference.checkpoint.products import InputScheme, QuantizedLinear
 
 ATTENTION = "model.layers.{}.self_attn"
@@ -117,18 +117,18 @@ class ServedTensors:
 
     Attributes:
         checkpoint: what is stored.
-        dtype: what the model computes in.
+        compute_dtype: what the model computes in.
         names: as stored, but `weight` for the parts of a weight-only module, and no scales of the cache.
     """
 
     checkpoint: Checkpoint
-    dtype: torch.dtype
+    compute_dtype: torch.dtype
     names: frozenset[str]
     _declaration: Declaration | None
     _schemes: dict[str, Scheme]
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, dtype: torch.dtype) -> ServedTensors:
+    def of(cls, checkpoint: Checkpoint, compute_dtype: torch.dtype) -> ServedTensors:
         """Find how every module is stored, reading no data.
 
         Raises:
@@ -144,19 +144,37 @@ class ServedTensors:
                 schemes[module] = scheme
             if scheme is not None and scheme.activations is None:
                 names = (names - parts) | {f"{module}.weight"}
-        return cls(checkpoint, dtype, frozenset(names), declaration, schemes)
+        return cls(checkpoint, compute_dtype, frozenset(names), declaration, schemes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of a tensor, no codes read.
+
+        Raises:
+            ModelCorruptError: as `Checkpoint.shape` and `dense_shape`.
+        """
+        scheme = self._matrix_scheme(name)
+        if scheme is None:
+            return self.checkpoint.shape(name)
+        return dense_shape(self.checkpoint, name.removesuffix(".weight"), scheme)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """What `tensor` returns it in.
+
+        Raises:
+            ModelCorruptError: as `Checkpoint.dtype`.
+        """
+        return self.checkpoint.dtype(name) if self._matrix_scheme(name) is None else self.compute_dtype
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor: as stored, or the matrix of a weight-only module in `dtype`.
+        """One tensor: as stored, or the matrix of a weight-only module in the compute dtype.
 
         Raises:
             ModelCorruptError, ModelUnsupportedError: as `Checkpoint.tensor` and `dequantized`.
         """
-        module, _, part = name.rpartition(".")
-        scheme = self._schemes.get(module)
-        if part == "weight" and scheme is not None and scheme.activations is None:
-            return _matrix(self.checkpoint, module, scheme, self.dtype)
-        return self.checkpoint.tensor(name)
+        scheme = self._matrix_scheme(name)
+        if scheme is None:
+            return self.checkpoint.tensor(name)
+        return _matrix(self.checkpoint, name.removesuffix(".weight"), scheme, self.compute_dtype)
 
     def product(self, module: str, dtype: torch.dtype) -> QuantizedLinear | None:
         """The product of a module whose inputs are rounded, None for one that is a matrix.
@@ -168,6 +186,15 @@ class ServedTensors:
         if scheme is None or scheme.activations is None:
             return None
         return _product(self.checkpoint, module, scheme, dtype)
+
+    def parts(self, module: str) -> frozenset[str]:
+        """The names that a module's product is made of, its bias among them."""
+        return (quantized_parts(self.checkpoint, module) | {f"{module}.bias"}) & self.names
+
+    def _matrix_scheme(self, name: str) -> Scheme | None:
+        """The scheme of a weight that is shown as a matrix, but not stored as one."""
+        scheme = self._schemes.get(name.removesuffix(".weight")) if name.endswith(".weight") else None
+        return None if scheme is None or scheme.activations is not None else scheme
 
 
 def _matrix(checkpoint: Checkpoint, module: str, scheme: Scheme | None, dtype: torch.dtype) -> Tensor:

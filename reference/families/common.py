@@ -36,14 +36,6 @@ def context_length(fields: Fields) -> int:
     return max(stated, int(original * fields.number("factor", holder=raw)))
 
 
-def refuse_quantization(fields: Fields) -> None:
-    """Refuse a quantized checkpoint."""
-    if fields.raw.get("quantization_config") is not None:
-        fields.unsupported(
-            "quantization_config", "audit against the unquantized checkpoint, or dequantize it first"
-        )
-
-
 def heads(fields: Fields, default_key_value: int | None = None) -> tuple[int, int]:
     """Query and key/value heads; an absent count means `default_key_value`, a null one the query heads."""
     count = fields.integer("num_attention_heads")

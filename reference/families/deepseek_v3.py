@@ -19,7 +19,6 @@ DEFAULT_ROUTED_SCALE = 2.5
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `deepseek_v3` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.text("topk_method", "noaux_tc", ("noaux_tc",))
     fields.text("scoring_func", "sigmoid", ("sigmoid",))

@@ -61,7 +61,6 @@ def softcap(fields: Fields, field: str, default: float) -> float:
 
 def decoder(fields: Fields, layers: list[AttentionPlan], logits_softcap: float) -> ModelConfig:
     """Build a decoder with Gemma's norms, feed-forward part and embeddings."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", GELU, (GELU,))
     fields.text("hidden_activation", GELU, (GELU,))
     fields.refuse("use_bidirectional_attention")

@@ -18,7 +18,6 @@ MODULE = "block_sparse_moe"
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `granitemoehybrid` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.skip(*recurrent.UNUSED, "normalization_function", "init_method")
     norm = Norm(fields.number("rms_norm_eps", 1e-6))

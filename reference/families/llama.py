@@ -11,7 +11,6 @@ from auditor.reference.layers.self_attention import AttentionPlan
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `llama` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     # transformers ignores these here while other engines obey them: the checkpoint does not say one thing.
     fields.refuse("sliding_window", "layer_types")

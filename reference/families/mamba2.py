@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from auditor.reference.architecture import LayerPlan, ModelConfig, Norm
 from auditor.reference.config import Fields
-from auditor.reference.families import common, recurrent
+from auditor.reference.families import recurrent
 from auditor.reference.layers.mamba2 import Mamba2Plan
 
 DEFAULT_EPS = 1e-5  # what transformers assumes when the file has no such field
@@ -13,7 +13,6 @@ UNBOUNDED = 2**31 - 1  # positions; a recurrence has no end
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `mamba2` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.skip(*recurrent.UNUSED, "norm_before_gate")  # the gate comes first whatever the file says
     if not fields.boolean("rms_norm", default=True):

@@ -15,7 +15,6 @@ DEFAULT_SLIDING_WINDOW = 4096
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `mistral` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.refuse("layer_types", "attention_bias", "mlp_bias")
     heads, key_value_heads = common.heads(fields, DEFAULT_KEY_VALUE_HEADS)

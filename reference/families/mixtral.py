@@ -18,7 +18,6 @@ MODULE = "block_sparse_moe"
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `mixtral` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     heads, key_value_heads = common.heads(fields, DEFAULT_KEY_VALUE_HEADS)
     hidden = fields.integer("hidden_size")

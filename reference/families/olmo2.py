@@ -15,7 +15,6 @@ DEFAULT_EPS = 1e-5  # what transformers assumes when the file has no such field
 
 def describe(fields: Fields) -> ModelConfig:
     """Read an `olmo2` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     heads, key_value_heads = common.heads(fields)
     hidden, bias = fields.integer("hidden_size"), fields.boolean("attention_bias")

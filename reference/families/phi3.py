@@ -17,7 +17,6 @@ DEFAULT_ORIGINAL = 4096
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `phi3` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.refuse("attention_bias", "mlp_bias", "layer_types")
     heads, key_value_heads = common.heads(fields)

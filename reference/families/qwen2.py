@@ -18,7 +18,6 @@ DEFAULT_MAX_WINDOW_LAYERS = 28
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `qwen2` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.refuse("mlp_bias")
     heads, key_value_heads = common.heads(fields, DEFAULT_KEY_VALUE_HEADS)

@@ -33,7 +33,6 @@ def attention(fields: Fields) -> list[AttentionPlan]:
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `qwen3` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.refuse("mlp_bias")
     layers = attention(fields)

@@ -15,7 +15,6 @@ DEFAULT_KEY_VALUE_HEADS = 4  # what transformers assumes when the file has no su
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `qwen3_moe` configuration."""
-    common.refuse_quantization(fields)
     fields.text("hidden_act", "silu", ("silu",))
     fields.refuse("use_sliding_window", "layer_types", "mlp_bias", "shared_expert_intermediate_size")
     fields.skip("sliding_window", "max_window_layers")

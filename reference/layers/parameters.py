@@ -142,7 +142,7 @@ class Parameters:
             raise ModelCorruptError(
                 f"tensor {name} is {list(tensor.shape)}, not {list(shape)}", where=self._where
             )
-        if not torch.isfinite(tensor).all():
+        if not tensor.is_meta and not torch.isfinite(tensor).all():
             raise ModelCorruptError(f"tensor {name} holds NaN or infinity in {rounded}", where=self._where)
         self.tensors[name] = tensor.to(held)
         return self.tensors[name]

@@ -153,7 +153,8 @@ def test_a_model_reads_dense_names_and_products(quantize_demo, ct_config, demo_t
     assert source.names == demo_tensors.keys()
     for name, tensor in demo_tensors.items():
         read = source.tensor(name)
-        assert read.shape == tensor.shape
+        assert read.shape == source.shape(name) == tensor.shape
+        assert read.dtype == source.dtype(name) == torch.bfloat16
         assert torch.equal(read, tensor) != name.endswith("_proj.weight")
     assert source.product(MODULES[0], torch.bfloat16) is None
     config = ct_config(*CODES["W8A8 int8 by channel and token"])
@@ -161,7 +162,8 @@ def test_a_model_reads_dense_names_and_products(quantize_demo, ct_config, demo_t
     source = ServedTensors.of(Checkpoint.open(quantize_demo(one, config, "w8a8")), torch.bfloat16)
     product = source.product(MODULES[0], torch.bfloat16)
     assert product.codes.shape == demo_tensors[f"{MODULES[0]}.weight"].shape
-    assert f"{MODULES[0]}.weight_scale" in source.names
+    assert source.parts(MODULES[0]) == {f"{MODULES[0]}.weight", f"{MODULES[0]}.weight_scale"} < source.names
+    assert source.dtype(f"{MODULES[0]}.weight") == torch.int8
     assert torch.equal(source.tensor("model.norm.weight"), demo_tensors["model.norm.weight"])
 
 

@@ -177,7 +177,9 @@ def test_modules_that_are_stored_dense_are_dense(write):
         assert torch.equal(linear_of(checkpoint, module, torch.float32), torch.ones(4, 8))
     source = ServedTensors.of(checkpoint, torch.float16)
     assert source.names == {f"{MODULE}.weight", *dense}
-    assert source.tensor(f"{MODULE}.weight").shape == (32, 64)
+    assert source.tensor(f"{MODULE}.weight").shape == source.shape(f"{MODULE}.weight") == (32, 64)
+    source = ServedTensors.of(write(awq(Matrix(64, 32, 16, 4)), AWQ), torch.float16)
+    assert source.tensor(f"{MODULE}.weight").shape == source.shape(f"{MODULE}.weight") == (32, 64)
 
 
 def test_a_module_that_was_not_to_be_converted_but_is_quantized_is_refused(write):
