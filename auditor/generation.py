@@ -43,7 +43,14 @@ class Provider:
     template_digest: str | None
 
     @classmethod
-    def load(cls, directory: Path | str, *, dtype: str = "bfloat16", batch_size: int = 32) -> Provider:
+    def load(
+        cls,
+        directory: Path | str,
+        *,
+        dtype: str = "bfloat16",
+        batch_size: int = 32,
+        adapter: Path | str | None = None,
+    ) -> Provider:
         """Load a model to serve. Half-precision products run on float32 units and are rounded once.
 
         Raises:
@@ -55,7 +62,7 @@ class Provider:
         if batch_size < 1:
             raise OptionError(f"a batch of {batch_size} requests")
         half = dtype != "float32"
-        model = load_model(directory, dtype=DTYPES[dtype], wide_matmul=half)
+        model = load_model(directory, dtype=DTYPES[dtype], wide_matmul=half, adapter=adapter)
         recipe = f"auditor-{VERSION}/{dtype}{'-wide' if half else ''}/decode-b{batch_size}"
         tokenizer = Tokenizer.load(directory)
         return cls(

@@ -55,13 +55,19 @@ class Reference:
     recipe: str
 
     @classmethod
-    def load(cls, directory: Path | str, *, dtype: torch.dtype = torch.float32) -> Reference:
-        """Load a model directory for scoring.
+    def load(
+        cls,
+        directory: Path | str,
+        *,
+        dtype: torch.dtype = torch.float32,
+        adapter: Path | str | None = None,
+    ) -> Reference:
+        """Load a model directory for scoring, with the LoRA adapter that was sold on top of it.
 
         Raises:
             ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
         """
-        model = load_model(directory, dtype=dtype)
+        model = load_model(directory, dtype=dtype, adapter=adapter)
         name = str(dtype).removeprefix("torch.")
         recipe = f"auditor-{VERSION}/{name}/prefill"
         return cls(

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from auditor.errors import OptionError
 from auditor.reference.batch import KeyValueHook, Span
 from auditor.reference.config import read_fields
 from auditor.reference.fallback import FallbackModel
@@ -64,7 +65,11 @@ class ReferenceModel(Protocol):
 
 
 def load_model(
-    directory: Path | str, *, dtype: torch.dtype = torch.float32, wide_matmul: bool = False
+    directory: Path | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    wide_matmul: bool = False,
+    adapter: Path | str | None = None,
 ) -> ReferenceModel:
     """Read a local HF checkpoint as `Model.load` does, or, with a warning, as `FallbackModel.load` does.
 
@@ -72,9 +77,15 @@ def load_model(
     refuses is refused.
 
     Raises:
-        OptionError: another dtype.
+        OptionError: another dtype, or an adapter for an architecture without a family.
         ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: as those two.
     """
     if read_fields(directory).raw.get("model_type") in FAMILIES:
-        return Model.load(directory, dtype=dtype, wide_matmul=wide_matmul)
+        return Model.load(directory, dtype=dtype, wide_matmul=wide_matmul, adapter=adapter)
+    if adapter is not None:
+        raise OptionError(
+            "an adapter on an architecture that runs through transformers",
+            where=str(adapter),
+            fix="merge it into the weights",
+        )
     return FallbackModel.load(directory, dtype=dtype)

@@ -20,7 +20,8 @@ from torch.nn import functional
 from auditor.errors import OptionError
 from auditor.reference.architecture import ModelConfig
 from auditor.reference.batch import KeyValueHook, Run, Span, check_spans
-from auditor.reference.checkpoint.digests import weights_digest
+from auditor.reference.checkpoint.adapters import AdaptedTensors, Adapter
+from auditor.reference.checkpoint.digests import adapted_digest, adapter_digest, weights_digest
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
 from auditor.reference.checkpoint.quantized import ServedTensors, key_value_of
 from auditor.reference.config import read_config
@@ -48,6 +49,10 @@ class _Tensors:
     def product(self, module: str, dtype: torch.dtype) -> None:
         del module, dtype
 
+    def parts(self, module: str) -> frozenset[str]:
+        del module
+        return frozenset()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Model:
@@ -55,7 +60,8 @@ class Model:
 
     Attributes:
         config: the architecture.
-        digest: `weights_digest` of the files it was loaded from, which a modified copy keeps.
+        digest: `weights_digest` of the files it was loaded from, with an adapter `adapted_digest`; a modified
+            copy keeps it.
         dtype: what it computes in.
         directory: where it was loaded from.
         parameters: every parameter in memory under its HF name (views of the fused matrices; do not write to
@@ -81,6 +87,7 @@ class Model:
         dtype: torch.dtype = torch.float32,
         wide_matmul: bool = False,
         stream: bool | None = None,
+        adapter: Path | str | None = None,
     ) -> Model:
         """Read a local HF checkpoint and round it to `dtype` (float32, bfloat16 or float16).
 
@@ -89,6 +96,9 @@ class Model:
 
         A quantization that the checkpoint declares is run as declared: weights, rounded inputs, and the
         key/value cache.
+
+        `adapter` is a PEFT LoRA directory, computed beside each product in the compute dtype, as engines do,
+        and not merged into the weights.
 
         `wide_matmul` multiplies the rounded operands in float32 and rounds the result once, instead of
         calling the library's half-precision product. It is as exact, much quicker on processors without
@@ -106,7 +116,10 @@ class Model:
         config = read_config(directory)
         digest = weights_digest(directory)
         checkpoint = Checkpoint.open(directory)
-        source = ServedTensors.of(checkpoint, dtype)
+        source: TensorSource = ServedTensors.of(checkpoint, dtype)
+        if adapter is not None:
+            source = AdaptedTensors.of(source, Adapter.open(adapter), merge=False)
+            digest = adapted_digest(digest, adapter_digest(adapter))
         held = torch.float32 if wide_matmul else dtype
         parameters = Parameters(source, dtype, config.norm, wide_matmul=wide_matmul, where=str(directory))
         final_norm, head = _ends(config, parameters)

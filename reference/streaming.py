@@ -119,6 +119,10 @@ class _Shapes:
     def product(self, module: str, dtype: torch.dtype) -> None:
         del module, dtype
 
+    def parts(self, module: str) -> frozenset[str]:
+        del module
+        return frozenset()
+
 
 def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     """Whether all weights, held in `dtype`, leave room enough in the memory that is free now."""

@@ -13,6 +13,7 @@ from auditor.commands import options
 @click.command()
 @click.argument("traces", nargs=-1, required=True, metavar="TRACES...")
 @options.model_option
+@options.adapter_option
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where the profile goes."
 )
@@ -43,6 +44,7 @@ from auditor.commands import options
 def calibrate(
     traces: tuple[str, ...],
     model_directory: Path | None,
+    adapter: Path | None,
     out: Path,
     force: bool,
     other_model: Path | None,
@@ -70,7 +72,7 @@ def calibrate(
 
     options.set_threads(threads)
     directory = model_directory or options.demo_model()
-    reference = Reference.load(directory)
+    reference = Reference.load(directory, adapter=adapter)
     other = other_model or companion_model(reference.model.digest)
     source = options.log_source(traces, input_format, engine_recipe, noise)
     with options.progress_bar("simulating dishonest providers", None) as advance:

@@ -12,6 +12,7 @@ from auditor.commands import options
 
 @click.command()
 @options.model_option
+@options.adapter_option
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Trace file to write."
 )
@@ -71,6 +72,7 @@ from auditor.commands import options
 @options.threads_option
 def generate(
     model_directory: Path | None,
+    adapter: Path | None,
     out: Path,
     force: bool,
     deviation: str,
@@ -108,7 +110,9 @@ def generate(
 
     options.set_threads(threads)
     wanted = named(deviation)
-    provider = Provider.load(model_directory or options.demo_model(), dtype=dtype, batch_size=batch_size)
+    provider = Provider.load(
+        model_directory or options.demo_model(), dtype=dtype, batch_size=batch_size, adapter=adapter
+    )
     conversations = read_conversations(prompts, requests) if prompts else demo_conversations(requests, seed)
     other = other_model or (companion_model(provider.model.digest) if wanted.needs_other_model else None)
     spec = SamplingSpec(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, max_tokens=max_tokens)

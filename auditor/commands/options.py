@@ -33,6 +33,13 @@ model_option = click.option(
     help="Hugging Face directory with safetensors weights: the model the provider sold. "
     "[default: the shipped demo model]",
 )
+adapter_option = click.option(
+    "--adapter",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="PEFT LoRA directory: the adapter sold on top of the model.",
+)
 format_option = click.option(
     "--format",
     "output_format",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("traces", nargs=-1, required=True, metavar="TRACES...")
 @options.model_option
+@options.adapter_option
 @click.option(
     "--profile",
     "profiles",
@@ -59,6 +60,7 @@ def verify(
     context: click.Context,
     traces: tuple[str, ...],
     model_directory: Path | None,
+    adapter: Path | None,
     profiles: tuple[Path, ...],
     alpha: float,
     budget: int | None,
@@ -89,7 +91,7 @@ def verify(
 
     options.set_threads(threads)
     finder = profile_finder(profiles)
-    reference = Reference.load(model_directory or options.demo_model())
+    reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
     with options.progress_bar("replaying", options.count_lines(traces)) as advance:
         result = run(
             options.log_source(traces, input_format, engine_recipe, noise),

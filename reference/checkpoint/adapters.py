@@ -20,7 +20,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,7 +30,10 @@ from auditor.reference.checkpoint.declared import is_safe_pattern
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
 from auditor.reference.checkpoint.settings import Settings
 from auditor.reference.config import read_json_object
-from auditor.reference.layers.linear import Linear, Product
+from auditor.reference.layers.linear import Linear
+
+if TYPE_CHECKING:
+    from auditor.reference.layers.parameters import OwnProduct, TensorSource
 
 CONFIG, WEIGHTS, PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
 _NAME = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
@@ -146,35 +149,28 @@ class AdaptedLinear:
         down: x -> x A'. up: -> (scale B)' of it; both in the compute dtype.
     """
 
-    base: Product
+    base: OwnProduct | Linear
     down: Linear
     up: Linear
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return len(self.up.weight), self.down.weight.shape[1]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's."""
+        return self.base.bias
+
     @classmethod
-    def of(cls, base: Product, delta: Delta, dtype: torch.dtype) -> AdaptedLinear:
+    def of(cls, base: OwnProduct | Linear, delta: Delta, dtype: torch.dtype) -> AdaptedLinear:
         """Round the change to the compute dtype, the scale into B."""
         return cls(base, Linear(delta.a.to(dtype)), Linear(delta.b.to(dtype) * delta.scale))
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, inputs] -> [rows, outputs], in the dtype of `x`."""
         return self.base(x) + self.up(self.down(x))
-
-
-class TensorSource(Protocol):
-    """Where a model reads its tensors, as `layers.parameters` has it."""
-
-    @property
-    def names(self) -> frozenset[str]:
-        """Every tensor's name."""
-        ...
-
-    def tensor(self, name: str) -> Tensor:
-        """One tensor, in the stored dtype."""
-        ...
-
-    def product(self, module: str, dtype: torch.dtype) -> Product | None:
-        """A module that is no plain matrix, None for one that is."""
-        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -217,7 +213,7 @@ class AdaptedTensors:
         delta = self.adapter.deltas(module) if self.merge and part == "weight" else None
         return tensor if delta is None else merged(tensor, delta)
 
-    def product(self, module: str, dtype: torch.dtype) -> Product | None:
+    def product(self, module: str, dtype: torch.dtype) -> OwnProduct | None:
         """A changed module's product, or the base's own.
 
         Raises:
@@ -233,6 +229,11 @@ class AdaptedTensors:
                 where=str(self.adapter.directory),
             )
         return AdaptedLinear.of(base or self._dense(module, dtype), delta, dtype)
+
+    def parts(self, module: str) -> frozenset[str]:
+        """The names that a changed or quantized module is made of."""
+        dense = frozenset((f"{module}.weight", f"{module}.bias")) & self.names
+        return self.source.parts(module) | dense
 
     def _dense(self, module: str, dtype: torch.dtype) -> Linear:
         bias = f"{module}.bias"

@@ -76,6 +76,12 @@ def adapter_digest(directory: Path | str) -> str:
     return f"sha256:{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
+def adapted_digest(model: str, adapter: str) -> str:
+    """The digest that names a model served with an adapter, from the digests of the two."""
+    text = f"model {model}\nadapter {adapter}\n"
+    return f"sha256:{hashlib.sha256(text.encode()).hexdigest()}"
+
+
 def file_digests(files: Sequence[Path], *, cache: DigestCache | None = None) -> list[str]:
     """Compute the hexadecimal SHA-256 of each file, in order.
 

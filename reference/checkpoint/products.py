@@ -96,6 +96,11 @@ class QuantizedLinear:
     bias: Tensor | None
     input_scheme: InputScheme
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        return self.codes.shape[0], self.codes.shape[1]
+
     def __call__(self, x: Tensor) -> Tensor:
         """[n, inputs] of any float dtype -> [n, outputs] in the dtype of `x`."""
         values, input_scale = self.input_scheme.rounded(x)

@@ -19,6 +19,7 @@ DEFAULT_ROUTED_SCALE = 2.5
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `deepseek_v3` configuration."""
+    fields.refuse("quantization_config", because="experts are read dense; dequantize the checkpoint first")
     fields.text("hidden_act", "silu", ("silu",))
     fields.text("topk_method", "noaux_tc", ("noaux_tc",))
     fields.text("scoring_func", "sigmoid", ("sigmoid",))

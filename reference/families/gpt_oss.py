@@ -23,6 +23,7 @@ DEFAULT_ALPHA, DEFAULT_LIMIT = 1.702, 7.0
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `gpt_oss` configuration; the published weights in mxfp4 are quantized, and refused as such."""
+    fields.refuse("quantization_config", because="experts are read dense; dequantize the checkpoint first")
     fields.text("hidden_act", "silu", ("silu",))
     hidden = fields.integer("hidden_size")
     plan, window = attention(fields), common.sliding_window(fields, DEFAULT_SLIDING_WINDOW)

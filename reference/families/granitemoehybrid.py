@@ -18,6 +18,7 @@ MODULE = "block_sparse_moe"
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `granitemoehybrid` configuration."""
+    fields.refuse("quantization_config", because="experts are read dense; dequantize the checkpoint first")
     fields.text("hidden_act", "silu", ("silu",))
     fields.skip(*recurrent.UNUSED, "normalization_function", "init_method")
     norm = Norm(fields.number("rms_norm_eps", 1e-6))

@@ -18,6 +18,7 @@ MODULE = "block_sparse_moe"
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `mixtral` configuration."""
+    fields.refuse("quantization_config", because="experts are read dense; dequantize the checkpoint first")
     fields.text("hidden_act", "silu", ("silu",))
     heads, key_value_heads = common.heads(fields, DEFAULT_KEY_VALUE_HEADS)
     hidden = fields.integer("hidden_size")

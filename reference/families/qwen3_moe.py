@@ -15,6 +15,7 @@ DEFAULT_KEY_VALUE_HEADS = 4  # what transformers assumes when the file has no su
 
 def describe(fields: Fields) -> ModelConfig:
     """Read a `qwen3_moe` configuration."""
+    fields.refuse("quantization_config", because="experts are read dense; dequantize the checkpoint first")
     fields.text("hidden_act", "silu", ("silu",))
     fields.refuse("use_sliding_window", "layer_types", "mlp_bias", "shared_expert_intermediate_size")
     fields.skip("sliding_window", "max_window_layers")

@@ -20,6 +20,20 @@ from auditor.reference.layers.norm import RmsNorm
 WeightsHook = Callable[[str, Tensor], Tensor]
 
 
+class OwnProduct(Product, Protocol):
+    """A product that knows its size."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Outputs and inputs."""
+        ...
+
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added, None for nothing."""
+        ...
+
+
 class TensorSource(Protocol):
     """Where tensors come from: a checkpoint on disk, or another model's parameters."""
 
@@ -32,8 +46,12 @@ class TensorSource(Protocol):
         """One tensor, in the stored dtype."""
         ...
 
-    def product(self, module: str, dtype: torch.dtype) -> Product | None:
+    def product(self, module: str, dtype: torch.dtype) -> OwnProduct | None:
         """A quantized module's own product, None for a dense one."""
+        ...
+
+    def parts(self, module: str) -> frozenset[str]:
+        """The names that such a product is made of."""
         ...
 
 
@@ -89,7 +107,14 @@ class Parameters:
         """The product of `module`.weight, quantized where the checkpoint declares it."""
         quantized = self._source.product(module, self.dtype)
         if quantized is not None:
-            self._used |= {name for name in self._source.names if name.startswith(f"{module}.")}
+            self._used |= self._source.parts(module)
+            stored = (*quantized.shape, quantized.bias is not None)
+            if stored != (outputs, inputs, bias):
+                raise ModelCorruptError(
+                    f"quantized module {module} is {list(stored)}, not {[outputs, inputs, bias]} "
+                    "(outputs, inputs, bias)",
+                    where=self._where,
+                )
             return quantized
         weight = self.matrix(f"{module}.weight", outputs, inputs)
         return Linear(weight, self.matrix(f"{module}.bias", outputs) if bias else None)

@@ -162,7 +162,7 @@ def test_sliding_windows_per_layer(read):
         {"model_type": "gemma"},
         {"model_type": None},
         {"hidden_act": "gelu"},
-        {"quantization_config": {"bits": 4}},
+        {"model_type": "mixtral", "quantization_config": {"bits": 4}},
         {"sliding_window": 16},
         {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
         {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0]}},
