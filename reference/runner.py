@@ -18,6 +18,7 @@ import torch
 from auditor.reference.batch import Span, extend
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.head import RowStats, effective_sampling, score_rows
+from auditor.reference.layers.linear import ROW_QUANTUM
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix import PrefixTree, shared_prefixes
@@ -66,12 +67,13 @@ class Runner:
         model: ReferenceModel,
         *,
         token_budget: int | None = None,
-        tile_bytes: int = 8 << 20,
+        tile_bytes: int = 32 << 20,
         prefix_bytes: int = 256 << 20,
     ) -> None:
         self.model = model
         self._token_budget = max(token_budget or model.pack_tokens, 1)
-        self._tile_rows = max(1, tile_bytes // (4 * model.config.vocab_size))
+        tile_rows = tile_bytes // (4 * model.config.vocab_size)
+        self._tile_rows = max(tile_rows // ROW_QUANTUM, 1) * ROW_QUANTUM
         self._cache = model.new_cache()
         self._shares = prefix_bytes > 0 and model.config.shares_prefixes
         self.prefixes = PrefixTree(self._cache, prefix_bytes if self._shares else 0)

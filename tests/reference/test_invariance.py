@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from auditor.reference.batch import Span, extend
 from auditor.reference.decode import Ask, generate
-from auditor.reference.layers.linear import LEAST_ROWS, Linear
+from auditor.reference.layers.linear import ROW_QUANTUM, Linear
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.runner import Request, Runner
@@ -75,7 +75,7 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(threads):
             product = Linear(torch.randn(outputs, inputs, generator=generator))
             rows = torch.randn(300, inputs, generator=generator)
             whole = product(rows)
-            for count in (1, 2, 3, LEAST_ROWS - 1, LEAST_ROWS, 17, 100, 255):
+            for count in (1, 2, 3, ROW_QUANTUM - 1, ROW_QUANTUM, 17, 100, 255):
                 assert torch.equal(product(rows[7 : 7 + count]), whole[7 : 7 + count]), (outputs, count)
     finally:
         torch.set_num_threads(before)
