@@ -7,6 +7,9 @@ any entry can be computed without its neighbours. Source of the mixer: Steele, L
 
 from __future__ import annotations
 
+import math
+
+import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -63,3 +66,22 @@ def gumbel(bits: U64, *, tail_safe: bool) -> F64:
 def flipped(bits: U64) -> U64:
     """Mirror the grid, u -> 1 - u: puts the winners of the classic transform near zero."""
     return _MANTISSA - bits
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def mix_word(z):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """`mix` of one uint64, compiled."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+@numba.njit(cache=True, nogil=True)
+def gumbel_of(key, token, tail_safe):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """`gumbel` of `bits53` of one key and token, compiled; the logarithm may differ in the last place."""
+    bits = mix_word(key + np.uint64(token + 1) * GOLDEN) >> np.uint64(11)
+    u = (np.float64(bits) + 0.5) * 2.0**-53
+    if tail_safe:
+        return -math.log(-math.log1p(-min(u, LARGEST_UNIFORM)))
+    inner = -math.log(u)
+    return np.inf if inner <= 0.0 else -math.log(inner)

@@ -22,11 +22,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from auditor.kernels.claimed_place import count_above
+from auditor.kernels.filtered_race import filtered_race
 from auditor.kernels.keyed_race import Backend, race
-from auditor.kernels.splitmix import F64, LARGEST_UNIFORM, U64, bits53, gumbel
-from auditor.reference.noise import Greedy, LlamaCppInverseCdf, NoiseScheme, TorchCpuMultinomial
+from auditor.kernels.row_head import RowHeads, row_heads
+from auditor.kernels.splitmix import F64, LARGEST_UNIFORM, U64
+from auditor.reference.noise import (
+    Greedy,
+    KeyedScheme,
+    LlamaCppInverseCdf,
+    NoiseScheme,
+    TorchCpuMultinomial,
+)
 from auditor.reference.sampling import SamplingSpec
-from auditor.reference.support import Support, find_support, log_normaliser
+from auditor.reference.support import Support, claimed_logits, cut_rows, find_support, log_normaliser, on_cpu
 
 # vLLM's v1 sampler raises 0 < T < 0.01 to 0.01 and treats T < 1e-5 as greedy; other engines divide as asked.
 _VLLM_LEAST_TEMPERATURE = 0.01
@@ -49,6 +58,8 @@ class RowStats:
         log_probability: float64, claimed token's log-likelihood at the request's temperature, unfiltered.
         outside: bool, whether the filters exclude the claimed token. edge: float64, by how much (0 inside).
         filtered: bool, whether a filter was on at all.
+        top_ids: int64 [R, M] and top_logits: float32 [R, M], the row's largest logits as they were given,
+            falling, then by id; M is what `score_rows` was asked for (at most V).
     """
 
     claimed: npt.NDArray[np.int64]
@@ -60,6 +71,8 @@ class RowStats:
     outside: npt.NDArray[np.bool_]
     edge: F64
     filtered: npt.NDArray[np.bool_]
+    top_ids: npt.NDArray[np.int64]
+    top_logits: npt.NDArray[np.float32]
 
     @property
     def matched(self) -> npt.NDArray[np.bool_]:
@@ -77,6 +90,7 @@ class RowStats:
 
 
 NoiseRows = U64 | F64 | None
+TopTokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
 def effective_sampling(spec: SamplingSpec, scheme: NoiseScheme) -> SamplingSpec:
@@ -96,37 +110,60 @@ def score_rows(
     scheme: NoiseScheme,
     draws: NoiseRows,
     *,
+    top: int = 0,
     backend: Backend = "compiled",
 ) -> RowStats:
     """Score a tile whose rows share one request's sampling parameters.
 
     Args:
-        logits: float32 [R, V].
+        logits: float32 [R, V]; on any device for `triton`, else on the CPU.
         claimed: int64 [R], each within [0, V).
         spec: parameters as `effective_sampling` returns them.
         draws: the scheme's noise of these rows: keys uint64 [R] (keyed race), Gumbel rows float64 [R, V]
             (sequential race), uniform numbers float64 [R] (inverse CDF), None (greedy).
+        top: how many of each row's largest logits to return.
+        backend: of the kernels. With `triton` heads of sorted logits come from `torch.topk`; inverse CDFs
+            and sequential races are scored on the CPU whatever it says.
     """
     if spec.greedy or isinstance(scheme, Greedy):
-        return _score_greedy(logits, claimed)
+        return _score_greedy(logits, claimed, top, backend)
     if isinstance(scheme, LlamaCppInverseCdf):
-        return _score_inverse_cdf(logits, claimed, spec, scheme, draws)  # type: ignore[arg-type]
+        return _score_inverse_cdf(logits.cpu(), claimed, spec, scheme, draws, top)  # type: ignore[arg-type]
     if spec.filtered:
-        return _score_filtered_race(logits, claimed, spec, scheme, draws)
+        return _score_filtered_race(logits, claimed, spec, scheme, draws, top, backend)  # type: ignore[arg-type]
     if isinstance(scheme, TorchCpuMultinomial):
-        return _score_dense_race(logits, claimed, spec, draws)  # type: ignore[arg-type]
-    scaled = logits.numpy()
-    if spec.temperature != 1.0:
-        scaled = scaled / np.float32(spec.temperature)
-    out = race(scaled, draws, claimed, tail_safe=scheme.tail_safe, backend=backend)  # type: ignore[arg-type]
-    here = np.arange(len(claimed))
+        return _score_dense_race(logits.cpu(), claimed, spec, draws, top)  # type: ignore[arg-type]
+    return _score_keyed_race(logits, claimed, spec, scheme, draws, top, backend)  # type: ignore[arg-type]
+
+
+def _score_keyed_race(
+    logits: torch.Tensor,
+    claimed: npt.NDArray[np.int64],
+    spec: SamplingSpec,
+    scheme: KeyedScheme,
+    keys: U64,
+    top: int,
+    backend: Backend,
+) -> RowStats:
+    """Race over the whole vocabulary."""
+    out = race(
+        logits if backend == "triton" else logits.numpy(),
+        keys,
+        claimed,
+        tail_safe=scheme.tail_safe,
+        temperature=spec.temperature,
+        top=top,
+        backend=backend,
+    )
+    own = claimed_logits(logits, claimed) / np.float32(spec.temperature)
     return _inside(
         claimed,
         out.winner,
         (out.winner_score - out.claimed_score) * spec.temperature,
         (out.winner_score - out.runner_up_score) * spec.temperature,
         out.rank,
-        scaled[here, claimed] - out.log_normaliser,
+        own - out.log_normaliser,
+        (out.top_ids, out.top_logits),
     )
 
 
@@ -137,35 +174,49 @@ def _inside(
     slack: F64,
     rank: npt.NDArray[np.int64],
     log_probability: F64,
+    top: TopTokens,
 ) -> RowStats:
     """Rows without a filter."""
     none = np.zeros(len(claimed), np.bool_)
-    return RowStats(
-        claimed, winner, margin, slack, rank, log_probability, none, np.zeros(len(claimed)), none.copy()
-    )
+    edge = np.zeros(len(claimed))
+    return RowStats(claimed, winner, margin, slack, rank, log_probability, none, edge, none.copy(), *top)
 
 
-def _score_greedy(logits: torch.Tensor, claimed: npt.NDArray[np.int64]) -> RowStats:
+def _top_of(heads: RowHeads, top: int) -> TopTokens:
+    """The first `top` tokens of heads that are at least that long, or as long as their rows."""
+    width = min(top, int(np.diff(heads.start).min(initial=top)))
+    place = heads.start[:-1, None] + np.arange(width)
+    return heads.ids[place], heads.logits[place]
+
+
+def _top_tokens(logits: torch.Tensor, top: int, backend: Backend = "compiled") -> TopTokens:
+    """Where no pass over the row yields them anyway."""
+    return _top_of(row_heads(logits if backend == "triton" else logits.numpy(), (top,), backend=backend), top)
+
+
+def _score_greedy(
+    logits: torch.Tensor, claimed: npt.NDArray[np.int64], top: int, backend: Backend
+) -> RowStats:
     """The largest logit wins; its lead is the slack. No filter applies, whatever the request says."""
-    z = logits.double()
-    top = torch.topk(z, 2, dim=1)
-    # Engines take the lowest id of equal logits; topk promises no order, argmax on CPU does.
-    winner = logits.argmax(dim=1)
-    here = torch.arange(len(claimed))
-    own = z[here, torch.from_numpy(claimed)]
-    lead = top.values[:, 0]
-    return _inside(
-        claimed,
-        winner.numpy(),
-        (lead - own).numpy(),
-        (lead - top.values[:, 1]).numpy(),
-        (z > own[:, None]).sum(dim=1).numpy(),
-        (own - torch.logsumexp(z, dim=1)).numpy(),
-    )
+    if backend == "triton":
+        own_logit = logits.gather(1, torch.from_numpy(claimed)[:, None].to(logits.device))
+        heads = row_heads(logits, (max(2, top),), backend=backend)
+        rank = (logits > own_logit).sum(dim=1).cpu().numpy()
+    else:
+        heads = row_heads(logits.numpy(), (max(2, top),), backend=backend)
+        rank = count_above(logits.numpy(), claimed, backend=backend)
+    # Equal logits stand by rising id, and engines take the lowest.
+    first, second = heads.start[:-1], np.minimum(heads.start[:-1] + 1, heads.start[1:] - 1)
+    own = claimed_logits(logits, claimed).astype(np.float64)
+    lead = heads.logits[first].astype(np.float64)
+    alone = logits.shape[1] == 1
+    slack = np.full(len(claimed), np.inf) if alone else lead - heads.logits[second]
+    tokens = _top_of(heads, top)
+    return _inside(claimed, heads.ids[first], lead - own, slack, rank, own - heads.log_normaliser, tokens)
 
 
 def _score_dense_race(
-    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, noise: F64
+    logits: torch.Tensor, claimed: npt.NDArray[np.int64], spec: SamplingSpec, noise: F64, top_count: int
 ) -> RowStats:
     """Race with a full noise row for each position (sequential generators)."""
     scaled = (logits / spec.temperature).double()
@@ -182,6 +233,7 @@ def _score_dense_race(
         ((lead - top.values[:, 1]) * spec.temperature).numpy(),
         (scores > own[:, None]).sum(dim=1).numpy(),
         (scaled[here, ids] - torch.logsumexp(scaled, dim=1)).numpy(),
+        _top_tokens(logits, top_count),
     )
 
 
@@ -194,54 +246,36 @@ def _claimed_log_probability(
     """
     if normaliser is None:
         normaliser = log_normaliser(logits, temperature)
-    own = logits[torch.arange(len(claimed)), torch.from_numpy(claimed)] / temperature
-    return np.asarray(own.double().numpy() - normaliser)
+    own = claimed_logits(logits, claimed) / np.float32(temperature)
+    return np.asarray(own.astype(np.float64) - normaliser)
 
 
 def _score_filtered_race(
     logits: torch.Tensor,
     claimed: npt.NDArray[np.int64],
     spec: SamplingSpec,
-    scheme: NoiseScheme,
-    draws: NoiseRows,
+    scheme: KeyedScheme | TorchCpuMultinomial,
+    draws: U64 | F64,
+    top: int,
+    backend: Backend,
 ) -> RowStats:
     """Race among the tokens the filters keep, with the edge's neighbours in view as alternatives."""
-    support = find_support(logits, claimed, spec, scheme.filters)
-    here = np.arange(len(claimed))
-
-    def noise_of(ids: npt.NDArray[np.int64]) -> F64:
-        if isinstance(scheme, TorchCpuMultinomial):
-            return np.take_along_axis(np.asarray(draws, np.float64), ids, axis=1)
-        return gumbel(bits53(draws, ids), tail_safe=scheme.tail_safe)  # type: ignore[arg-type,union-attr]
-
-    temperature = spec.temperature
-    score = support.logits + temperature * noise_of(support.ids)  # logit units: z + T g
-    own_logit = logits.numpy()[here, claimed].astype(np.float64)
-    own = own_logit + temperature * noise_of(claimed[:, None])[:, 0]
-    inside = np.arange(score.shape[1]) < support.kept[:, None]
-    column = np.where(inside, score, -np.inf).argmax(axis=1)
-    winner, best, winner_edge = support.ids[here, column], score[here, column], support.edge[here, column]
-    # To explain the claim, every token kept that beats it is overtaken or cut off, and itself let in.
-    beats = inside & (score > own[:, None]) & (support.ids != claimed[:, None])
-    cost = np.minimum(score - own[:, None], support.edge)
-    margin = np.where(beats, cost, 0.0).max(axis=1)
-    outside = support.claimed_edge < 0
-    margin = np.maximum(margin, np.where(outside, -support.claimed_edge, 0.0))
-    # Ways for another token to win: it overtakes (and is let in), or the winner is cut off.
-    way = np.maximum(best[:, None] - score, np.where(inside, 0.0, -support.edge))
-    way[here, column] = winner_edge
-    slack = np.maximum(way.min(axis=1), 0.0)
-    margin = np.where(claimed == winner, 0.0, margin)
+    cut = cut_rows(logits, claimed, spec, scheme.filters, least=top, backend=backend)
+    tail_safe = not isinstance(scheme, TorchCpuMultinomial) and scheme.tail_safe
+    out = filtered_race(cut.rows, spec.temperature, draws, tail_safe=tail_safe, backend=on_cpu(backend))
+    # To explain the claim, what beats it is overtaken or cut off, and itself let in.
+    outside = cut.claimed_edge < 0
+    edge = np.where(outside, -cut.claimed_edge, 0.0)
+    margin = np.where(claimed == out.winner, 0.0, np.maximum(out.margin, edge))
+    log_probability = _claimed_log_probability(
+        logits, claimed, spec.temperature, cut.rows.heads.log_normaliser
+    )
+    filtered = np.ones(len(claimed), np.bool_)
+    tokens = _top_of(cut.rows.heads, top)
+    if tokens[0].shape[1] < min(top, logits.shape[1]):
+        tokens = _top_tokens(logits, top, backend)
     return RowStats(
-        claimed,
-        winner,
-        margin,
-        slack,
-        beats.sum(axis=1),
-        _claimed_log_probability(logits, claimed, temperature, support.log_normaliser),
-        outside,
-        np.where(outside, -support.claimed_edge, 0.0),
-        np.ones(len(claimed), np.bool_),
+        claimed, out.winner, margin, out.slack, out.rank, log_probability, outside, edge, filtered, *tokens
     )
 
 
@@ -251,6 +285,7 @@ def _score_inverse_cdf(
     spec: SamplingSpec,
     scheme: NoiseScheme,
     uniforms: F64,
+    top: int,
 ) -> RowStats:
     """Distance of the draw from the claimed token's interval, in log-odds."""
     here = np.arange(len(claimed))
@@ -258,7 +293,7 @@ def _score_inverse_cdf(
     log_probability = _claimed_log_probability(logits, claimed, spec.temperature)
     if not spec.filtered:
         column, margin, slack = _draw(logits.numpy(), claimed, uniforms, spec.temperature)
-        return _inside(claimed, column, margin, slack, no_rank, log_probability)
+        return _inside(claimed, column, margin, slack, no_rank, log_probability, _top_tokens(logits, top))
     support = find_support(logits, claimed, spec, scheme.filters)
     sorts = spec.top_k > 0 or spec.top_p < 1.0  # min-p by itself leaves candidates in vocabulary order
     column, margin, slack = _draw_from_support(support, uniforms, spec.temperature, by_id=not sorts)
@@ -276,6 +311,7 @@ def _score_inverse_cdf(
         outside,
         edge,
         np.ones(len(claimed), np.bool_),
+        *_top_tokens(logits, top),
     )
 
 
