@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -160,3 +162,39 @@ def test_inputs_are_left_as_they_were():
     race(logits, keys_of(2), np.array([0, 1]), tail_safe=True)
     race(logits, keys_of(2), np.array([0, 1]), tail_safe=True, backend="reference")
     assert (logits == before).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "compiled"])
+@pytest.mark.parametrize("temperature", [0.3, 0.7, 1.9])
+def test_a_temperature_divides_the_logits_in_float32(temperature, backend):
+    z = (np.random.default_rng(6).standard_normal((5, 3000)) * 3).astype(np.float32)
+    claimed = np.arange(5)
+    ours = race(z, keys_of(5), claimed, tail_safe=True, temperature=temperature, backend=backend)
+    divided = z / np.float32(temperature)
+    assert_equal(race(divided, keys_of(5), claimed, tail_safe=True, backend="reference"), ours)
+
+
+@pytest.mark.parametrize("top", [0, 1, 20, 700, 5000])
+@pytest.mark.parametrize("vocabulary", [1, 300, 3000])
+def test_the_largest_logits_come_in_order_with_ties_by_id(vocabulary, top):
+    z = (np.random.default_rng(7).standard_normal((4, vocabulary)) * 3).round().astype(np.float32)
+    claimed = np.zeros(4, np.int64)
+    plain, ours = (
+        race(z, keys_of(4), claimed, tail_safe=False, top=top, backend=backend)
+        for backend in ("reference", "compiled")
+    )
+    assert_equal(plain, ours)
+    assert ours.top_ids.shape == (4, min(top, vocabulary))
+    assert ours.top_ids.dtype == np.int64
+    assert ours.top_logits.dtype == np.float32
+    assert ours.top_ids.tolist() == plain.top_ids.tolist()
+    assert np.array_equal(ours.top_logits, plain.top_logits)
+
+
+def test_a_missing_triton_says_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "triton", None)
+    monkeypatch.delitem(sys.modules, "auditor.kernels.keyed_race_triton", raising=False)
+    with pytest.raises(ImportError):
+        race(
+            np.zeros((1, 9), np.float32), keys_of(1), np.zeros(1, np.int64), tail_safe=True, backend="triton"
+        )
