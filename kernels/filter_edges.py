@@ -25,6 +25,9 @@ from auditor.kernels.vector_loops import exponentials
 Backend = Literal["reference", "compiled"]
 
 _TINY = float(np.finfo(np.float64).tiny)
+# The mass after a token is known as 1 less a sum of what comes before, so to about 1e-16. Less than this is
+# mostly rounding, and counts as this: all that lie that far out are equally far out.
+LEAST_MASS_AFTER = 1e-9
 
 
 class Filters(NamedTuple):
@@ -131,8 +134,8 @@ def _nucleus_reference(x: F64, normaliser: float, earlier: F64, filters: Filters
     kept = int(inside.sum())
     # Where min-p ends a head within the nucleus, the first outside is at most as likely as the last in view.
     first_out = x[min(kept, len(x) - 1)] if kept < len(x) or len(x) < filters.vocabulary else -np.inf
-    with np.errstate(divide="ignore", invalid="ignore"):
-        odds = np.log(before) - np.log1p(-np.minimum(before, 1.0))
+    with np.errstate(divide="ignore"):
+        odds = np.log(before) - np.log(np.maximum(1.0 - before, LEAST_MASS_AFTER))
     by_mass = np.log(top_p) - np.log1p(-top_p) - odds
     cost_in = np.maximum(np.minimum(by_mass, x - first_out), 0.0)
     cost_out = -np.maximum(np.minimum(-by_mass, x[kept - 1] - x), _TINY)
@@ -212,9 +215,8 @@ def mass_distance(before, top_p):  # type: ignore[no-untyped-def]  # noqa: ANN00
     """Log-odds by which the mass before a token falls short of `top_p`; negative when it exceeds it."""
     if before <= 0.0:
         return np.inf
-    if before >= 1.0:
-        return -np.inf
-    return math.log(top_p) - math.log1p(-top_p) - (math.log(before) - math.log1p(-before))
+    after = max(1.0 - before, LEAST_MASS_AFTER)
+    return math.log(top_p) - math.log1p(-top_p) - (math.log(before) - math.log(after))
 
 
 @numba.njit(cache=True, nogil=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from auditor.kernels.filter_edges import Filters, claimed_edges, cut_heads, filter_edges
@@ -37,6 +37,8 @@ def head_of(heads, r):
     return slice(heads.start[r], heads.start[r + 1])
 
 
+# The mass after the last tokens is lost in rounding beside the mass before them.
+@example(filters=Filters(0, 40, 0.999, 0.0, False, 0.4), seed=0, vocabulary=41, spread=5.0, ties=False)
 @given(
     filters=FILTERS,
     seed=st.integers(0, 2**20),
