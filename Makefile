@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test lint types bench bench-core proof profiles clean
+.PHONY: setup demo test fuzz lint types bench bench-core proof profiles clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,10 @@ demo: setup
 
 test: setup lint types
 	$(BIN)/python -m pytest
+
+# The property tests again, with examples that no run has seen; repeat at will.
+fuzz: setup
+	AUDITOR_HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -p no:cacheprovider $$(grep -rl "import.* given" tests)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
-"""What all tests share: one thread each, and a real PostgreSQL server.
+"""What all tests share: one thread each, the same examples every time, and a real PostgreSQL server.
 
-Two threads that wait for each other on busy cores take many times as long.
+Two threads that wait for each other on busy cores take many times as long. Hypothesis draws the same examples
+in every run, so that a change is blamed for what it broke only; `make fuzz` draws new ones, and more.
 """
 
 from __future__ import annotations
@@ -20,6 +21,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.register_profile("fuzz", deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("AUDITOR_HYPOTHESIS_PROFILE", "suite"))
 
 
 @pytest.fixture(autouse=True, scope="session")
