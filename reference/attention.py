@@ -14,6 +14,7 @@ Sources: Dao, FlashAttention, arXiv 2205.14135 (log-sum-exp); TokenRing, arXiv 2
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -45,6 +46,11 @@ class Softmax:
     window: int | None = None
     softcap: float = 0.0
     sinks: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is what the fused call computes by itself."""
+        return self.window is None and not self.softcap and self.sinks is None
 
 
 def partial(
@@ -173,6 +179,26 @@ def rowwise(
             out, lse = out.masked_fill(blind[:, None], 0.0), lse.masked_fill(blind, -torch.inf)
         joined = merge((out, lse), joined)
     return _ungrouped(_with_sinks(joined, group, softmax), group)
+
+
+def newest(
+    queries: Tensor, keys: Tensor, values: Tensor, runs: Sequence[tuple[int, int]], softmax: Softmax
+) -> Tensor:
+    """Attention of one new row of each of many sequences: `rowwise`, to the bit, with less around it.
+
+    Args:
+        queries: [sequences, heads, dim]. keys, values: storage [slots, key/value heads, dim].
+        runs: each sequence's first slot and number of slots, its new row's included.
+        softmax: without a window, softcap or sinks.
+    """
+    rows, heads, _ = queries.shape
+    far, near = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
+    grouped = queries.reshape(rows, far.shape[1], heads // far.shape[1], -1).split(1)
+    attended = [
+        _FUSED_CPU(own, far.narrow(2, *run), near.narrow(2, *run), scale=softmax.scale)[0]
+        for own, run in zip(grouped, runs, strict=True)
+    ]
+    return torch.cat(attended).flatten(1, 2)
 
 
 def _with_sinks(joined: tuple[Tensor, Tensor], group: int, softmax: Softmax) -> Tensor:

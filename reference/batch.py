@@ -1,5 +1,7 @@
 """One forward call's rows, packed without padding, and what each row may see.
 
+(`tensor.shape[0]` and not `len`, which is Python code and as slow as ten slices: a decode step asks often.)
+
 Rows of several sequences stand one after another. Each `Span` is one sequence's new rows; its keys and
 values so far come from slots, and its new ones go to slots only where they are needed again.
 
@@ -20,7 +22,7 @@ from torch import Tensor
 
 from auditor.errors import ContextLengthError, OptionError, TokenOutOfRangeError, TraceFieldError
 from auditor.reference.architecture import Rope
-from auditor.reference.attention import Softmax, causal, rowwise
+from auditor.reference.attention import Softmax, causal, newest, rowwise
 from auditor.reference.layers.rotary import angles
 from auditor.reference.slots import Sequence, SlotKV, as_run
 
@@ -52,12 +54,12 @@ class Span:
     @property
     def start(self) -> int:
         """Position of the first new row."""
-        return 0 if self.past is None else len(self.past)
+        return 0 if self.past is None else self.past.shape[0]
 
     @property
     def positions(self) -> Tensor:
         """Absolute positions of the rows."""
-        rows = torch.arange(len(self.tokens)) if self.depth is None else self.depth
+        rows = torch.arange(self.tokens.shape[0]) if self.depth is None else self.depth
         return rows + self.start
 
 
@@ -69,8 +71,9 @@ def extend(
     Raises:
         OptionError: no slots are left.
     """
-    kv.reserve(sequence, sequence.length + len(tokens))
-    keep = sequence.table[sequence.length : sequence.length + len(tokens)]
+    end = sequence.length + tokens.shape[0]
+    kv.reserve(sequence, end)
+    keep = sequence.table[sequence.length : end]
     depth = None if ancestors is None else ancestors.sum(1) - 1
     past = sequence.slots if sequence.length else None
     return Span(tokens, past, keep, wanted, ancestors, depth, sequence.state)
@@ -87,11 +90,11 @@ def check_spans(spans: SequenceOf[Span], vocab_size: int, context_length: int) -
     """
     for number, span in enumerate(spans):
         where, tokens = f"sequence {number}", span.tokens
-        if tokens.dim() != 1 or len(tokens) == 0:
+        if tokens.dim() != 1 or tokens.shape[0] == 0:
             raise TraceFieldError("token ids must be a non-empty row", where=where)
         if tokens.dtype != torch.int64:
             raise OptionError(f"token ids are {tokens.dtype}, not int64", where=where)
-        last = span.start + (len(tokens) if span.depth is None else int(span.depth.max()) + 1)
+        last = span.start + (tokens.shape[0] if span.depth is None else int(span.depth.max()) + 1)
         if last > context_length:
             raise ContextLengthError(f"{last} tokens; the model has {context_length} positions", where=where)
         low, high = (int(end) for end in torch.aminmax(tokens))
@@ -118,7 +121,7 @@ class Run:
     positions: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
-        ends = torch.tensor([0, *(len(span.tokens) for span in self.spans)]).cumsum(0).tolist()
+        ends = torch.tensor([0, *(span.tokens.shape[0] for span in self.spans)]).cumsum(0).tolist()
         self.rows = [slice(first, last) for first, last in pairwise(ends)]
         self.positions = torch.cat([span.positions for span in self.spans])
         self._angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
@@ -133,6 +136,15 @@ class Run:
             None if span.past is None or span.keep is None else as_run(torch.cat([span.past, span.keep]))
             for span in self.spans
         ]
+        self._runs = None
+        if self._one_row_each:
+            self._runs = [(p.start, p.stop - p.start) for p in self._in_place if isinstance(p, slice)]
+
+    @property
+    def _one_row_each(self) -> bool:
+        """Whether every sequence decodes one token, and its keys can be seen in place."""
+        places = zip(self.spans, self._in_place, strict=True)
+        return not self.exact and all(s.tokens.shape[0] == 1 and isinstance(p, slice) for s, p in places)
 
     @property
     def wanted(self) -> Tensor | None:
@@ -162,6 +174,10 @@ class Run:
         if self.key_value is not None:
             keys, values = self.key_value(layer, keys, values)
         self._store(layer, keys, values)
+        same_dim = keys.shape[-1] == values.shape[-1]
+        if self._runs is not None and softmax.plain and same_dim and not queries.is_cuda:
+            assert self.kv is not None, "past positions need a cache"
+            return newest(queries, *self.kv.read(layer, slice(None)), self._runs, softmax)
         out = queries.new_empty(*queries.shape[:2], values.shape[-1])
         for span, own, place in zip(self.spans, self.rows, self._in_place, strict=True):
             seen = self._seen(layer, span, place, keys[own], values[own])

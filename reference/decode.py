@@ -93,7 +93,7 @@ def _decode_batch(model: ReferenceModel, requests: list[_Running]) -> None:
     alive = list(zip(sequences, requests, spans, strict=True))
     while alive:
         for sequence, _, span in alive:
-            sequence.length += len(span.tokens)
+            sequence.length += span.tokens.shape[0]
         _sample(model.logits(hidden), [request for _, request, _ in alive])
         running = [(sequence, request) for sequence, request, _ in alive if not request.finished]
         alive = [

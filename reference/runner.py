@@ -18,7 +18,7 @@ import torch
 from auditor.reference.batch import Span, extend
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.head import RowStats, effective_sampling, score_rows
-from auditor.reference.layers.linear import ROW_QUANTUM
+from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix import PrefixTree, shared_prefixes
@@ -55,7 +55,7 @@ class Runner:
     Args:
         token_budget: rows in one forward, None for what suits the model. A longer request is cut, and its
             keys and values carried over.
-        tile_bytes: size of one tile of float32 logits.
+        tile_bytes: most that one tile of float32 logits may take; more than `ROW_TILE` rows gain nothing.
         prefix_bytes: keys and values of common beginnings kept; 0 shares nothing.
 
     Attributes:
@@ -72,7 +72,7 @@ class Runner:
     ) -> None:
         self.model = model
         self._token_budget = max(token_budget or model.pack_tokens, 1)
-        tile_rows = tile_bytes // (4 * model.config.vocab_size)
+        tile_rows = min(tile_bytes // (4 * model.config.vocab_size), ROW_TILE)
         self._tile_rows = max(tile_rows // ROW_QUANTUM, 1) * ROW_QUANTUM
         self._cache = model.new_cache()
         self._shares = prefix_bytes > 0 and model.config.shares_prefixes

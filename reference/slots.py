@@ -66,7 +66,7 @@ class SlotKV:
     @property
     def capacity(self) -> int:
         """Slots there is storage for."""
-        return len(self._users)
+        return self._users.shape[0]
 
     @property
     def free_slots(self) -> int:
@@ -116,9 +116,9 @@ class SlotKV:
         Raises:
             OptionError: they do not fit.
         """
-        missing = positions - len(sequence.table)
+        missing = positions - sequence.table.shape[0]
         if missing > 0:
-            after = int(sequence.table[-1]) if len(sequence.table) else None
+            after = int(sequence.table[-1]) if sequence.table.shape[0] else None
             sequence.table = torch.cat([sequence.table, self.alloc(missing, after=after)])
 
     def fork(self, sequence: Sequence, length: int | None = None) -> Sequence:
@@ -162,7 +162,7 @@ class SlotKV:
 
     def _layer(self, layer: int) -> tuple[Tensor, Tensor]:
         keys, values = self.keys[layer], self.values[layer]
-        if keys is None or values is None or len(keys) < self.capacity:
+        if keys is None or values is None or keys.shape[0] < self.capacity:
             self._store(layer)
             keys, values = self.keys[layer], self.values[layer]
         assert keys is not None
@@ -208,8 +208,9 @@ class SlotKV:
 
 def as_run(slots: Tensor) -> slice | Tensor:
     """The slice that `slots` is, if it is a rising run without holes; else `slots`."""
-    if len(slots) and int(slots[-1]) - int(slots[0]) == len(slots) - 1:
+    count = slots.shape[0]
+    if count and int(slots[-1]) - int(slots[0]) == count - 1:
         first = int(slots[0])
-        if torch.equal(slots, torch.arange(first, first + len(slots))):
-            return slice(first, first + len(slots))
+        if torch.equal(slots, torch.arange(first, first + count)):
+            return slice(first, first + count)
     return slots

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor.reference import attention
-from auditor.reference.attention import Softmax, causal, merge, partial, rowwise
+from auditor.reference.attention import Softmax, causal, merge, newest, partial, rowwise
 
 SHAPES = [(4, 2, 8, 8), (3, 3, 16, 16), (6, 1, 8, 12)]
 KINDS = {
@@ -66,6 +66,22 @@ def test_far_and_near_keys_merge_to_the_same_attention(monkeypatch, near):
     truth = plainly(q, k, v, Softmax(0.3), causal_mask(300, None))
     assert (causal(q, k, v, 0, Softmax(0.3)) - truth).abs().max() < 3e-6
     attention._near_mask.cache_clear()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_decoding_many_sequences_at_once_gives_the_bits_of_each_alone(dtype):
+    lengths, softmax = [1, 7, 33, 300], Softmax(0.3)
+    queries = torch.randn(len(lengths), 4, 16).to(dtype)
+    keys, values = (torch.randn(400, 2, 16).to(dtype) for _ in range(2))
+    runs, start = [], 5
+    for length in lengths:
+        runs.append((start, length))
+        start += length + 2
+    together = newest(queries, keys, values, runs, softmax)
+    for row, (first, count) in enumerate(runs):
+        own = slice(first, first + count)
+        alone = rowwise(queries[row : row + 1], keys[own], values[own], count - 1, softmax, None)
+        assert torch.equal(together[row : row + 1], alone)
 
 
 def test_sinks_take_weight_and_give_nothing():
