@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/audit demo
 
+# A file's tests stay together: they share what is slow to make.
 test: setup lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 # The property tests again, with examples that no run has seen; repeat at will.
 fuzz: setup
