@@ -163,7 +163,7 @@ def _modes(request: Request) -> dict[str, Request]:
         "sampled": replace(base, spec=plain),
         "nucleus": replace(base, spec=replace(plain, top_p=top_p, top_k=request.spec.top_k)),
     }
-    if scheme.name != "llama.cpp/mt19937-u64-icdf":  # its greedy requests are another family
+    if scheme.family != "icdf":  # its greedy requests are another family
         modes["greedy"] = replace(base, spec=SamplingSpec(temperature=0.0))
     return modes
 

@@ -30,7 +30,7 @@ from auditor.reference.checkpoint.digests import template_digest, tokenizer_dige
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.loading import ReferenceModel, load_model
-from auditor.reference.noise import LlamaCppInverseCdf, NoiseScheme, check_engine, noise_scheme
+from auditor.reference.noise import SCHEMES, Declared, NoiseScheme, check_engine, noise_scheme
 from auditor.reference.runner import Request, Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
@@ -95,7 +95,8 @@ class Scored:
 
 def family_of(trace: Trace) -> str:
     """`icdf` when the trace's noise is an inverse CDF, else `race`: margins of the two do not compare."""
-    inverse = trace.noise == LlamaCppInverseCdf().name and not trace.sampling.greedy
+    scheme = None if trace.noise is None else SCHEMES.get(trace.noise)
+    inverse = scheme is not None and scheme.family == "icdf" and not trace.sampling.greedy
     return "icdf" if inverse else "race"
 
 
@@ -168,7 +169,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
         raise TraceIncompleteError(
             "no output token ids", where=trace.where, fix="log them (return_token_ids)"
         )
-    scheme = _scheme(trace)
+    scheme = _scheme(trace, model.config.vocab_size)
     _refuse_unseeded(trace, scheme)
     _refuse_unmodelled(trace)
     prompt = _prompt(trace, reference)
@@ -188,7 +189,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
     return Request(prompt, trace.output_token_ids, trace.sampling, trace.seed, scheme)
 
 
-def _scheme(trace: Trace) -> NoiseScheme:
+def _scheme(trace: Trace, vocabulary: int) -> NoiseScheme:
     if trace.sampling.greedy:
         return noise_scheme("greedy")
     if trace.noise is None:
@@ -202,8 +203,13 @@ def _scheme(trace: Trace) -> NoiseScheme:
         raise NoiseUnknownError(
             f"noise is 'greedy' but the temperature is {trace.sampling.temperature}", where=trace.where
         )
-    check_engine(scheme, trace.engine.name, trace.engine.version, where=trace.where)
-    return scheme
+    engine, spec = trace.engine, trace.sampling
+    check_engine(scheme, engine.name, engine.version, engine.device, where=trace.where)
+    declared = Declared(vocabulary, engine.device, spec.top_k, spec.top_p, spec.min_p)
+    try:
+        return scheme.declared(declared)
+    except NoiseUnknownError as refusal:
+        raise NoiseUnknownError(refusal.message, where=trace.where, fix=refusal.fix) from None
 
 
 def _refuse_unseeded(trace: Trace, scheme: NoiseScheme) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import numpy as np
 import numpy.typing as npt
 
+from auditor.kernels.keyed_noise import KeyedNoise, key_words, keyed_noise
 from auditor.kernels.keyed_race_numba import race_compiled
-from auditor.kernels.splitmix import F64, U64, bits53, gumbel
+from auditor.kernels.splitmix import F64, U64
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +65,7 @@ def race(
     keys: U64,
     claimed: npt.NDArray[np.int64],
     *,
-    tail_safe: bool,
+    noise: KeyedNoise,
     temperature: float = 1.0,
     top: int = 0,
     backend: Backend = "compiled",
@@ -74,9 +75,9 @@ def race(
     Args:
         logits: float32 [R, V]; -inf excludes a token. For `triton` a tensor of any float dtype on the device
             to run on; an array goes to the GPU if there is one.
-        keys: uint64 [R], one noise row each.
+        keys: uint64 [R] or [R, W], one noise row each, as `noise` has them.
         claimed: int64 [R], token ids within [0, V).
-        tail_safe: which Gumbel transform (`splitmix.gumbel`).
+        noise: which noise keys and tokens make. `triton` has the two of SplitMix64 only.
         temperature: what logits are divided by, in float32.
         top: how many of the largest logits to return. With `triton` they come from `torch.topk`, which leaves
             open which of the tokens that tie for the last place it returns.
@@ -84,13 +85,16 @@ def race(
 
     Raises:
         ImportError: `triton` is asked for and not installed.
+        ValueError: `triton` is asked for and does not have this noise.
     """
     top = min(top, logits.shape[1])
     if backend == "triton":
-        return _race_triton(logits, keys, claimed, tail_safe, temperature, top)
-    run = _race_reference if backend == "reference" else race_compiled
+        return _race_triton(logits, keys, claimed, noise, temperature, top)
     z = np.ascontiguousarray(logits)
-    return RaceRows(*run(z, keys, claimed, tail_safe, np.float32(temperature), top))
+    if backend == "reference":
+        return RaceRows(*_race_reference(z, keys, claimed, noise, np.float32(temperature), top))
+    kind = int(noise)
+    return RaceRows(*race_compiled(z, key_words(keys), claimed, kind, np.float32(temperature), top))
 
 
 def race_head(
@@ -99,7 +103,7 @@ def race_head(
     keys: U64,
     claimed: npt.NDArray[np.int64],
     *,
-    tail_safe: bool,
+    noise: KeyedNoise,
     temperature: float = 1.0,
     top: int = 0,
     backend: Backend = "compiled",
@@ -112,21 +116,17 @@ def race_head(
 
     Args:
         hidden: [R, H]. head: [V, H], of the same float dtype and on the same device.
-        keys, claimed, tail_safe, temperature, top, backend: as `race` has them.
+        keys, claimed, noise, temperature, top, backend: as `race` has them.
 
     Raises:
-        ImportError: `triton` is asked for and not installed.
+        ImportError, ValueError: as `race`.
     """
     if backend != "triton":
         logits = (hidden.float() @ head.float().T).numpy()
-        return race(
-            logits, keys, claimed, tail_safe=tail_safe, temperature=temperature, top=top, backend=backend
-        )
+        return race(logits, keys, claimed, noise=noise, temperature=temperature, top=top, backend=backend)
     if top > 0 or len(hidden) > FUSED_ROWS:
-        return _race_triton(
-            _product(hidden, head), keys, claimed, tail_safe, temperature, min(top, len(head))
-        )
-    return _race_fused(hidden, head, keys, claimed, tail_safe, temperature)
+        return _race_triton(_product(hidden, head), keys, claimed, noise, temperature, min(top, len(head)))
+    return _race_fused(hidden, head, keys, claimed, noise, temperature)
 
 
 def _race_fused(
@@ -134,7 +134,7 @@ def _race_fused(
     head: torch.Tensor,
     keys: U64,
     claimed: npt.NDArray[np.int64],
-    tail_safe: bool,
+    noise: KeyedNoise,
     temperature: float,
 ) -> RaceRows:
     import torch  # noqa: PLC0415 - the other kernels need only numpy
@@ -143,7 +143,8 @@ def _race_fused(
 
     own = (hidden.double() * head[torch.from_numpy(claimed).to(head.device)].double()).sum(dim=1)
     z = own.float().cpu().numpy() / np.float32(temperature)
-    scores = z + gumbel(bits53(keys, claimed[:, None]), tail_safe=tail_safe)[:, 0]
+    tail_safe = _splitmix_only(noise)
+    scores = z + keyed_noise(noise, keys, claimed[:, None])[:, 0]
     there = [torch.from_numpy(a).to(hidden.device) for a in (keys.view(np.int64), claimed, scores)]
     return _joined(
         race_product(
@@ -156,7 +157,7 @@ def _race_triton(
     logits: npt.NDArray[np.float32] | torch.Tensor,
     keys: U64,
     claimed: npt.NDArray[np.int64],
-    tail_safe: bool,
+    noise: KeyedNoise,
     temperature: float,
     top: int,
 ) -> RaceRows:
@@ -168,6 +169,7 @@ def _race_triton(
     if not isinstance(logits, torch.Tensor):
         logits = torch.from_numpy(np.ascontiguousarray(logits))
         logits = logits.cuda() if torch.cuda.is_available() else logits
+    tail_safe = _splitmix_only(noise)
     keys_there = torch.from_numpy(keys.view(np.int64)).to(logits.device)
     claimed_there = torch.from_numpy(claimed).to(logits.device)
     rows = logits if logits.stride(1) == 1 else logits.contiguous()
@@ -175,6 +177,13 @@ def _race_triton(
     if top == 0:
         return _joined(partials)
     return _joined(partials, *top_tokens(logits, top))
+
+
+def _splitmix_only(noise: KeyedNoise) -> bool:
+    """Whether the transform is the tail-safe one."""
+    if noise > KeyedNoise.SPLITMIX_TAIL_SAFE:
+        raise ValueError(f"there is no Triton kernel for {noise.name}")
+    return noise == KeyedNoise.SPLITMIX_TAIL_SAFE
 
 
 def _product(hidden: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
@@ -208,14 +217,14 @@ def _race_reference(
     logits: npt.NDArray[np.float32],
     keys: U64,
     claimed: npt.NDArray[np.int64],
-    tail_safe: bool,
+    noise: KeyedNoise,
     temperature: np.float32,
     top: int,
 ) -> tuple[npt.NDArray[np.int64] | npt.NDArray[np.float32] | F64, ...]:
     rows, vocabulary = logits.shape
     ids = np.broadcast_to(np.arange(vocabulary, dtype=np.int64), (rows, vocabulary))
     z = (logits / temperature).astype(np.float64)
-    scores = z + gumbel(bits53(keys, ids), tail_safe=tail_safe)
+    scores = z + keyed_noise(noise, keys, ids)
     here = np.arange(rows)
     winner = scores.argmax(axis=1)
     claimed_score = scores[here, claimed]

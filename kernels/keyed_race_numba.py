@@ -1,9 +1,10 @@
 """The race of `keyed_race` on a CPU, compiled: never a logarithm for a token that cannot matter.
 
 With `u = (bits + 1/2) / 2**53` (mirrored for the classic transform) token v scores above a level t exactly
-when `u < 1 - exp(-exp(z_v - t))`, and that is below `exp(z_v - t)`. So a group of tokens is ruled out by one
-comparison of its least u with the exponential of its largest logit: nearly all are, and their tokens are
-hashed but never looked at one by one. A row is read in runs, so that neither its weights nor its noise are
+when `u < 1 - exp(-exp(z_v - t))`, and that is below `exp(z_v - t)`. Every member of `keyed_noise` gives an
+integer that bounds its noise in the same way. So a group of tokens is ruled out by one comparison of its
+least u with the exponential of its largest logit: nearly all are, and their tokens are hashed but never
+looked at one by one. A row is read in runs, so that neither its weights nor its noise are
 ever in memory as a whole. Survivors are scored in float64 with the engine's own formula, so the answer does
 not depend on the bound.
 """
@@ -15,8 +16,9 @@ import math
 import numba
 import numpy as np
 
+from auditor.kernels.keyed_noise import fill_leading, noise_of
 from auditor.kernels.row_head import normaliser_of, scan_row
-from auditor.kernels.splitmix import GOLDEN, gumbel_of, mix_word
+from auditor.kernels.splitmix import GOLDEN
 from auditor.kernels.top_tokens import sorted_head, unpack
 from auditor.kernels.vector_loops import GROUP, RUN, unordered, weigh
 
@@ -29,8 +31,8 @@ def _less(least, z, mirror):  # type: ignore[no-untyped-def]  # noqa: ANN001, AN
 
 
 @numba.njit(cache=True, nogil=True)
-def _least_bits(key, vocabulary, mirror, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Set `out[g]` to the least of the leading 31 bits of group g's tokens; winners' are near 0."""
+def _least_splitmix(key, vocabulary, mirror, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """As `_least_bits`, without writing the words down."""
     whole, z = vocabulary // GROUP, key
     for g in range(whole):
         least = np.uint64(0xFFFFFFFFFFFFFFFF)
@@ -47,6 +49,20 @@ def _least_bits(key, vocabulary, mirror, out):  # type: ignore[no-untyped-def]  
 
 
 @numba.njit(cache=True, nogil=True)
+def _least_bits(kind, key, vocabulary, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Set `out[g]` to the least of the leading 31 bits of group g's tokens; winners' are near 0."""
+    if kind <= 1:
+        _least_splitmix(key[0], vocabulary, mirror_of(kind), out)
+        return
+    run = np.empty(RUN, np.int32)
+    for start in range(0, vocabulary, RUN):
+        leading = run[: min(RUN, vocabulary - start)]
+        fill_leading(kind, key, start, leading)
+        for g in range(0, len(leading), GROUP):
+            out[(start + g) // GROUP] = leading[g : g + GROUP].min()
+
+
+@numba.njit(cache=True, nogil=True)
 def bound(shift, level):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """What a weight exp(z - shift) is multiplied by for the first 31 bits of u to be compared with it.
 
@@ -57,24 +73,9 @@ def bound(shift, level):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
-def leading_bits(key, token, mirror):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """The first 31 bits of a token's noise, as `bound` wants them; `mirror` is `mirror_of`."""
-    return np.float32(np.int32((mix_word(key + np.uint64(token + 1) * GOLDEN) ^ mirror) >> np.uint64(33)))
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def mirror_of(tail_safe):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def mirror_of(kind):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
     """What turns the bits of the classic transform, whose winners are near u = 1, the other way round."""
-    return np.uint64(0) if tail_safe else np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-@numba.njit(cache=True, nogil=True)
-def _hash(key, start, mirror, high):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    """Set `high` to the leading 31 bits of tokens `start`, `start + 1`, ...."""
-    z = key + np.uint64(start) * GOLDEN
-    for i in range(len(high)):
-        z += GOLDEN
-        high[i] = np.int32((mix_word(z) ^ mirror) >> np.uint64(33))
+    return np.uint64(0) if kind == 1 else np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -111,19 +112,19 @@ def _most_promising(group_weights, least, groups, count):  # type: ignore[no-unt
 @numba.njit(cache=True, nogil=True)
 def _race_group(logits, g, row, leaders, factor, level, scratch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """The leaders and the bound's factor after group `g` has run."""
-    key, y, score, tail_safe, temperature, shift = row
+    key, y, score, kind, temperature, shift = row
     best_id, best, next_best, beaten_by = leaders
     group = logits[g * GROUP : g * GROUP + GROUP]
     weights, high = scratch[0][: len(group)], scratch[1][: len(group)]
     weigh(group, np.float32(1.0 / np.float64(temperature)), shift, weights)
-    _hash(key, g * GROUP, mirror_of(tail_safe), high)
+    fill_leading(kind, key, g * GROUP, high)
     if _survivors(weights, high, factor) == 0:
         return leaders, factor
     for i in range(len(group)):
         v = g * GROUP + i
         if v == y or not np.float32(high[i]) < factor * weights[i]:
             continue
-        x = np.float64(np.float32(group[i] / temperature)) + gumbel_of(key, v, tail_safe)
+        x = np.float64(np.float32(group[i] / temperature)) + noise_of(kind, key, v)
         beaten_by += x > score
         if x > best or (x == best and v < best_id):
             best, next_best, best_id = x, best, v
@@ -156,7 +157,7 @@ def _race_above(logits, row, level, group_weights, least, groups, scratch):  # t
 
 
 @numba.njit(cache=True, nogil=True)
-def _race_row(logits, key, y, tail_safe, temperature, scan, largest, scratch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _race_row(logits, key, y, kind, temperature, scan, largest, scratch):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """The race of a scanned row, whose group maxima are `largest`."""
     _, shift, total = scan
     logit, least = np.empty(len(largest), np.float32), np.empty(len(largest), np.int32)
@@ -164,9 +165,9 @@ def _race_row(logits, key, y, tail_safe, temperature, scan, largest, scratch):  
     for g in range(len(largest)):
         logit[g] = unordered(largest[g])  # not in place, or `weigh` would not be vectorised
     weigh(logit, np.float32(1.0 / np.float64(temperature)), shift, group_weights)
-    _least_bits(key, len(logits), mirror_of(tail_safe), least)
-    score = np.float64(np.float32(logits[y] / temperature)) + gumbel_of(key, y, tail_safe)
-    row = (key, y, score, tail_safe, temperature, shift)
+    _least_bits(kind, key, len(logits), least)
+    score = np.float64(np.float32(logits[y] / temperature)) + noise_of(kind, key, y)
+    row = (key, y, score, kind, temperature, shift)
     # The runner-up scores above this in all but 4 of 100 rows, unless one token has nearly all the mass.
     level = np.float64(shift) + math.log(total / 5.0) if total > 0.0 else -np.inf
     leaders = _race_above(logits, row, level, group_weights, least, groups, scratch)
@@ -176,8 +177,8 @@ def _race_row(logits, key, y, tail_safe, temperature, scan, largest, scratch):  
 
 
 @numba.njit(cache=True, nogil=True)
-def race_compiled(logits, keys, claimed, tail_safe, temperature, top):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
-    """The fields of `keyed_race.RaceRows`."""
+def race_compiled(logits, keys, claimed, kind, temperature, top):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+    """The fields of `keyed_race.RaceRows`; keys are `keyed_noise.key_words`, uint64 [R, 3]."""
     rows, vocabulary = logits.shape
     groups, scale = (vocabulary + GROUP - 1) // GROUP, np.float32(1.0 / np.float64(temperature))
     winner, rank = np.empty(rows, np.int64), np.empty(rows, np.int64)
@@ -188,9 +189,8 @@ def race_compiled(logits, keys, claimed, tail_safe, temperature, top):  # type: 
     for r in range(rows):
         scan = scan_row(logits[r], scale, largest, weights)
         normaliser[r] = normaliser_of(scan, scale, temperature)
-        leaders, score[r] = _race_row(
-            logits[r], keys[r], claimed[r], tail_safe, temperature, scan, largest, scratch
-        )
+        key = (keys[r, 0], keys[r, 1], keys[r, 2])
+        leaders, score[r] = _race_row(logits[r], key, claimed[r], kind, temperature, scan, largest, scratch)
         winner[r], first[r], second[r], rank[r] = leaders
         if top:
             unpack(sorted_head(logits[r], largest, top, head), top_ids[r], top_logits[r])

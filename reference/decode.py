@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 
 from auditor.reference.batch import extend
-from auditor.reference.head import NoiseRows, effective_sampling, score_rows
+from auditor.reference.head import NoiseRows, draw_rows, effective_sampling
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.sampling import SamplingSpec
@@ -51,7 +51,9 @@ class _Running:
         self.ask = ask
         self.spec = effective_sampling(ask.spec, ask.scheme)
         self.output: list[int] = []
-        self._draws = Draws(ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary)
+        self._draws = Draws(
+            ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, filtered=self.spec.filtered
+        )
 
     def draw(self) -> NoiseRows:
         return self._draws.take(1)
@@ -115,6 +117,6 @@ def _sample(logits: torch.Tensor, requests: list[_Running]) -> None:
         draws: list[npt.NDArray[Any]] = [noise for noise in drawn if noise is not None]
         joined = np.concatenate(draws) if draws else None
         scheme = requests[rows[0]].ask.scheme
-        winners = score_rows(own, own.argmax(dim=1).numpy(), spec, scheme, joined).winner
+        winners = draw_rows(own, spec, scheme, joined)
         for row, token in zip(rows, winners.tolist(), strict=True):
             requests[row].output.append(token)

@@ -10,6 +10,9 @@ Both count filter edges (`support.py`), so no margin is infinite. For a race the
 T * (winner - claimed); for an inverse CDF it is T times the distance of log-odds from the draw to the
 claimed token's interval, which is the tilt of logits that would carry the interval's border to the draw.
 
+Where an engine takes logarithms in coarser arithmetic than ours (`Tolerant`), the claimed token is given the
+benefit of both tokens' doubt: margins are what is left, and no movement below that doubt can show.
+
 Source of the score: DiFR, arXiv 2511.20621 section 4.2 (eq. 1) and appendix B.2; temperature scales the
 noise, not the logits, so that margins of different temperatures compare.
 """
@@ -17,6 +20,7 @@ noise, not the logits, so that margins of different temperatures compare.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +28,12 @@ import torch
 
 from auditor.kernels.claimed_place import count_above
 from auditor.kernels.filtered_race import filtered_race
+from auditor.kernels.keyed_noise import KeyedNoise, keyed_noise
 from auditor.kernels.keyed_race import Backend, race
+from auditor.kernels.mersenne import U32
 from auditor.kernels.row_head import RowHeads, row_heads
 from auditor.kernels.splitmix import F64, LARGEST_UNIFORM, U64
-from auditor.reference.noise import (
-    Greedy,
-    KeyedScheme,
-    LlamaCppInverseCdf,
-    NoiseScheme,
-    TorchCpuMultinomial,
-)
+from auditor.reference.noise import KeyedScheme, NoiseScheme, Tolerant, UniformScheme
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.support import Support, claimed_logits, cut_rows, find_support, log_normaliser, on_cpu
 
@@ -89,7 +89,7 @@ class RowStats:
         return RowStats(*(getattr(self, name)[start:stop] for name in RowStats.__slots__))
 
 
-NoiseRows = U64 | F64 | None
+NoiseRows = U64 | U32 | F64 | None
 TopTokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 
 
@@ -119,21 +119,66 @@ def score_rows(
         logits: float32 [R, V]; on any device for `triton`, else on the CPU.
         claimed: int64 [R], each within [0, V).
         spec: parameters as `effective_sampling` returns them.
-        draws: the scheme's noise of these rows: keys uint64 [R] (keyed race), Gumbel rows float64 [R, V]
-            (sequential race), uniform numbers float64 [R] (inverse CDF), None (greedy).
+        draws: the scheme's noise of these rows: keys uint64 [R] or [R, W] (keyed race), Gumbel rows float64
+            [R, V] or, if filters are on, generator states uint32 [R, 625] (sequential race), uniform numbers
+            float64 [R] (inverse CDF), None (greedy).
         top: how many of each row's largest logits to return.
         backend: of the kernels. With `triton` heads of sorted logits come from `torch.topk`; inverse CDFs
             and sequential races are scored on the CPU whatever it says.
     """
-    if spec.greedy or isinstance(scheme, Greedy):
+    stats = _score(logits, claimed, spec, scheme, draws, top, backend)
+    if spec.greedy or not isinstance(scheme, Tolerant):
+        return stats
+    return _forgiven(stats, cast("KeyedScheme", scheme), scheme, cast("U64", draws), spec.temperature)
+
+
+def draw_rows(
+    logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows
+) -> npt.NDArray[np.int64]:
+    """The token each row samples, int64 [R]; arguments as `score_rows` has them."""
+    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled").winner
+
+
+def _score(
+    logits: torch.Tensor,
+    claimed: npt.NDArray[np.int64],
+    spec: SamplingSpec,
+    scheme: NoiseScheme,
+    draws: NoiseRows,
+    top: int,
+    backend: Backend,
+) -> RowStats:
+    if spec.greedy or scheme.family == "greedy":
         return _score_greedy(logits, claimed, top, backend)
-    if isinstance(scheme, LlamaCppInverseCdf):
-        return _score_inverse_cdf(logits.cpu(), claimed, spec, scheme, draws, top)  # type: ignore[arg-type]
+    if scheme.family == "icdf":
+        uniform = cast("UniformScheme", scheme)
+        return _score_inverse_cdf(logits.cpu(), claimed, spec, uniform, cast("F64", draws), top)
+    assert draws is not None, "a race has noise"
     if spec.filtered:
-        return _score_filtered_race(logits, claimed, spec, scheme, draws, top, backend)  # type: ignore[arg-type]
-    if isinstance(scheme, TorchCpuMultinomial):
-        return _score_dense_race(logits.cpu(), claimed, spec, draws, top)  # type: ignore[arg-type]
-    return _score_keyed_race(logits, claimed, spec, scheme, draws, top, backend)  # type: ignore[arg-type]
+        return _score_filtered_race(logits, claimed, spec, scheme, draws, top, backend)
+    if draws.dtype != np.uint64:
+        return _score_dense_race(logits.cpu(), claimed, spec, cast("F64", draws), top)
+    keyed = cast("KeyedScheme", scheme)
+    if backend == "triton" and keyed.noise > KeyedNoise.SPLITMIX_TAIL_SAFE:
+        logits, backend = logits.cpu(), "compiled"
+    return _score_keyed_race(logits, claimed, spec, keyed, cast("U64", draws), top, backend)
+
+
+def _forgiven(
+    stats: RowStats, keyed: KeyedScheme, tolerant: Tolerant, keys: U64, temperature: float
+) -> RowStats:
+    """Take from margins what the engine's own rounding of winner's and claimed token's noise may explain."""
+    both = np.stack([stats.winner, stats.claimed], axis=1)
+    doubt = tolerant.tolerance(keyed_noise(keyed.noise, keys, both)).sum(axis=1) * temperature
+    margin = np.maximum(stats.margin - doubt, stats.edge)
+    matched = margin == 0.0
+    return replace(
+        stats,
+        margin=margin,
+        winner=np.where(matched, stats.claimed, stats.winner),
+        rank=np.where(matched, 0, stats.rank),
+        slack=np.maximum(stats.slack, doubt),
+    )
 
 
 def _score_keyed_race(
@@ -150,7 +195,7 @@ def _score_keyed_race(
         logits if backend == "triton" else logits.numpy(),
         keys,
         claimed,
-        tail_safe=scheme.tail_safe,
+        noise=scheme.noise,
         temperature=spec.temperature,
         top=top,
         backend=backend,
@@ -254,15 +299,16 @@ def _score_filtered_race(
     logits: torch.Tensor,
     claimed: npt.NDArray[np.int64],
     spec: SamplingSpec,
-    scheme: KeyedScheme | TorchCpuMultinomial,
-    draws: U64 | F64,
+    scheme: NoiseScheme,
+    draws: U64 | U32 | F64,
     top: int,
     backend: Backend,
 ) -> RowStats:
     """Race among the tokens the filters keep, with the edge's neighbours in view as alternatives."""
     cut = cut_rows(logits, claimed, spec, scheme.filters, least=top, backend=backend)
-    tail_safe = not isinstance(scheme, TorchCpuMultinomial) and scheme.tail_safe
-    out = filtered_race(cut.rows, spec.temperature, draws, tail_safe=tail_safe, backend=on_cpu(backend))
+    keyed = draws.dtype == np.uint64
+    noise = cast("KeyedScheme", scheme).noise if keyed else KeyedNoise.SPLITMIX_TAIL_SAFE
+    out = filtered_race(cut.rows, spec.temperature, draws, noise=noise, backend=on_cpu(backend))
     # To explain the claim, what beats it is overtaken or cut off, and itself let in.
     outside = cut.claimed_edge < 0
     edge = np.where(outside, -cut.claimed_edge, 0.0)
@@ -283,7 +329,7 @@ def _score_inverse_cdf(
     logits: torch.Tensor,
     claimed: npt.NDArray[np.int64],
     spec: SamplingSpec,
-    scheme: NoiseScheme,
+    scheme: UniformScheme,
     uniforms: F64,
     top: int,
 ) -> RowStats:
@@ -292,11 +338,16 @@ def _score_inverse_cdf(
     no_rank = np.full(len(claimed), -1, np.int64)
     log_probability = _claimed_log_probability(logits, claimed, spec.temperature)
     if not spec.filtered:
-        column, margin, slack = _draw(logits.numpy(), claimed, uniforms, spec.temperature)
+        column, margin, slack = _draw(
+            logits.numpy(), claimed, uniforms, spec.temperature, float32_sums=scheme.float32_sums
+        )
         return _inside(claimed, column, margin, slack, no_rank, log_probability, _top_tokens(logits, top))
     support = find_support(logits, claimed, spec, scheme.filters)
-    sorts = spec.top_k > 0 or spec.top_p < 1.0  # min-p by itself leaves candidates in vocabulary order
-    column, margin, slack = _draw_from_support(support, uniforms, spec.temperature, by_id=not sorts)
+    # min-p by itself leaves candidates in vocabulary order, and so does a top-k that keeps all in OpenVINO.
+    sorts = spec.top_p < 1.0 or (spec.top_k > 0 and scheme.filters == "llama.cpp")
+    column, margin, slack = _draw_from_support(
+        support, uniforms, spec.temperature, by_id=not sorts, float32_sums=scheme.float32_sums
+    )
     outside = support.claimed_edge < 0
     edge = np.where(outside, -support.claimed_edge, 0.0)
     winner = support.ids[here, column]
@@ -315,22 +366,46 @@ def _score_inverse_cdf(
     )
 
 
+def _cumulated(
+    logits: npt.NDArray[np.float32], uniforms: F64, temperature: float, *, float32_sums: bool
+) -> tuple[F64, npt.NDArray[np.int64]]:
+    """Upper borders of the columns' intervals, float64 [R, C], and the column drawn, int64 [R].
+
+    llama.cpp: float32 exponentials, summed in float64, the first border not below the draw. OpenVINO: float32
+    probabilities, summed one after another in float32, the first border above the draw.
+    """
+    top = logits.max(axis=1, keepdims=True)
+    if not float32_sums:
+        scaled = logits / np.float32(temperature)
+        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        upper = np.cumsum(weights, axis=1, dtype=np.float64)
+        return upper, (upper < (uniforms * upper[:, -1])[:, None]).sum(axis=1)
+    weights = np.exp((logits - top) * (np.float32(1) / np.float32(temperature)))
+    shares = weights / np.cumsum(weights, axis=1, dtype=np.float32)[:, -1:]
+    borders = np.cumsum(shares, axis=1, dtype=np.float32)
+    drawn = (borders <= (borders[:, -1] * uniforms.astype(np.float32))[:, None]).sum(axis=1)
+    last = logits.shape[1] - 1 - np.isfinite(logits)[:, ::-1].argmax(axis=1)
+    return borders.astype(np.float64), np.minimum(drawn, last)
+
+
 def _draw(
-    logits: npt.NDArray[np.float32], places: npt.NDArray[np.int64], uniforms: F64, temperature: float
+    logits: npt.NDArray[np.float32],
+    places: npt.NDArray[np.int64],
+    uniforms: F64,
+    temperature: float,
+    *,
+    float32_sums: bool,
 ) -> tuple[npt.NDArray[np.int64], F64, F64]:
     """Inverse CDF over the columns of `logits` ([R, C], -inf excludes) in their order.
 
-    Weights are float32 exponentials and their sum runs in float64, as llama.cpp has it. Returns the
-    column drawn, and in logits (T times log-odds) the distance of the draw to column `places` (inf for an
-    excluded one and for -1, nowhere) and to the nearest border of the column drawn (inf if it stands alone).
-    A column whose weight is lost in rounding lies at the last log-odds that the arithmetic resolves.
+    Returns the column drawn, and in logits (T times log-odds) the distance of the draw to column `places`
+    (inf for an excluded one and for -1, nowhere) and to the nearest border of the column drawn (inf if it
+    stands alone). A column whose weight is lost in rounding lies at the last log-odds that the arithmetic
+    resolves.
     """
-    scaled = logits / np.float32(temperature)
-    weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-    upper = np.cumsum(weights, axis=1, dtype=np.float64)
-    total = upper[:, -1]
     uniforms = np.clip(uniforms, 2.0**-65, LARGEST_UNIFORM)
-    column = (upper < (uniforms * total)[:, None]).sum(axis=1)
+    upper, column = _cumulated(logits, uniforms, temperature, float32_sums=float32_sums)
+    total = upper[:, -1]
     here = np.arange(len(places))
 
     def border(index: npt.NDArray[np.int64]) -> F64:
@@ -353,7 +428,7 @@ def _draw(
 
 
 def _draw_from_support(
-    support: Support, uniforms: F64, temperature: float, *, by_id: bool
+    support: Support, uniforms: F64, temperature: float, *, by_id: bool, float32_sums: bool
 ) -> tuple[npt.NDArray[np.int64], F64, F64]:
     """Inverse CDF over the kept prefix; a token at the edge moves every border, so both lengths are tried.
 
@@ -370,12 +445,14 @@ def _draw_from_support(
     def cut(kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return np.where(order < kept[:, None], logits, -np.inf).astype(np.float32)
 
-    column, margin, slack = _draw(cut(support.kept), claimed, uniforms, temperature)
+    column, margin, slack = _draw(
+        cut(support.kept), claimed, uniforms, temperature, float32_sums=float32_sums
+    )
     for step in (-1, 1):
         kept = np.clip(support.kept + step, 1, columns)
         at_edge = support.kept - 1 if step < 0 else np.minimum(support.kept, columns - 1)
         moved = np.abs(support.edge[here, at_edge])
-        other, distance, _ = _draw(cut(kept), claimed, uniforms, temperature)
+        other, distance, _ = _draw(cut(kept), claimed, uniforms, temperature, float32_sums=float32_sums)
         margin = np.minimum(margin, np.maximum(moved, distance))
         slack = np.where(other != column, np.minimum(slack, moved), slack)
     return order[here, column], np.where(np.isfinite(margin), margin, 0.0), slack

@@ -17,7 +17,7 @@ import torch
 
 from auditor.reference.batch import Span, extend
 from auditor.reference.deviations import Deviation, Prompt
-from auditor.reference.head import RowStats, effective_sampling, score_rows
+from auditor.reference.head import RowStats, draw_rows, effective_sampling, score_rows
 from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
@@ -195,7 +195,8 @@ class Runner:
 
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
         spec = effective_sampling(request.spec, request.scheme)
-        draws = Draws(request.scheme, request.seed, len(request.prompt), self.model.config.vocab_size)
+        vocabulary = self.model.config.vocab_size
+        draws = Draws(request.scheme, request.seed, len(request.prompt), vocabulary, filtered=spec.filtered)
         claimed = np.asarray(request.output, np.int64)
         tiles = []
         for start in range(0, len(claimed), self._tile_rows):
@@ -232,12 +233,12 @@ class _Shadow:
         self._scheme = scheme
         self._spec = effective_sampling(request.spec, scheme)
         self._wrong_spec = effective_sampling(deviation.sampling(request.spec), scheme)
-        self._draws = Draws(scheme, seed, len(request.prompt), model.config.vocab_size)
-        self._wrong_draws = Draws(scheme, wrong_seed, len(request.prompt), model.config.vocab_size)
+        prompt, vocabulary = len(request.prompt), model.config.vocab_size
+        self._draws = Draws(scheme, seed, prompt, vocabulary, filtered=self._spec.filtered)
+        filtered = self._wrong_spec.filtered
+        self._wrong_draws = Draws(scheme, wrong_seed, prompt, vocabulary, filtered=filtered)
 
     def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor) -> None:
         rows = len(logits)
-        likeliest = wrong_logits.argmax(dim=1).numpy()
-        wrong_draws = self._wrong_draws.take(rows)
-        drawn = score_rows(wrong_logits, likeliest, self._wrong_spec, self._scheme, wrong_draws).winner
+        drawn = draw_rows(wrong_logits, self._wrong_spec, self._scheme, self._wrong_draws.take(rows))
         self.tiles.append(score_rows(logits, drawn, self._spec, self._scheme, self._draws.take(rows)))

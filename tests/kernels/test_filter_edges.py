@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from auditor.kernels.filter_edges import Filters, claimed_edges, cut_heads, filter_edges
 from auditor.kernels.filtered_race import FilteredRows, filtered_race
+from auditor.kernels.keyed_noise import KeyedNoise
 from auditor.kernels.row_head import RowHeads, row_heads
 from auditor.kernels.splitmix import mix
 
@@ -96,8 +97,8 @@ def test_a_compiled_race_finds_what_the_plain_one_finds(
     draws = mix(np.arange(4, dtype=np.uint64) + np.uint64(seed))
     if dense:
         draws = np.random.default_rng(seed).gumbel(size=z.shape)
-    plain = filtered_race(rows, filters.scale, draws, tail_safe=tail_safe, backend="reference")
-    ours = filtered_race(rows, filters.scale, draws, tail_safe=tail_safe)
+    plain = filtered_race(rows, filters.scale, draws, noise=KeyedNoise(tail_safe), backend="reference")
+    ours = filtered_race(rows, filters.scale, draws, noise=KeyedNoise(tail_safe))
     assert ours.winner.tolist() == plain.winner.tolist()
     assert ours.rank.tolist() == plain.rank.tolist()
     np.testing.assert_allclose(ours.margin, plain.margin, rtol=1e-6, atol=1e-9)

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from auditor.kernels.keyed_noise import KeyedNoise
 from auditor.kernels.keyed_race import race
 from auditor.kernels.splitmix import bits53, gumbel, mix
 
@@ -22,8 +23,8 @@ def keys_of(rows, seed=0):
 
 def both(logits, keys, claimed, tail_safe):
     claimed = np.asarray(claimed, np.int64)
-    plain = race(logits, keys, claimed, tail_safe=tail_safe, backend="reference")
-    quick = race(logits, keys, claimed, tail_safe=tail_safe, backend="compiled")
+    plain = race(logits, keys, claimed, noise=KeyedNoise(tail_safe), backend="reference")
+    quick = race(logits, keys, claimed, noise=KeyedNoise(tail_safe), backend="compiled")
     return plain, quick
 
 
@@ -39,7 +40,7 @@ def assert_equal(plain, quick):
 def claims(logits, keys, tail_safe, seed=0):
     """The winner's, the worst token's and a random claim."""
     anything = np.zeros(len(logits), np.int64)
-    winner = race(logits, keys, anything, tail_safe=tail_safe, backend="reference").winner
+    winner = race(logits, keys, anything, noise=KeyedNoise(tail_safe), backend="reference").winner
     worst = logits.argmin(axis=1)
     return winner, worst, np.random.default_rng(seed).integers(0, logits.shape[1], len(logits))
 
@@ -147,11 +148,11 @@ def test_both_paths_agree_on_any_logits(logits, seed, where, tail_safe):
 
 def test_the_claim_changes_nothing_but_its_own_score_and_rank():
     logits = np.random.default_rng(2).standard_normal((4, 500)).astype(np.float32)
-    first = race(logits, keys_of(4), np.zeros(4, np.int64), tail_safe=True)
-    second = race(logits, keys_of(4), np.full(4, 499), tail_safe=True)
+    first = race(logits, keys_of(4), np.zeros(4, np.int64), noise=KeyedNoise.SPLITMIX_TAIL_SAFE)
+    second = race(logits, keys_of(4), np.full(4, 499), noise=KeyedNoise.SPLITMIX_TAIL_SAFE)
     assert first.winner.tolist() == second.winner.tolist()
     assert first.runner_up_score.tolist() == second.runner_up_score.tolist()
-    honest = race(logits, keys_of(4), first.winner, tail_safe=True)
+    honest = race(logits, keys_of(4), first.winner, noise=KeyedNoise.SPLITMIX_TAIL_SAFE)
     assert (honest.claimed_score == honest.winner_score).all()
     assert (honest.rank == 0).all()
 
@@ -159,8 +160,8 @@ def test_the_claim_changes_nothing_but_its_own_score_and_rank():
 def test_inputs_are_left_as_they_were():
     logits = np.random.default_rng(3).standard_normal((2, 50)).astype(np.float32)
     before = logits.copy()
-    race(logits, keys_of(2), np.array([0, 1]), tail_safe=True)
-    race(logits, keys_of(2), np.array([0, 1]), tail_safe=True, backend="reference")
+    race(logits, keys_of(2), np.array([0, 1]), noise=KeyedNoise.SPLITMIX_TAIL_SAFE)
+    race(logits, keys_of(2), np.array([0, 1]), noise=KeyedNoise.SPLITMIX_TAIL_SAFE, backend="reference")
     assert (logits == before).all()
 
 
@@ -169,9 +170,13 @@ def test_inputs_are_left_as_they_were():
 def test_a_temperature_divides_the_logits_in_float32(temperature, backend):
     z = (np.random.default_rng(6).standard_normal((5, 3000)) * 3).astype(np.float32)
     claimed = np.arange(5)
-    ours = race(z, keys_of(5), claimed, tail_safe=True, temperature=temperature, backend=backend)
+    ours = race(
+        z, keys_of(5), claimed, noise=KeyedNoise.SPLITMIX_TAIL_SAFE, temperature=temperature, backend=backend
+    )
     divided = z / np.float32(temperature)
-    assert_equal(race(divided, keys_of(5), claimed, tail_safe=True, backend="reference"), ours)
+    assert_equal(
+        race(divided, keys_of(5), claimed, noise=KeyedNoise.SPLITMIX_TAIL_SAFE, backend="reference"), ours
+    )
 
 
 @pytest.mark.parametrize("top", [0, 1, 20, 700, 5000])
@@ -180,7 +185,7 @@ def test_the_largest_logits_come_in_order_with_ties_by_id(vocabulary, top):
     z = (np.random.default_rng(7).standard_normal((4, vocabulary)) * 3).round().astype(np.float32)
     claimed = np.zeros(4, np.int64)
     plain, ours = (
-        race(z, keys_of(4), claimed, tail_safe=False, top=top, backend=backend)
+        race(z, keys_of(4), claimed, noise=KeyedNoise.SPLITMIX_CLASSIC, top=top, backend=backend)
         for backend in ("reference", "compiled")
     )
     assert_equal(plain, ours)
@@ -196,5 +201,9 @@ def test_a_missing_triton_says_so(monkeypatch):
     monkeypatch.delitem(sys.modules, "auditor.kernels.keyed_race_triton", raising=False)
     with pytest.raises(ImportError):
         race(
-            np.zeros((1, 9), np.float32), keys_of(1), np.zeros(1, np.int64), tail_safe=True, backend="triton"
+            np.zeros((1, 9), np.float32),
+            keys_of(1),
+            np.zeros(1, np.int64),
+            noise=KeyedNoise.SPLITMIX_TAIL_SAFE,
+            backend="triton",
         )

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 
+from auditor.kernels.keyed_noise import KeyedNoise
 from auditor.kernels.keyed_race import race, race_head
 from auditor.kernels.row_head import row_heads
 from auditor.kernels.splitmix import mix
@@ -56,7 +57,7 @@ def assert_close(ours, plain, scores, normaliser):
 def claims(z, keys, tail_safe):
     """The winner's, the unlikeliest token's, a random claim."""
     anything = np.random.default_rng(0).integers(0, z.shape[1], len(z))
-    winner = race(z, keys, anything, tail_safe=tail_safe, backend="reference").winner
+    winner = race(z, keys, anything, noise=KeyedNoise(tail_safe), backend="reference").winner
     return winner, z.argmin(axis=1), anything
 
 
@@ -77,7 +78,7 @@ def test_a_tile_of_logits_is_raced_as_by_the_reference(rows, vocabulary, dtype, 
     z = logits_of(rows, vocabulary, 3.0, dtype, vocabulary)
     plain_z, keys = z.float().numpy(), keys_of(rows, vocabulary)
     for claimed, temperature in zip(claims(plain_z, keys, tail_safe), (1.0, 0.7, 1.3), strict=True):
-        options = {"tail_safe": tail_safe, "temperature": temperature, "top": 5}
+        options = {"noise": KeyedNoise(tail_safe), "temperature": temperature, "top": 5}
         ours = race(z.to(DEVICE), keys, claimed, **options, backend="triton")
         plain = race(plain_z, keys, claimed, **options, backend="reference")
         assert_close(ours, plain, SCORES[dtype], NORMALISER[dtype])
@@ -93,8 +94,8 @@ def test_flat_rows_and_weights_that_underflow_are_raced_as_by_the_reference(spre
     z = logits_of(3, 700, spread, torch.float32, 5).numpy()
     keys = keys_of(3, 9)
     for claimed in claims(z, keys, tail_safe):
-        ours = race(z, keys, claimed, tail_safe=tail_safe, backend="triton")
-        plain = race(z, keys, claimed, tail_safe=tail_safe, backend="reference")
+        ours = race(z, keys, claimed, noise=KeyedNoise(tail_safe), backend="triton")
+        plain = race(z, keys, claimed, noise=KeyedNoise(tail_safe), backend="reference")
         assert_close(ours, plain, 1e-10, 2e-4 if spread == 300.0 else 1e-5)
         assert ours.rank.tolist() == plain.rank.tolist()
 
@@ -104,7 +105,7 @@ def test_excluded_tokens_never_win_and_a_lone_one_has_no_runner_up():
     z = np.full((2, 400), -np.inf, np.float32)
     z[0, 333] = 1.0
     z[1, 100:300] = 0.0
-    ours = race(z, keys_of(2, 1), np.array([3, 7]), tail_safe=True, backend="triton")
+    ours = race(z, keys_of(2, 1), np.array([3, 7]), noise=KeyedNoise.SPLITMIX_TAIL_SAFE, backend="triton")
     assert ours.winner[0] == 333
     assert np.isneginf(ours.runner_up_score[0])
     assert ours.rank.tolist() == [1, 200]
@@ -118,7 +119,13 @@ def test_an_exact_tie_goes_to_the_lowest_id_in_whichever_block_it_stands():
         tied = z.copy()
         tied[0, [low, high]] = 2.0**60  # so large that the noise is rounded away
         for claimed in (low, high, 0):
-            ours = race(tied, keys_of(1, 2), np.array([claimed]), tail_safe=True, backend="triton")
+            ours = race(
+                tied,
+                keys_of(1, 2),
+                np.array([claimed]),
+                noise=KeyedNoise.SPLITMIX_TAIL_SAFE,
+                backend="triton",
+            )
             assert ours.winner[0] == low
             assert ours.runner_up_score[0] == ours.winner_score[0]
 
@@ -135,7 +142,7 @@ def test_few_rows_are_multiplied_and_raced_in_one_kernel(rows, vocabulary, width
     z = (hidden.double() @ head.double().T).float().numpy()
     keys = keys_of(rows, 4)
     for claimed in claims(z, keys, tail_safe):
-        options = {"tail_safe": tail_safe, "temperature": 0.9}
+        options = {"noise": KeyedNoise(tail_safe), "temperature": 0.9}
         ours = race_head(hidden.to(DEVICE), head.to(DEVICE), keys, claimed, **options, backend="triton")
         plain = race(z, keys, claimed, **options, backend="reference")
         assert_close(ours, plain, PRODUCT[dtype], PRODUCT[dtype])
@@ -149,7 +156,9 @@ def test_other_backends_take_hidden_states_too():
     hidden, head = logits_of(3, 32, 1.0, torch.float32, 1), logits_of(500, 32, 0.5, torch.float32, 2)
     claimed = np.array([1, 2, 3])
     ours, plain = (
-        race_head(hidden, head, keys_of(3, 4), claimed, tail_safe=True, top=4, backend=backend)
+        race_head(
+            hidden, head, keys_of(3, 4), claimed, noise=KeyedNoise.SPLITMIX_TAIL_SAFE, top=4, backend=backend
+        )
         for backend in ("compiled", "reference")
     )
     assert ours.winner.tolist() == plain.winner.tolist()

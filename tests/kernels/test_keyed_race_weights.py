@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from auditor.kernels.keyed_noise import KeyedNoise, fill_leading, key_words
 from auditor.kernels.keyed_race import race
-from auditor.kernels.keyed_race_numba import _hash, mirror_of
 from auditor.kernels.splitmix import bits53, mix
 from auditor.kernels.vector_loops import LEAST, weigh
 
@@ -44,7 +44,7 @@ def test_the_bits_compared_are_the_noises_leading_31(tail_safe):
     key = mix(np.arange(1, dtype=np.uint64))
     ids = np.arange(90_000, 90_133)
     high = np.empty(len(ids), np.int32)
-    _hash(key[0], ids[0], np.uint64(mirror_of(tail_safe)), high)
+    fill_leading(int(tail_safe), tuple(key_words(key)[0]), ids[0], high)
     leading = (bits53(key, ids[None])[0] >> np.uint64(22)).astype(np.int64)
     assert high.tolist() == (leading if tail_safe else leading ^ 0x7FFFFFFF).tolist()
 
@@ -52,6 +52,8 @@ def test_the_bits_compared_are_the_noises_leading_31(tail_safe):
 def test_the_normaliser_adds_up_a_real_vocabulary():
     logits = (np.random.default_rng(5).standard_normal((4, 128_256)) * 3).astype(np.float32)
     logits[1, ::3] = -np.inf
-    out = race(logits, mix(np.arange(4, dtype=np.uint64)), np.zeros(4, np.int64), tail_safe=True)
+    out = race(
+        logits, mix(np.arange(4, dtype=np.uint64)), np.zeros(4, np.int64), noise=KeyedNoise.SPLITMIX_TAIL_SAFE
+    )
     exact = np.log(np.exp(logits.astype(np.float64)).sum(axis=1))
     np.testing.assert_allclose(out.log_normaliser, exact, rtol=0, atol=1e-6)

@@ -155,6 +155,6 @@ def test_neighbouring_positions_tokens_and_seeds_are_independent(shift):
 def test_winners_of_a_race_follow_the_softmax(scheme):
     logits = np.log(np.array([0.4, 0.3, 0.15, 0.1, 0.04, 0.01]))
     rows = 40_000
-    noise = gumbel(rows_of(99, rows, 6, scheme), tail_safe=SCHEMES[scheme].tail_safe)
+    noise = gumbel(rows_of(99, rows, 6, scheme), tail_safe=bool(SCHEMES[scheme].noise))
     wins = np.bincount((logits + noise).argmax(axis=1), minlength=6)
     assert chisquare(wins, np.exp(logits) * rows).pvalue > LEAST_P

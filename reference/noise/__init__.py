@@ -1,0 +1,80 @@
+"""Noise schemes: what an engine adds to, or draws against, its logits for a given seed.
+
+A scheme is named and versioned; its name is what a trace declares. Each engine has a file here; `registry`
+says which scheme an engine draws by, and what is not replayable.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy.typing as npt
+
+from auditor.reference.noise.gumbel_position import GumbelPosition
+from auditor.reference.noise.registry import (
+    REFUSED,
+    SCHEMES,
+    Refused,
+    check_engine,
+    noise_of_recipe,
+    noise_scheme,
+)
+from auditor.reference.noise.scheme import (
+    Declared,
+    Evidence,
+    Family,
+    FilterOrder,
+    KeyedScheme,
+    NoiseScheme,
+    Served,
+    Tolerant,
+    UniformScheme,
+)
+
+__all__ = [
+    "REFUSED",
+    "SCHEMES",
+    "Declared",
+    "Draws",
+    "Evidence",
+    "Family",
+    "FilterOrder",
+    "GumbelPosition",
+    "KeyedScheme",
+    "NoiseScheme",
+    "Refused",
+    "Served",
+    "Tolerant",
+    "UniformScheme",
+    "check_engine",
+    "noise_of_recipe",
+    "noise_scheme",
+]
+
+
+class Draws:
+    """One request's noise, handed out in order of its output tokens, in the form `head.score_rows` takes.
+
+    Args:
+        filtered: only tokens that filters keep will be asked for; a sequential generator then hands out its
+            states in place of whole rows.
+    """
+
+    def __init__(
+        self,
+        scheme: NoiseScheme,
+        seed: int | None,
+        prompt_tokens: int,
+        vocabulary: int,
+        *,
+        filtered: bool = False,
+    ) -> None:
+        self._reader = (
+            None if seed is None else scheme.draws(seed, prompt_tokens, vocabulary, filtered=filtered)
+        )
+        self._next = 0
+
+    def take(self, rows: int) -> npt.NDArray[Any] | None:
+        """Noise of the next `rows` output tokens; None for a scheme or request that draws nothing."""
+        start, self._next = self._next, self._next + rows
+        return None if self._reader is None else self._reader.take(start, self._next)
