@@ -72,7 +72,7 @@ def keyed_noise(kind: KeyedNoise, keys: U64, tokens: npt.NDArray[np.int64]) -> F
         return np.asarray(-np.log(_cuda_exponential(u)))
     with np.errstate(divide="ignore"):
         inner = _inner(kind, key, tokens)
-        return np.minimum(-np.log(inner), ENDLESS)
+        return np.asarray(np.minimum(-np.log(inner), ENDLESS))
 
 
 def _murmur_transform(u: npt.NDArray[np.float32]) -> F64:
@@ -115,22 +115,22 @@ def _inner(kind: KeyedNoise, key: U64, tokens: npt.NDArray[np.int64]) -> F64:  #
     if kind in (KeyedNoise.PHILOX_EPSILON, KeyedNoise.PHILOX_32):
         u = philox.triton_rand(key[:, 0:1], tokens.astype(np.uint64)).astype(np.float64)
         if kind == KeyedNoise.PHILOX_32:
-            return -np.log1p(-np.maximum(u, np.float64(philox.TRITON_SCALE)))
-        return -np.log(u + 1e-20) + 1e-20
+            return np.asarray(-np.log1p(-np.maximum(u, np.float64(philox.TRITON_SCALE))))
+        return np.asarray(-np.log(u + 1e-20) + 1e-20)
     if kind == KeyedNoise.PHILOX_64:
-        low, high, _, _ = philox.triton_words(key[:, 0:1], tokens.astype(np.uint64))
-        r = (high << np.uint64(32)) | low
-        return -np.log(np.maximum(r.astype(np.float64) * 2.0**-64, _TINY_64))
+        first, second, _, _ = philox.triton_words(key[:, 0:1], tokens.astype(np.uint64))
+        r = (second << np.uint64(32)) | first
+        return np.asarray(-np.log(np.maximum(r.astype(np.float64) * 2.0**-64, _TINY_64)))
     if kind in (KeyedNoise.SGLANG_24, KeyedNoise.SGLANG_24_EPSILON):
         with np.errstate(over="ignore"):
             mixed = (key[:, 0:1] * np.uint64(8589934591)) ^ (tokens.astype(np.uint64) * np.uint64(479001599))
         u32 = (mixed & np.uint64(0xFFFFFF)).astype(np.float32) * np.float32(2.0**-24)
         if kind == KeyedNoise.SGLANG_24:
-            return -np.log(np.maximum(u32, np.float32(1e-10)).astype(np.float64))
-        return -np.log((u32 + np.float32(1e-9)).astype(np.float64)) + 1e-9
+            return np.asarray(-np.log(np.maximum(u32, np.float32(1e-10)).astype(np.float64)))
+        return np.asarray(-np.log((u32 + np.float32(1e-9)).astype(np.float64)) + 1e-9)
     u = murmur.hashes(key[:, 0].astype(np.uint32), tokens).astype(np.float64) / (2.0**32 - 1.0)
     inner = np.minimum(-np.log(u), np.finfo(np.float64).max)
-    return np.maximum(inner, 2.0**-32) if kind == KeyedNoise.SGLANG_32 else inner
+    return np.asarray(np.maximum(inner, 2.0**-32) if kind == KeyedNoise.SGLANG_32 else inner)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -293,8 +293,8 @@ def _cuda_leading(key, start, out):  # type: ignore[no-untyped-def]  # noqa: ANN
             word = philox.philox_of(
                 counter & low, counter >> half, thread, none, key[0] & low, key[0] >> half
             )[0]
-            out[i] = np.int32(max(np.int64(0xFFFFFFFF) - np.int64(word) - 512, 0) >> 1)
+            out[i] = np.int32(np.int64(max(np.int64(0xFFFFFFFF) - np.int64(word) - 512, 0)) >> 1)
     else:
         for i in range(len(out)):
             word = _cuda_word(key, start + i)
-            out[i] = np.int32(max(np.int64(0xFFFFFFFF) - np.int64(word) - 512, 0) >> 1)
+            out[i] = np.int32(np.int64(max(np.int64(0xFFFFFFFF) - np.int64(word) - 512, 0)) >> 1)

@@ -92,7 +92,7 @@ def race(
         return _race_triton(logits, keys, claimed, noise, temperature, top)
     z = np.ascontiguousarray(logits)
     if backend == "reference":
-        return RaceRows(*_race_reference(z, keys, claimed, noise, np.float32(temperature), top))
+        return _race_reference(z, keys, claimed, noise, np.float32(temperature), top)
     kind = int(noise)
     return RaceRows(*race_compiled(z, key_words(keys), claimed, kind, np.float32(temperature), top))
 
@@ -220,7 +220,7 @@ def _race_reference(
     noise: KeyedNoise,
     temperature: np.float32,
     top: int,
-) -> tuple[npt.NDArray[np.int64] | npt.NDArray[np.float32] | F64, ...]:
+) -> RaceRows:
     rows, vocabulary = logits.shape
     ids = np.broadcast_to(np.arange(vocabulary, dtype=np.int64), (rows, vocabulary))
     z = (logits / temperature).astype(np.float64)
@@ -235,4 +235,5 @@ def _race_reference(
     normaliser = largest + np.log(np.exp(z - largest[:, None]).sum(axis=1))
     top_ids = np.argsort(-logits, axis=1, kind="stable")[:, :top]
     top_logits = np.take_along_axis(logits, top_ids, axis=1)
-    return winner, winner_score, scores.max(axis=1), claimed_score, rank, normaliser, top_ids, top_logits
+    runner_up = scores.max(axis=1)
+    return RaceRows(winner, winner_score, runner_up, claimed_score, rank, normaliser, top_ids, top_logits)

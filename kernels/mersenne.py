@@ -27,7 +27,7 @@ _SHIFT = 397
 def seeded(seed: int) -> U32:
     """State of a generator seeded (`init_genrand`) with the low 32 bits of `seed`, before its first word."""
     state = np.empty(BLOCK + 1, np.uint32)
-    state[:BLOCK] = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)["state"]["key"]  # type: ignore[index,call-overload]
+    state[:BLOCK] = np.random.RandomState(seed & 0xFFFFFFFF).get_state(legacy=False)["state"]["key"]
     state[BLOCK] = BLOCK
     return state
 
@@ -136,7 +136,7 @@ def _words(state, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
 
 @numba.njit(cache=True, nogil=True)
 def _exponentials(state, elements, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    base = np.int64(0)  # the row's word that stands first in the present block, less the block's first place
+    base = 0  # the row's word that stands first in the present block, less the block's first place
     start = np.int64(state[BLOCK])
     for e in range(len(elements)):
         high = np.uint64(0)

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
 from auditor.commands.demo import demo
+from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, verify, calibrate, generate, bench):
+for command in (demo, verify, calibrate, generate, bench, doctor):
     cli.add_command(command)
 
 

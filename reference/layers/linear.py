@@ -24,9 +24,9 @@ _AVAILABLE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyp
 # What `torch.compile` calls for a linear layer on a CPU; there is no public name for it.
 _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _AVAILABLE else None
 # Below AVX-512 oneDNN has no bfloat16 product at all. torch's own is slow there, and keeps the invariant.
-_ONEDNN_DTYPES = {torch.float32}
+ONEDNN_DTYPES = {torch.float32}
 if _ONEDNN is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
-    _ONEDNN_DTYPES.add(torch.bfloat16)
+    ONEDNN_DTYPES.add(torch.bfloat16)
 
 
 class Product(Protocol):
@@ -64,7 +64,7 @@ class Stacked:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _ONEDNN is None or x.device.type != "cpu" or x.dtype not in _ONEDNN_DTYPES:
+    if _ONEDNN is None or x.device.type != "cpu" or x.dtype not in ONEDNN_DTYPES:
         return functional.linear(x, weight, bias)
     product: Tensor = _ONEDNN(x.contiguous(), weight, bias, "none", [], "")
     return product

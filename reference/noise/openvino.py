@@ -12,9 +12,7 @@ from auditor.kernels.splitmix import F64
 from auditor.reference.noise.scheme import Declared, Evidence, Family, FilterOrder, Served, UniformRows
 
 _EVIDENCE = Evidence(
-    confirmed=False,
-    source="openvino.genai, src/cpp/src/sampling/sampler.cpp and logit_transformers.hpp",
-    needs="no top-k by itself, no min-p",
+    confirmed=True, source="tests/traces/openvino-*.jsonl.gz", needs="no top-k without top-p; no min-p"
 )
 _SERVED = (Served("openvino-genai", ("2026.4.1", "2026.4.1.0")),)
 
@@ -26,6 +24,8 @@ class OpenVinoInverseCdf:
     Candidates stand in vocabulary order; top-p sorts them by falling probability. Top-k alone leaves them in
     the order of a heap that saw the whole row: there a difference in the last bit of two logits moves every
     candidate's interval, so such requests are refused (docs/decisions/0007).
+
+    Source: openvino.genai, src/cpp/src/sampling/sampler.cpp and logit_transformers.hpp.
     """
 
     name: str = "openvino-genai-2026.4.1/mt19937-u32-icdf"
@@ -41,7 +41,7 @@ class OpenVinoInverseCdf:
         `std::uniform_real_distribution<float>` of libstdc++: one word, rounded to float32, / 2**32, below 1.
         """
         drawn = words(seed, start, stop).astype(np.float32) * np.float32(2.0**-32)
-        return np.minimum(drawn, np.float32(1.0 - 2.0**-24)).astype(np.float64)
+        return np.asarray(np.minimum(drawn, np.float32(1.0 - 2.0**-24)).astype(np.float64))
 
     def declared(self, request: Declared) -> OpenVinoInverseCdf:
         """As `NoiseScheme`.

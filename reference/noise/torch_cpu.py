@@ -46,7 +46,7 @@ VLLM_CPU_EXPONENTIAL = TorchCpuExponential(
 
 @dataclass(slots=True)
 class TorchCpuRows:
-    """Reader of such rows: float64 [R, V], or for rows to be filtered the generator's states, uint32 [R, 625].
+    """Reader of such rows: float64 [R, V], or for rows to be filtered generator states, uint32 [R, 625].
 
     Two words a token id; a state costs one twist for every 624 of them, a thirtieth of a row's exponentials.
     """

@@ -1,0 +1,99 @@
+"""How much faster a trace is scored than whole rows of its noise are made again, at a vocabulary of 128,256.
+
+    python tests/bench/noise_access.py
+
+One thread, CPU seconds, the median of `REPEATS` runs over `ROWS` rows. "whole rows" is the noise alone, of
+every token: by the compiled function that the races use, and vectorised in NumPy, which is how a verifier
+without random access makes it. "scored" is all that ours does with a row of logits: support, noise, race,
+margins. Peaked rows fall like a language model's (rank**-1.6, a nucleus of about a hundred), flat ones are the
+worst case: every token may win, so a race without filters hashes them all.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+
+import numba
+import numpy as np
+import torch
+
+from auditor.kernels.keyed_noise import key_words, keyed_noise, noise_of
+from auditor.reference.head import score_rows
+from auditor.reference.noise import SCHEMES, Draws
+from auditor.reference.sampling import SamplingSpec
+
+VOCABULARY, ROWS, REPEATS = 128_256, 8, 3
+KEYED = ("vllm-gpu-v2/philox32", "vllm-gpu-v1/exponential", "vllm-gpu-v2/murmur32")
+SPECS = {
+    "top-k 50": SamplingSpec(top_k=50),
+    "top-p 0.95": SamplingSpec(top_p=0.95),
+    "top-k 50, top-p 0.95": SamplingSpec(top_k=50, top_p=0.95),
+    "no filter": SamplingSpec(),
+}
+LEAST_RATIO = 50
+
+
+@numba.njit
+def whole_rows(kind, keys, out):
+    for r in range(len(out)):
+        key = (keys[r, 0], keys[r, 1], keys[r, 2])
+        for v in range(out.shape[1]):
+            out[r, v] = noise_of(kind, key, v)
+
+
+def seconds_per_row(run, rows=ROWS):
+    run()
+    found = []
+    for _ in range(REPEATS):
+        start = time.process_time()
+        run()
+        found.append((time.process_time() - start) / rows)
+    return statistics.median(found)
+
+
+def logits_of(kind):
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(ROWS, VOCABULARY, generator=generator)
+    if kind == "flat":
+        return z * 1e-3
+    places = torch.stack([torch.randperm(VOCABULARY, generator=generator) for _ in range(ROWS)])
+    return z * 0.3 - 1.6 * torch.log(places + 1.0)
+
+
+def main() -> int:
+    """Print a line for each scheme, filter and kind of row; status 1 if a filtered ratio falls short."""
+    torch.set_num_threads(1)
+    rows = {kind: logits_of(kind) for kind in ("peaked", "flat")}
+    short = 0
+    print(f"{VOCABULARY:,} tokens, {ROWS} rows, ms of CPU a row")
+    print(f"{'scheme':26}{'rows':8}{'filters':22}{'scored':>9}{'compiled':>10}{'numpy':>9}{'ratios':>16}")
+    for name in KEYED:
+        scheme = SCHEMES[name]
+        keys = Draws(scheme, 7, 20, VOCABULARY).take(ROWS)
+        out = np.empty((4, VOCABULARY))
+        words, kind = key_words(keys), int(scheme.noise)
+        compiled = seconds_per_row(lambda w=words, k=kind, o=out: whole_rows(k, w, o), 4)
+        everyone = np.arange(VOCABULARY)[None]
+        plain = seconds_per_row(lambda s=scheme, k=keys, e=everyone: keyed_noise(s.noise, k[:1], e), 1)
+        for shape, z in rows.items():
+            for label, spec in SPECS.items():
+                if shape == "flat" and spec.filtered and spec.top_k == 0:
+                    continue  # a nucleus of 121,843 tokens bounds nothing
+                zero = np.zeros(ROWS, np.int64)
+                claimed = score_rows(z, zero, spec, scheme, keys).winner
+                scored = seconds_per_row(
+                    lambda z=z, c=claimed, p=spec, s=scheme, k=keys: score_rows(z, c, p, s, k)
+                )
+                ratios = (compiled / scored, plain / scored)
+                short += spec.filtered and "philox" in name and ratios[1] < LEAST_RATIO
+                print(
+                    f"{name:26}{shape:8}{label:22}{scored * 1e3:9.3f}{compiled * 1e3:10.2f}{plain * 1e3:9.2f}"
+                    f"{ratios[0]:8.0f}{ratios[1]:8.0f}"
+                )
+    return int(short > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
