@@ -129,7 +129,7 @@ def _words(state, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     for i in range(len(out)):
         if place == BLOCK:
             _twist(state)
-            place = 0
+            place -= BLOCK
         out[i] = _tempered(state[place])
         place += 1
 
