@@ -55,6 +55,9 @@ def engine_of_recipe(recipe: str) -> Engine:
     if name == "llama-cpp-python":
         # The binding's version stands for the engine's: the library inside has no other release name.
         name, version = "llama.cpp", f"llama-cpp-python {version}"
+    # `cuda`, or `cuda-h100-sxm` where the model of GPU has a part in the noise.
+    gpu = next((step for step in steps[1:] if step == "cuda" or step.startswith("cuda-")), None)
+    device = device if gpu is None else gpu.replace("-", "/", 1)
     dtype = next((_DTYPES[step] for step in steps if step in _DTYPES), None)
     return Engine(name=name, version=version, dtype=dtype, device=device, recipe=recipe)
 

