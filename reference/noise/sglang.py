@@ -69,7 +69,7 @@ class SglangHash:
 def _variant(name: str, noise: KeyedNoise, *versions: str) -> SglangHash:
     evidence = Evidence(
         confirmed=False,
-        source=f"sglang {', '.join(versions)}, srt/layers/sampler.py: multinomial_with_seed; one run on a CPU",
+        source=f"sglang {', '.join(versions)}, srt/layers/sampler.py: multinomial_with_seed; one run on CPU",
         needs="deterministic inference; no top-k, top-p or min-p",
     )
     served = Served("sglang", versions, "cuda", flags=frozenset({"deterministic"}))
