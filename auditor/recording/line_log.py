@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -50,7 +51,8 @@ class LineLog:
             while written < len(line):
                 written += os.write(self._descriptor, line[written:])
         except OSError as error:
-            os.ftruncate(self._descriptor, size)
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, size)
             raise TraceFileError(f"cannot be written: {error.strerror}", where=str(self.path)) from None
 
     def sync(self) -> None:

@@ -103,17 +103,17 @@ class Recorder:
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         if scope["method"] == "POST" and path.rstrip("/").endswith(_RECORDED):
-            body, rest = await _read(receive, self.max_body_bytes)
-            if not rest:
+            body, more = await _read(receive, self.max_body_bytes)
+            if len(body) <= self.max_body_bytes:
                 call = _Call(self, scope, send, path, body)
                 await _until_client_leaves(call.run(), receive)
                 return
             self._miss("the request is too large to record", path, None)
-            content: AsyncIterator[bytes] | None = _chained(body, receive)
+            content: AsyncIterator[bytes] | None = _chained(body, receive, more=more)
         else:
             self.tally.passed += 1
             has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
-            content = _chained(b"", receive) if has_body else None
+            content = _chained(b"", receive, more=True) if has_body else None
         await self._pass(scope, content, send)
 
     async def _pass(self, scope: Scope, content: AsyncIterator[bytes] | None, send: Send) -> None:
@@ -275,29 +275,27 @@ class _Call:
 
 
 async def _read(receive: Receive, limit: int) -> tuple[bytes, bool]:
-    """The body, or its beginning and True when there is more than the limit."""
-    parts, size = [], 0
-    while True:
+    """The body up to the first piece beyond the limit, and whether more follows."""
+    parts, size, more = [], 0, True
+    while more and size <= limit:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _ClientLeftError
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         more = message.get("more_body", False)
-        if size > limit or not more:
-            return b"".join(parts), bool(more) or size > limit
+    return b"".join(parts), more
 
 
-async def _chained(start: bytes, receive: Receive) -> AsyncIterator[bytes]:
+async def _chained(start: bytes, receive: Receive, *, more: bool) -> AsyncIterator[bytes]:
     if start:
         yield start
-    while True:
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _ClientLeftError
         yield message.get("body", b"")
-        if not message.get("more_body", False):
-            return
+        more = message.get("more_body", False)
 
 
 async def _until_client_leaves(work: Any, receive: Receive) -> None:

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor.errors import OptionError, OutputExistsError
@@ -62,6 +62,7 @@ def test_every_small_width_is_permuted_onto_itself_without_the_special_values(bi
     assert [permutation.backward(value) for value in image] == list(range(permutation.size))
 
 
+@settings(max_examples=40, deadline=None)
 @given(
     secret=st.binary(min_size=32, max_size=32),
     bits=st.sampled_from(WIDTHS),
