@@ -41,6 +41,7 @@ from auditor.trace_format import validate
 MAX_REQUEST_BYTES = 1 << 20
 DEFAULT_MAX_TOKENS = 200
 _REFUSED = ("n", "best_of", "echo", "logprobs", "top_logprobs", "prompt_logprobs", "tools", "suffix")
+_COUNTS = ("n", "best_of")  # for which 1 is the default
 _UNFINISHED = "\ufffd"  # what a decoder shows for the first bytes of a character
 
 
@@ -181,6 +182,8 @@ class DemoProvider:
         _refuse_unserved(wire, body, spec)
         tokenizer = self.provider.tokenizer
         messages = tuple(wire.messages or ())
+        if chat and not messages:
+            raise OptionError("a chat has messages")
         ids = tuple(tokenizer.encode_chat(messages)) if chat else self._prompt_ids(wire)
         room = self.provider.model.config.context_length - len(ids)
         most = min(DEFAULT_MAX_TOKENS, room) if spec.max_tokens is None else spec.max_tokens
@@ -231,7 +234,8 @@ class DemoProvider:
     def _whole(self, generation: _Generation, output: list[int]) -> dict[str, Any]:
         text = self._text(generation, output)
         shown = {"message": {"role": "assistant", "content": text}} if generation.chat else {"text": text}
-        choice = {"index": 0, **shown, "logprobs": None, "finish_reason": _finish(generation, output)}
+        choice: dict[str, Any] = {"index": 0, **shown, "logprobs": None}
+        choice["finish_reason"] = _finish(generation, output)
         answer = self._head(generation, "text_completion", "chat.completion")
         if generation.wants_ids:
             choice["token_ids"] = output
@@ -264,7 +268,7 @@ class DemoProvider:
             shown = {"delta": {"content": piece}} if generation.chat else {"text": piece}
             if generation.chat and first:
                 shown = {"delta": {"role": "assistant", "content": piece}}
-            choice = {"index": 0, **shown, "logprobs": None, "finish_reason": finish}
+            choice: dict[str, Any] = {"index": 0, **shown, "logprobs": None, "finish_reason": finish}
             chunk = {**head, "choices": [choice]}
             if generation.wants_ids:
                 choice["token_ids"] = pending
@@ -307,9 +311,9 @@ def _refuse_unserved(wire: RequestWire, body: dict[str, Any], spec: SamplingSpec
         for name in SamplingSpec.__dataclass_fields__
         if name not in served and getattr(spec, name) != getattr(off, name)
     ]
-    named += [name for name in _REFUSED if body.get(name) not in (None, False, 0, 1, [])]
+    named += [name for name in _REFUSED if body.get(name) and not (name in _COUNTS and body[name] == 1)]
     named += requested_features(wire, body)
-    if body.get("n") not in (None, 1) or named:
+    if named:
         raise SamplingUnsupportedError(f"{', '.join(sorted(set(named)))} cannot be served here")
 
 
