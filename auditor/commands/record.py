@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 
 import click
@@ -65,20 +66,23 @@ def record(
     from auditor.commands import UNUSABLE, print_error  # noqa: PLC0415
 
     with service_extra("record"):
-        from auditor.listening import address_of, bound_socket, is_loopback  # noqa: PLC0415
+        from auditor.listening import address_of, is_loopback  # noqa: PLC0415
         from auditor.recording.record import record as run  # noqa: PLC0415
-        from auditor.recording.record import recorder  # noqa: PLC0415
 
-    with (
-        recorder(
-            upstream, out, seed_key=seed_key, answer_seconds=timeout, on_loss=print_error
-        ) as application,
-        bound_socket(listen) as listener,
-    ):
+    def start(listener: socket.socket) -> None:
         click.echo(f"recording {upstream} on {address_of(listener)} into {out}", err=True)
         if not is_loopback(listener.getsockname()[0]):
             click.echo("audit: other machines can reach this address, and through it the server", err=True)
-        tally = run(application, listener)
+
+    tally = run(
+        upstream,
+        out,
+        listen=listen,
+        seed_key=seed_key,
+        answer_seconds=timeout,
+        on_start=start,
+        on_loss=print_error,
+    )
     missed = "".join(f"; {count:,} not: {reason}" for reason, count in tally.missed.most_common())
     click.echo(
         f"{out}: {tally.recorded:,} generations recorded{missed}; {tally.passed:,} others passed", err=True

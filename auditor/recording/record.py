@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 
 from auditor.errors import AuditError, OptionError
-from auditor.listening import is_loopback, serve
+from auditor.listening import bound_socket, is_loopback, serve
 from auditor.recording.line_log import LineLog
 from auditor.recording.proxy import Recorder, Tally
 from auditor.seed_files import SeedDispenser
@@ -85,9 +85,30 @@ def recorder(
         )
 
 
-def record(application: Recorder, listener: socket.socket) -> Tally:
-    """Serve until SIGINT or SIGTERM, and say what was recorded."""
-    serve(with_client(application), listener)
+def record(
+    upstream: str,
+    out: Path,
+    *,
+    listen: str = "127.0.0.1:8900",
+    seed_key: Path | None = None,
+    answer_seconds: float | None = None,
+    on_start: Callable[[socket.socket], None] = lambda _listener: None,
+    on_loss: Callable[[AuditError], None] = lambda _error: None,
+) -> Tally:
+    """Serve the recording proxy until SIGINT or SIGTERM, and say what was recorded.
+
+    Args:
+        upstream, out, seed_key, answer_seconds, on_loss: as `recorder`.
+        listen: `HOST:PORT`; loopback unless said otherwise.
+        on_start: told the listening socket.
+
+    Raises:
+        OptionError, TraceFileError: an option or file cannot be used.
+    """
+    opened = recorder(upstream, out, seed_key=seed_key, answer_seconds=answer_seconds, on_loss=on_loss)
+    with opened as application, bound_socket(listen) as listener:
+        on_start(listener)
+        serve(with_client(application), listener)
     return application.tally
 
 
