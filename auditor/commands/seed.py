@@ -6,10 +6,14 @@ import json
 import secrets
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from auditor.commands import options
+
+if TYPE_CHECKING:
+    from auditor.trace_files import InputFormat
 
 KEY = click.Path(path_type=Path)
 
@@ -129,7 +133,7 @@ def check(
     traces: tuple[str, ...],
     committed: str,
     requests: int | None,
-    input_format: str,
+    input_format: InputFormat,
     output_format: str,
 ) -> None:
     """Check that the seeds in TRACES come from the revealed KEY, each once.
@@ -141,9 +145,10 @@ def check(
     from auditor.errors import AuditError  # noqa: PLC0415
     from auditor.seed_files import read_key  # noqa: PLC0415
     from auditor.seeds import check_seeds  # noqa: PLC0415
+    from auditor.trace_files import read_traces  # noqa: PLC0415
 
     key = read_key(key_file)
-    items = list(options.log_source(traces, input_format, None, None)())
+    items = [item for path in traces for item in read_traces(path, input_format=input_format)]
     bound = requests or max(1024, 4 * len(items))
     found: Counter[str] = Counter()
     for finding in check_seeds(key, items, requests=bound):
