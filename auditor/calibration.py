@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from auditor.errors import AuditError, OptionError
 from auditor.evidence import smallest_alpha
+from auditor.log_checks import counted_once
 from auditor.noise_model import F64, SCALES, RequestCounts, count_request, log_likelihoods
 from auditor.profile import Deviated, Profile, ProfileKey
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
@@ -87,10 +88,11 @@ def _all_scored(traces: Iterable[Trace | AuditError], reference: Reference) -> I
                 raise item
             yield item
 
-    for scored in replay(good(), reference):
+    for scored in counted_once(replay(good(), reference)):
         if scored.problem is not None:
             raise scored.problem
-        yield scored
+        if scored.scores is not None:
+            yield scored
 
 
 def _one_key(scored: Sequence[Scored], reference: Reference) -> ProfileKey:

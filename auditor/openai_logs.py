@@ -38,7 +38,7 @@ from auditor.trace import Engine, Trace, Usage
 from auditor.trace_format import SamplingWire, UsageWire, digest_of, sampling_of, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from auditor.reference.sampling import SamplingSpec
 
@@ -158,7 +158,7 @@ def _choice_indices(exchange: _Exchange) -> list[int]:
 
 def _trace_of(exchange: _Exchange, choice: ChoiceWire, index: int) -> Trace:
     request, response = exchange.request, exchange.response
-    remarks = _Remarks([], {})
+    remarks = _Remarks(list(_recorder_notes(exchange)), {})
     identity = response.id or exchange.envelope.get("custom_id") or f"line-{exchange.line}"
     prompt_text, prompt_ids = _prompt_of(exchange, choice, index, remarks)
     version = _VLLM_FINGERPRINT.fullmatch(response.system_fingerprint or "")
@@ -167,7 +167,7 @@ def _trace_of(exchange: _Exchange, choice: ChoiceWire, index: int) -> Trace:
         "model": _model_of(exchange, remarks),
         "prompt_token_ids": prompt_ids,
         "output_token_ids": _output_of(choice, request, remarks),
-        "sampling": _sampling_of(exchange),
+        "sampling": requested_sampling(request, exchange.sent, where=exchange.where),
         "seed": _seed_of(request, index, remarks),
         "created": _iso_time(response.created),
         "messages": None if request.messages is None else tuple(request.messages),
@@ -176,6 +176,7 @@ def _trace_of(exchange: _Exchange, choice: ChoiceWire, index: int) -> Trace:
         "finish_reason": choice.finish_reason,
         "usage": _usage_of(exchange, remarks),
         "logprobs": choice.logprobs,
+        "timing": _timing_of(exchange),
         "engine": Engine(name="vllm", version=version[1]) if version else Engine(),
     }
     return Trace(
@@ -185,6 +186,22 @@ def _trace_of(exchange: _Exchange, choice: ChoiceWire, index: int) -> Trace:
         line=exchange.line,
         raw_digest=exchange.raw_digest,
     )
+
+
+def _timing_of(exchange: _Exchange) -> dict[str, Any] | None:
+    timing = exchange.envelope.get("timing")
+    return timing if isinstance(timing, dict) else None
+
+
+def _recorder_notes(exchange: _Exchange) -> Iterator[str]:
+    """What `audit record` or `audit probe` found worth saying about the exchange."""
+    recorded = exchange.envelope.get("recorded")
+    if not isinstance(recorded, dict):
+        return
+    ended, notes = recorded.get("ended"), recorded.get("notes")
+    if isinstance(ended, str) and ended != "complete":
+        yield f"the answer is not whole: {ended}"
+    yield from (note for note in notes if isinstance(note, str)) if isinstance(notes, list) else ()
 
 
 def _iso_time(seconds: float | None) -> str | None:
@@ -246,14 +263,18 @@ def _prompt_of(
     return None, ordered
 
 
-def _sampling_of(exchange: _Exchange) -> SamplingSpec:
-    request, sent = exchange.request, exchange.sent
+def requested_sampling(request: RequestWire, sent: Mapping[str, Any], *, where: str) -> SamplingSpec:
+    """The sampling parameters of a request; those it does not name are off.
+
+    Raises:
+        TraceFieldError: one is mistyped or out of range.
+    """
     fields = {name: sent[name] for name in SENT_AS_IS if sent.get(name) is not None}
-    fields["grammar"] = grammar_of(sent, where=exchange.where)
+    fields["grammar"] = grammar_of(sent, where=where)
     fields["stop"] = request.stop or []
     newer = request.max_completion_tokens
     fields["max_tokens"] = request.max_tokens if newer is None else newer
-    return sampling_of(validate(SamplingWire, fields, where=exchange.where, inside="request"))
+    return sampling_of(validate(SamplingWire, fields, where=where, inside="request"))
 
 
 def _output_of(choice: ChoiceWire, request: RequestWire, remarks: _Remarks) -> tuple[int, ...] | None:
@@ -305,14 +326,13 @@ def _usage_of(exchange: _Exchange, remarks: _Remarks) -> Usage:
     return Usage(wire.prompt_tokens, wire.completion_tokens, wire.reasoning_tokens)
 
 
-def _unmodelled_of(exchange: _Exchange) -> dict[str, Any]:
+def requested_features(request: RequestWire, sent: Mapping[str, Any]) -> dict[str, Any]:
     """Find what was asked and cannot be replayed from a `SamplingSpec` and token ids."""
-    sent = exchange.sent
     found = {name: sent[name] for name, off in UNMODELLED.items() if sent.get(name) and sent[name] != off}
     # A forced tool call is a grammar that the log does not spell out.
     if sent.get("tool_choice") not in (None, "none", "auto"):
         found["tool_choice"] = sent["tool_choice"]
-    contents = [message.get("content") for message in exchange.request.messages or ()]
+    contents = [message.get("content") for message in request.messages or ()]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     kinds = {str(part.get("type")) for part in parts if isinstance(part, dict)}
     if kinds - {"text", "refusal"}:
@@ -324,19 +344,20 @@ def _extra_of(exchange: _Exchange, choice: ChoiceWire, remarks: _Remarks) -> dic
     sent, response = exchange.sent, exchange.response
     carried = {*SENT_AS_IS, *GRAMMAR_FIELDS, *UNMODELLED, "stop", "messages", "prompt"}
     usage = {} if exchange.several else response.usage or {}
+    kept = _timing_of(exchange) is not None
     rest = {
         "request": {name: value for name, value in sent.items() if name not in carried},
         "response": {"model": response.model, **(response.model_extra or {})},
         "choice": {"index": choice.index, **(choice.model_extra or {})},
         "message": {} if choice.message is None else choice.message.model_extra,
-        "line": exchange.envelope,
+        "line": {name: value for name, value in exchange.envelope.items() if name != "timing" or not kept},
         "kept": remarks.kept,
     }
     extra = {
         "defaulted": [name for name in DEFAULTED if sent.get(name) is None],
         "notes": remarks.notes,
         "system_fingerprint": response.system_fingerprint,
-        "sampling": _unmodelled_of(exchange),
+        "sampling": requested_features(exchange.request, sent),
         "usage": {name: value for name, value in usage.items() if name not in UsageWire.model_fields},
         "openai": {name: value for name, value in rest.items() if value},
     }

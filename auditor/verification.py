@@ -15,6 +15,7 @@ from scipy.special import logsumexp
 from auditor.errors import AuditError, OptionError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.journal import open_journal
+from auditor.log_checks import counted_once, of_one_model
 from auditor.profile import Profile, ProfileKey
 from auditor.replay import Reference, Scored, replay
 from auditor.trace import Trace
@@ -103,6 +104,7 @@ def verify(
     budget: int | None = None,
     sample_seed: str | None = None,
     journal: Path | None = None,
+    served_model: str | None = None,
     on_scored: Callable[[Scored], None] = lambda _scored: None,
 ) -> Result:
     """Audit a log.
@@ -114,6 +116,7 @@ def verify(
         budget: audit at most about this many output tokens, traces chosen by a keyed hash.
         sample_seed: key of that choice; drawn at random when None, and stated in the result.
         journal: file that lets an interrupted run continue.
+        served_model: what the log calls the reference, for logs of several models without digests.
         on_scored: called after each trace.
 
     Raises:
@@ -134,15 +137,18 @@ def verify(
             elif chosen is None or place in chosen:
                 yield item
 
-    groups: dict[tuple[str | None, str], list[Scored]] = {}
+    all_scored: list[Scored] = []
     keys = {"model_digest": reference.model.digest, "reference_recipe": reference.recipe}
     with open_journal(journal, **keys) as remembered:
-        for scored in replay(good(), reference, remembered):
+        for scored in counted_once(replay(good(), reference, remembered)):
             on_scored(scored)
             if isinstance(scored.problem, UnusableInputError):
                 errors.append(scored.problem)
-                continue
-            groups.setdefault((scored.trace.engine.recipe, scored.family), []).append(scored)
+            else:
+                all_scored.append(scored)
+    groups: dict[tuple[str | None, str], list[Scored]] = {}
+    for scored in of_one_model(all_scored, served_model):
+        groups.setdefault((scored.trace.engine.recipe, scored.family), []).append(scored)
     verdicts = tuple(
         _judge_group(group, recipe, family, reference, find_profile, alpha / len(groups))
         for (recipe, family), group in groups.items()

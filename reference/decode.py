@@ -6,9 +6,9 @@ the winner of the same `score_rows` that audits it, so decode and audit cannot d
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -33,6 +33,7 @@ class Ask:
             can keep the noise of the prompt it declares; the simulated one does, which is the harder case.
         max_tokens: most output tokens.
         stop_ids: ids that end the output; the one sampled is kept.
+        emit: told every token as it is drawn.
     """
 
     prompt: tuple[int, ...]
@@ -42,6 +43,7 @@ class Ask:
     scheme: NoiseScheme
     max_tokens: int
     stop_ids: frozenset[int]
+    emit: Callable[[int], None] = field(default=lambda _token: None, compare=False)
 
 
 class _Running:
@@ -120,3 +122,4 @@ def _sample(logits: torch.Tensor, requests: list[_Running]) -> None:
         winners = draw_rows(own, spec, scheme, joined)
         for row, token in zip(rows, winners.tolist(), strict=True):
             requests[row].output.append(token)
+            requests[row].ask.emit(token)

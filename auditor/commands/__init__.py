@@ -16,6 +16,10 @@ from auditor.commands.calibrate import calibrate
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
+from auditor.commands.probe import probe
+from auditor.commands.provider import provider
+from auditor.commands.record import record
+from auditor.commands.seed import seed
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
 
@@ -35,7 +39,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, verify, calibrate, generate, bench, doctor):
+for command in (demo, verify, calibrate, generate, seed, record, probe, provider, doctor, bench):
     cli.add_command(command)
 
 

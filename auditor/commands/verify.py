@@ -44,6 +44,12 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep scores in FILE as they come; a run that was interrupted goes on from there.",
 )
+@click.option(
+    "--served-model",
+    default=None,
+    metavar="NAME",
+    help="What the log calls the model, where it names several and no digests.",
+)
 @options.input_format_option
 @options.engine_recipe_option
 @options.noise_option
@@ -66,6 +72,7 @@ def verify(
     budget: int | None,
     sample_seed: str | None,
     journal: Path | None,
+    served_model: str | None,
     input_format: str,
     engine_recipe: str | None,
     noise: str | None,
@@ -101,6 +108,7 @@ def verify(
             budget=budget,
             sample_seed=sample_seed,
             journal=journal,
+            served_model=served_model,
             on_scored=lambda _scored: advance(1),
         )
     show(result, output_format)
