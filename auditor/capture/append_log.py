@@ -49,6 +49,8 @@ class AppendLog:
         Raises:
             CaptureError: the disk is full or gone; the log is closed, and the lock free.
         """
+        if self._file < 0:
+            raise CaptureError("is closed", where=str(self.path))
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX)
             start = os.lseek(self._file, 0, os.SEEK_END)

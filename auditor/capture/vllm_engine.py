@@ -91,10 +91,11 @@ def recorded_engine(config: Any, release: str, device: str) -> RecordedEngine:
     noise = check_recordable(config, release, device)
     model = config.model_config
     names = model.served_model_name
+    name = names if isinstance(names, str) else (list(names or ()) or [model.model])[0]
     digests = _digests(Path(model.model), Path(model.tokenizer))
     outputs = config.structured_outputs_config
     return RecordedEngine(
-        model=names if isinstance(names, str) else (list(names or ()) or [model.model])[0],
+        model=Path(name).name if Path(name).is_dir() else name,  # a server's paths are nobody's business
         **digests,
         engine=_engine(config, release, device),
         noise=noise,

@@ -10,8 +10,8 @@ What vLLM does that a recorder must survive (0.28 and 0.32):
   of each request in any case: there, requests are refused while `AUDITOR_CAPTURE` is set and no engine on
   this machine records to that file (`append_log.is_recorded`).
 * Each tensor-parallel worker samples the same tokens: rank 0 records.
-* A request that ends is written at the engine's next step, which comes even when nothing else is to be done. A
-  server that is told to stop kills its workers at once: what is in flight then is lost, unless it is given
+* A request that ends is written at the engine's next step, which comes even when nothing else is to be done.
+  A server that is told to stop kills its workers at once: what is in flight then is lost, unless it is given
   time (`--shutdown-timeout 30`). Processes that end by themselves write the rest in a finalizer of
   multiprocessing, for they end without `atexit`.
 

@@ -1,8 +1,8 @@
 """vLLM's resolved `SamplingParams` as the `sampling` object of a trace.
 
 What decides tokens and is modelled gets its field; what decides nothing is left out, by name; whatever else
-is not at its default goes into the trace under vLLM's own name, where a replay that does not know it stops. So a
-parameter that a later release adds is never overlooked.
+is not at its default goes into the trace under vLLM's own name, where a replay that does not know it stops.
+So a parameter that a later release adds is never overlooked.
 """
 
 from __future__ import annotations

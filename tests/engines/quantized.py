@@ -27,8 +27,26 @@ def pack(weight):
     return torch.where(packed >= 2**31, packed - 2**32, packed).to(torch.int32), scales.squeeze(-1)
 
 
+def rounded(weight):
+    """The weight that `pack` holds, back in bfloat16."""
+    packed, scales = pack(weight)
+    steps = (packed.to(torch.int64)[..., None] >> torch.arange(0, 32, 4)) & 15
+    groups = (steps - 8).reshape(weight.shape[0], -1, GROUP).float() * scales.float()[..., None]
+    return groups.reshape(weight.shape).to(torch.bfloat16)
+
+
+def write_rounded(source: Path, target: Path) -> None:
+    """The same weights stored in bfloat16, for engines without a 4-bit product; `target` must not exist."""
+    shutil.copytree(source, target)
+    tensors = {
+        name: rounded(tensor) if name.endswith("_proj.weight") else tensor
+        for name, tensor in load_file(source / "model.safetensors").items()
+    }
+    save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
+
+
 def write_w4a16(source: Path, target: Path) -> None:
-    """Write the copy; `target` must not exist."""
+    """Write the packed copy; `target` must not exist."""
     shutil.copytree(source, target)
     tensors = {}
     for name, tensor in load_file(source / "model.safetensors").items():

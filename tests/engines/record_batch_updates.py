@@ -58,6 +58,9 @@ def main():
     steps, lists, seen = [], {}, Rows.update
 
     def watched(rows, change):
+        if change is not None and any(not hasattr(params, "extra_args") for _, params, _, _ in change.added):
+            seen(rows, change)  # the recorder's own start-up check
+            return
         step = {"outputs": {name: list(output) for name, output in lists.items()}}
         if change is not None:
             for _, params, _, output in change.added:
@@ -87,7 +90,7 @@ def main():
         dtype="bfloat16",
         enforce_eager=True,
         max_num_seqs=3,
-        num_gpu_blocks_override=6,
+        num_gpu_blocks_override=5,
         enable_prefix_caching=False,
         distributed_executor_backend="uni",
     )
@@ -105,8 +108,14 @@ def main():
     llm.generate(
         [{"prompt_token_ids": PROMPT}], SamplingParams(max_tokens=1, extra_args={"audit_id": "last"})
     )
+    defaults = SamplingParams()
     result = {
         "engine": f"vllm {vllm.__version__}",
+        "sampling_defaults": {
+            name: list(value) if isinstance(value := getattr(defaults, name), set) else value
+            for name in SamplingParams.__struct_fields__
+            if name != "output_kind"
+        },
         "returned": {f"r{i}": list(o.outputs[0].token_ids) for i, o in enumerate(outputs)},
         "steps": steps,
     }

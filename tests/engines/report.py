@@ -47,7 +47,7 @@ def machine():
 
 def line(row):
     tokens = f"{row['requests']} / {row['tokens']:,}" if row["requests"] else ""
-    scored = row["matched"] or row["worst"] is not None
+    scored = row["replayed"] > 0
     return [
         row["run"],
         row["case"],
@@ -55,7 +55,7 @@ def line(row):
         if row["outcome"] in ("inconsistent", "failed", "not built")
         else row["outcome"],
         tokens,
-        f"{row['matched'] / row['tokens']:.4f}" if scored and row["tokens"] else "",
+        f"{row['matched'] / row['replayed']:.4f}" if scored else "",
         "" if row["worst"] is None else f"{row['worst']:.2f}",
         str(row["outside"]) if scored else "",
         "" if row["as_returned"] is None else f"{row['as_returned']} of {row['requests']}",
