@@ -46,6 +46,7 @@ def test_every_request_of_the_real_engine_is_reported_once_with_the_tokens_its_a
     kinds = [len(step.get("moved", ())) for step in recorded["steps"]]
     entries = [name for step in recorded["steps"] for *_, name in step.get("added", ())]
     assert sum(kinds) > 0
+    assert len(entries) > len(set(entries)), "the recording shows a request that was preempted and resumed"
     rows, reports = book()
     outputs, names = {}, {}
     for step in recorded["steps"]:
