@@ -14,15 +14,17 @@ if TYPE_CHECKING:
     from auditor.calibration import calibrate
     from auditor.demonstration import demo
     from auditor.generation import generate
+    from auditor.planning import plan
     from auditor.trace_files import read_traces, write_traces
     from auditor.verification import verify
 
-__all__ = ["calibrate", "demo", "generate", "read_traces", "verify", "write_traces"]
+__all__ = ["calibrate", "demo", "generate", "plan", "read_traces", "verify", "write_traces"]
 
 _HOMES = {
     "calibrate": "calibration",
     "demo": "demonstration",
     "generate": "generation",
+    "plan": "planning",
     "read_traces": "trace_files",
     "verify": "verification",
     "write_traces": "trace_files",

@@ -15,6 +15,7 @@ from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
 from auditor.commands.demo import demo
 from auditor.commands.generate import generate
+from auditor.commands.plan import plan
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
 
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, verify, calibrate, generate, bench):
+for command in (demo, verify, calibrate, plan, generate, bench):
     cli.add_command(command)
 
 

@@ -31,10 +31,18 @@ if TYPE_CHECKING:
     "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of the whole verdict."
 )
 @click.option(
-    "--budget", type=int, default=None, metavar="N", help="Audit about N output tokens, chosen at random."
+    "--budget",
+    type=int,
+    default=None,
+    metavar="N",
+    help="Audit about N output tokens: a tenth picked at random, the rest by what each request promises.",
 )
 @click.option(
-    "--sample-seed", default=None, metavar="TEXT", help="Repeat the choice of an earlier --budget run."
+    "--selection-seed",
+    default=None,
+    metavar="TEXT",
+    help="Key of the --budget choice: of an earlier run, or drawn after the provider committed to its log. "
+    "[default: drawn now]",
 )
 @click.option(
     "--resume",
@@ -64,7 +72,7 @@ def verify(
     profiles: tuple[Path, ...],
     alpha: float,
     budget: int | None,
-    sample_seed: str | None,
+    selection_seed: str | None,
     journal: Path | None,
     input_format: str,
     engine_recipe: str | None,
@@ -99,7 +107,7 @@ def verify(
             find_profile=finder,
             alpha=alpha,
             budget=budget,
-            sample_seed=sample_seed,
+            selection_seed=selection_seed,
             journal=journal,
             on_scored=lambda _scored: advance(1),
         )
