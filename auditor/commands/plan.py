@@ -251,7 +251,8 @@ def _print(made: Plan) -> None:
         table.add_row(escape(row.cause), *cells, _count(row.expected_tokens), _count(row.spot_checks))
     console.print(table)
     console.print(
-        "  until convicted: mean tokens with a look after each step; spot checks: requests judged one by one"
+        "  until convicted: mean tokens with a look after each step; spot checks: requests judged one by one;"
+        " simulations end at 2,048 requests"
     )
     for row in made.rows:
         if row.sequential is not None:
