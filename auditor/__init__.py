@@ -14,17 +14,29 @@ if TYPE_CHECKING:
     from auditor.calibration import calibrate
     from auditor.demonstration import demo
     from auditor.generation import generate
+    from auditor.planning import plan
     from auditor.probing.run import probe
     from auditor.recording.record import record
     from auditor.trace_files import read_traces, write_traces
     from auditor.verification import verify
 
-__all__ = ["calibrate", "demo", "generate", "probe", "read_traces", "record", "verify", "write_traces"]
+__all__ = [
+    "calibrate",
+    "demo",
+    "generate",
+    "plan",
+    "probe",
+    "read_traces",
+    "record",
+    "verify",
+    "write_traces",
+]
 
 _HOMES = {
     "calibrate": "calibration",
     "demo": "demonstration",
     "generate": "generation",
+    "plan": "planning",
     "probe": "probing.run",
     "read_traces": "trace_files",
     "record": "recording.record",

@@ -27,7 +27,7 @@ _NEGLIGIBLE = 40.0  # nats
 _OUTSIDE_PRIOR = (1.0, 60.0)  # Beta prior of a cheating provider's rate of tokens outside the filters
 
 
-def _log_prior() -> F64:
+def log_prior() -> F64:
     """Prior of honest (s, pi) in the numerator, [S, PI]: flat in ln s, rare gross misses favoured."""
     rates = 1.0 / (1.0 + np.arange(len(GROSS_RATES))) ** 2
     prior = np.ones(len(SCALES))[:, None] * (rates / rates.sum())[None, :]
@@ -53,7 +53,7 @@ def margin_log_e(calibration: F64, audited: F64) -> F64:
     tolerated = _shift_scale(audited, TOLERATED_STEPS)
     honest = np.maximum.accumulate(np.maximum.accumulate(tolerated, axis=-2), axis=-1)
     denominator = (calibration + honest).max(axis=(-2, -1))
-    prior = _log_prior() + calibration
+    prior = log_prior() + calibration
     # The numerator may leave out scales that the calibration rules out; that only lowers it.
     rows = np.flatnonzero(prior.max(axis=1) > prior.max() - _NEGLIGIBLE)
     numerator = logsumexp(prior[rows] + _alternative(audited, rows), axis=(-2, -1))
@@ -107,5 +107,5 @@ def smallest_alpha(calibration: F64, factor_steps: int) -> float:
     """
     excuse = _shift_scale(calibration, factor_steps - TOLERATED_STEPS)
     best = np.unravel_index(calibration.argmax(), calibration.shape)
-    support = logsumexp(_log_prior() + calibration) - float(excuse[best])
+    support = logsumexp(log_prior() + calibration) - float(excuse[best])
     return float(np.exp(min(0.0, -support)))

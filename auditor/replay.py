@@ -7,7 +7,7 @@ verdict `inconclusive` (or, for bytes that contradict the model, the input unusa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -34,10 +34,12 @@ from auditor.reference.noise import SCHEMES, Declared, NoiseScheme, check_engine
 from auditor.reference.runner import Request, Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
+from auditor.seed_free import SeedFree, reduce_law
 from auditor.trace import Trace
 
 VERSION = "0.1"
 _CHUNK = 64  # traces held at once
+_ANY_SEED = 1  # where no noise is replayed; an engine that takes seeds takes this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,10 @@ class Reference:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One trace after replay: either `scores` and `counts`, or the `problem` that prevented them."""
+    """One trace after replay: either `scores` and `counts`, or the `problem` that prevented them.
+
+    With a problem, `seed_free` is what the token ids say without their seed, where that is all that lacks.
+    """
 
     trace: Trace
     family: str
@@ -91,6 +96,7 @@ class Scored:
     counts: RequestCounts | None
     problem: AuditError | None
     notes: tuple[str, ...] = ()
+    seed_free: SeedFree | None = None
 
 
 def family_of(trace: Trace) -> str:
@@ -113,9 +119,14 @@ def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | Non
     while chunk := list(islice(stream, _CHUNK)):
         prepared = [_prepared(trace, reference, journal) for trace in chunk]
         rows = reference.runner.score(item for item in prepared if isinstance(item, Request))
-        for trace, item in zip(chunk, prepared, strict=True):
+        unseeded = [without_seed(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
+        laws = reference.runner.laws(request for request in unseeded if request is not None)
+        for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
             if isinstance(item, AuditError):
-                yield Scored(trace, family_of(trace), mode_of(trace.sampling), None, None, item)
+                free = None if request is None else reduce_law(next(laws))
+                yield Scored(
+                    trace, family_of(trace), mode_of(trace.sampling), None, None, item, seed_free=free
+                )
                 continue
             entry = _reduced(next(rows), trace, reference) if isinstance(item, Request) else item
             if journal is not None and isinstance(item, Request):
@@ -187,6 +198,25 @@ def prepare(trace: Trace, reference: Reference) -> Request:
             f"{total} tokens exceed the model's {model.config.context_length} positions", where=trace.where
         )
     return Request(prompt, trace.output_token_ids, trace.sampling, trace.seed, scheme)
+
+
+def without_seed(trace: Trace, problem: object, reference: Reference) -> Request | None:
+    """The request as far as its own distribution goes, if nothing but its noise cannot be replayed.
+
+    Filters are cut in the order of the logged scheme; without one, only unfiltered requests have a
+    distribution that every engine agrees on.
+    """
+    if not isinstance(problem, TraceIncompleteError | NoiseUnknownError) or trace.sampling.greedy:
+        return None
+    try:
+        return prepare(replace(trace, seed=_ANY_SEED), reference)
+    except (CannotScoreError, TraceFieldError):
+        if trace.sampling.filtered:
+            return None
+    try:
+        return prepare(replace(trace, seed=_ANY_SEED, noise="gumbel-pos-v1"), reference)
+    except (CannotScoreError, TraceFieldError):
+        return None
 
 
 def _scheme(trace: Trace, vocabulary: int) -> NoiseScheme:

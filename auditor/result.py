@@ -44,9 +44,9 @@ def result_to_json(result: Result) -> dict[str, Any]:
         "groups": [_group(v) for v in result.verdicts],
         "traces": [_trace(t) for v in result.verdicts for t in v.traces],
         "errors": [error_to_json(e) for e in result.errors],
-        "sampling": None
-        if result.sampling is None
-        else {name: getattr(result.sampling, name) for name in type(result.sampling).__slots__},
+        "selection": None
+        if result.selection is None
+        else {name: getattr(result.selection, name) for name in type(result.selection).__slots__},
         "model": {"digest": result.reference.model.digest, "recipe": result.reference.recipe},
         "shared_prefixes": _shared_prefixes(result),
         "profile": _profile(lead),

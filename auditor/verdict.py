@@ -4,7 +4,8 @@ Rule, in order:
 
 1. Inconsistent, if the fused e-value reaches 1/alpha. An honest provider meets this with probability at
    most alpha, whatever its prompts and sampling parameters.
-2. Inconclusive, if anything in the group could not be scored, or no profile fits.
+2. Inconclusive, if anything in the group could not be scored, or no profile fits. So a trace whose seed is
+   missing can accuse (`seed_free.py`), but never acquit.
 3. Inconclusive, if a sample like this one would have caught some required deviation with power below 0.9.
 4. Consistent otherwise.
 """
@@ -24,6 +25,7 @@ from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough
 from auditor.profile import Profile
 from auditor.replay import Scored
+from auditor.seed_free import seed_free_evidence
 
 Outcome = Literal["consistent", "inconsistent", "inconclusive"]
 
@@ -99,7 +101,15 @@ def judge(
         )
     calibration = log_likelihoods(profile.honest).sum(axis=0)
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
+    unseeded = [s.seed_free for s in scored if s.seed_free is not None]
     evidence = _evidence(usable, profile, calibration, grids) if usable else ()
+    if unseeded:
+        found = seed_free_evidence(unseeded, calibration)
+        evidence += (
+            Evidence("seed-free-surprise", found.excess, found.log_e_surprise),
+            Evidence("seed-free-rank", found.distance, found.log_e_rank),
+        )
+        reasons += (f"without seeds, only surprise and rank of {found.used:,} tokens could be tested",)
     log_e = float(logsumexp([e.log_e for e in evidence]) - math.log(len(evidence))) if evidence else 0.0
     detectable: tuple[Detectable, ...] | None = None
     if profile.deviations and usable:
@@ -113,7 +123,7 @@ def judge(
         reasons = (*reasons, _too_small(detectable))
     else:
         outcome = "consistent"
-    diagnosis = _diagnose(usable, profile, grids) if outcome == "inconsistent" else ()
+    diagnosis = _diagnose(usable, profile, grids) if usable and outcome == "inconsistent" else ()
     traces = tuple(_trace_verdicts(scored, profile, calibration, grids, alpha))
     return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, diagnosis, detectable, traces, profile)
 

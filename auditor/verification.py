@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import secrets
 import time
@@ -18,21 +17,12 @@ from auditor.journal import open_journal
 from auditor.log_checks import counted_once, of_one_model
 from auditor.profile import Profile, ProfileKey
 from auditor.replay import Reference, Scored, replay
+from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
 from auditor.trace import Trace
 from auditor.verdict import Outcome, Verdict, judge
 
 FindProfile = Callable[[ProfileKey], Profile | None]
 Source = Callable[[], Iterable[Trace | AuditError]]
-
-
-@dataclass(frozen=True, slots=True)
-class Sampling:
-    """Which part of the log was audited: traces in the order of a keyed hash until the budget was spent."""
-
-    budget: int
-    seed: str
-    population_traces: int
-    population_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +32,14 @@ class Result:
     Attributes:
         verdicts: one for each (recipe, score family) in the log; the whole has the worst of them.
         errors: bad lines, in order; they make the exit status 2 unless something is inconsistent.
-        sampling: None when the whole log was audited.
+        selection: None when the whole log was audited.
     """
 
     alpha: float
     reference: Reference
     verdicts: tuple[Verdict, ...]
     errors: tuple[AuditError, ...]
-    sampling: Sampling | None
+    selection: Selection | None
     seconds: float
 
     @property
@@ -102,7 +92,7 @@ def verify(
     find_profile: FindProfile,
     alpha: float = 0.001,
     budget: int | None = None,
-    sample_seed: str | None = None,
+    selection_seed: str | None = None,
     journal: Path | None = None,
     served_model: str | None = None,
     on_scored: Callable[[Scored], None] = lambda _scored: None,
@@ -113,8 +103,9 @@ def verify(
         source: called for each pass over the log (two with a budget); yields traces and bad lines.
         find_profile: the calibrated null for a key, None when there is none.
         alpha: false-alarm rate of the whole result; groups share it equally.
-        budget: audit at most about this many output tokens, traces chosen by a keyed hash.
-        sample_seed: key of that choice; drawn at random when None, and stated in the result.
+        budget: audit about this many output tokens, requests picked as `auditor.selection` says.
+        selection_seed: key of that choice, which the provider must not have known when it served the log;
+            drawn at random when None. Stated in the result.
         journal: file that lets an interrupted run continue.
         served_model: what the log calls the reference, for logs of several models without digests.
         on_scored: called after each trace.
@@ -124,10 +115,8 @@ def verify(
     """
     if not 0.0 < alpha < 1.0:
         raise OptionError(f"alpha {alpha} is outside (0, 1)", where="--alpha")
-    if budget is not None and budget < 1:
-        raise OptionError(f"a budget of {budget} tokens", where="--budget")
     started = time.monotonic()
-    sampling, chosen = (None, None) if budget is None else _choose(source, budget, sample_seed)
+    selection, chosen = (None, None) if budget is None else _choose(source, budget, selection_seed)
     errors: list[AuditError] = []
 
     def good() -> Iterator[Trace]:
@@ -153,7 +142,7 @@ def verify(
         _judge_group(group, recipe, family, reference, find_profile, alpha / len(groups))
         for (recipe, family), group in groups.items()
     )
-    return Result(alpha, reference, verdicts, tuple(errors), sampling, time.monotonic() - started)
+    return Result(alpha, reference, verdicts, tuple(errors), selection, time.monotonic() - started)
 
 
 def _judge_group(
@@ -176,20 +165,20 @@ def _judge_group(
     return judge(group, profile, alpha=alpha, why_no_profile=why)
 
 
-def _choose(source: Source, budget: int, seed: str | None) -> tuple[Sampling, frozenset[int]]:
-    """Places of the traces to audit: by a keyed hash of their bytes, until the budget is spent."""
-    key = seed if seed is not None else secrets.token_hex(8)
-    ranked: list[tuple[bytes, int, int]] = []
-    for place, item in enumerate(source()):
-        if isinstance(item, Trace):
-            digest = hashlib.sha256(f"{key} {place} {item.raw_digest}".encode()).digest()
-            ranked.append((digest, place, len(item.output_token_ids or ())))
-    chosen: set[int] = set()
-    spent = 0
-    for _, place, tokens in sorted(ranked):
-        if spent >= budget:
-            break
-        chosen.add(place)
-        spent += tokens
-    population = sum(tokens for _, _, tokens in ranked)
-    return Sampling(budget, key, len(ranked), population), frozenset(chosen)
+def _choose(source: Source, budget: int, seed: str | None) -> tuple[Selection, frozenset[int]]:
+    """A first pass over the log: which places to audit."""
+    key = secrets.token_hex(16) if seed is None else seed
+    candidates = [candidate_of(n, item) for n, item in enumerate(source()) if isinstance(item, Trace)]
+    at_random, by_weight = select(candidates, budget, key)
+    selection = Selection(
+        rule=RULE,
+        budget=budget,
+        seed=key,
+        seed_given=seed is not None,
+        random_share=LEAST_AT_RANDOM,
+        at_random=len(at_random),
+        by_weight=len(by_weight),
+        population_traces=len(candidates),
+        population_tokens=sum(c.tokens for c in candidates),
+    )
+    return selection, at_random | by_weight

@@ -22,6 +22,7 @@ from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix import PrefixTree, shared_prefixes
+from auditor.reference.row_law import RowLaw, row_law
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence, SlotKV
 
@@ -87,6 +88,20 @@ class Runner:
                 hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
                 for request, rows in zip(batch, hidden, strict=True):
                     yield self._score_one(request, rows)
+
+    def laws(self, requests: Iterable[Request]) -> Iterator[RowLaw]:
+        """How every output token stands in its own distribution, request by request; no seed is used."""
+        for batch in self._batches(requests, lambda request: request):
+            hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
+            for request, rows in zip(batch, hidden, strict=True):
+                spec = effective_sampling(request.spec, request.scheme)
+                claimed = np.asarray(request.output, np.int64)
+                tiles = []
+                for start in range(0, len(claimed), self._tile_rows):
+                    part = slice(start, start + self._tile_rows)
+                    logits = self.model.logits(rows[part]).cpu()
+                    tiles.append(row_law(logits, claimed[part], spec, request.scheme.filters))
+                yield RowLaw.concatenate(tiles)
 
     def shadow(
         self,

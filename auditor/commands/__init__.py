@@ -20,6 +20,7 @@ from auditor.commands.probe import probe
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
+from auditor.commands.plan import plan
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
 
@@ -39,7 +40,7 @@ def cli() -> None:
     """
 
 
-for command in (demo, verify, calibrate, generate, seed, record, probe, provider, doctor, bench):
+for command in (demo, verify, calibrate, plan, generate, seed, record, probe, provider, doctor, bench):
     cli.add_command(command)
 
 

@@ -21,6 +21,14 @@ MEANING: dict[Outcome, str] = {
 }
 
 
+UNITS = {
+    "token-difr": "logits mean clipped margin",
+    "outside-support": "share outside the filters",
+    "seed-free-surprise": "nats a token more than the entropy",
+    "seed-free-rank": "largest distance of ranks from uniform",
+}
+"""What each evidence's statistic is."""
+
 FILE_WIDTH = 140  # columns when the output goes to a file or a pipe
 
 
@@ -53,11 +61,11 @@ def print_result(result: Result, console: Console | None = None) -> None:
             f"{result.outside} outside their own filters, "
             f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s"
         )
-    if result.sampling is not None:
-        s = result.sampling
+    if result.selection is not None:
+        s = result.selection
         console.print(
-            f"  a random sample: {result.tokens:,} of {s.population_tokens:,} tokens, "
-            f"--sample-seed {escape(s.seed)}"
+            f"  a part of the log: {result.tokens:,} of {s.population_tokens:,} tokens; {s.at_random} "
+            f"requests at random, {s.by_weight} by weight; --selection-seed {escape(s.seed)}"
         )
     for verdict in result.verdicts:
         _print_group(verdict, console, several=len(result.verdicts) > 1)
@@ -73,8 +81,7 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
     for reason in verdict.reasons:
         console.print(f"  [yellow]-[/] {escape(reason)}")
     for e in verdict.evidence:
-        unit = "logits mean clipped margin" if e.name == "token-difr" else "share outside the filters"
-        console.print(f"  {e.name}: {e.statistic:.6f} {unit}, e-value {e_value(e.log_e):.3g}")
+        console.print(f"  {e.name}: {e.statistic:.6f} {UNITS[e.name]}, e-value {e_value(e.log_e):.3g}")
     if verdict.profile is not None:
         p = verdict.profile
         scale, low, high = p.noise_scale

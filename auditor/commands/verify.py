@@ -31,10 +31,18 @@ if TYPE_CHECKING:
     "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of the whole verdict."
 )
 @click.option(
-    "--budget", type=int, default=None, metavar="N", help="Audit about N output tokens, chosen at random."
+    "--budget",
+    type=int,
+    default=None,
+    metavar="N",
+    help="Audit about N output tokens: a tenth picked at random, the rest by what each request promises.",
 )
 @click.option(
-    "--sample-seed", default=None, metavar="TEXT", help="Repeat the choice of an earlier --budget run."
+    "--selection-seed",
+    default=None,
+    metavar="TEXT",
+    help="Key of the --budget choice: of an earlier run, or drawn after the provider committed to its log. "
+    "[default: drawn now]",
 )
 @click.option(
     "--resume",
@@ -70,7 +78,7 @@ def verify(
     profiles: tuple[Path, ...],
     alpha: float,
     budget: int | None,
-    sample_seed: str | None,
+    selection_seed: str | None,
     journal: Path | None,
     served_model: str | None,
     input_format: str,
@@ -106,7 +114,7 @@ def verify(
             find_profile=finder,
             alpha=alpha,
             budget=budget,
-            sample_seed=sample_seed,
+            selection_seed=selection_seed,
             journal=journal,
             served_model=served_model,
             on_scored=lambda _scored: advance(1),

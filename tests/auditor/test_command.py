@@ -215,7 +215,7 @@ def test_budget_audits_a_random_part_that_can_be_repeated(audit):
     one = json.loads(audit("verify", log, "--budget", "1000", "--format", "json").stdout)
     assert 1000 <= one["tokens"]["audited"] < 1300
     again = audit(
-        "verify", log, "--budget", "1000", "--sample-seed", one["sampling"]["seed"], "--format", "json"
+        "verify", log, "--budget", "1000", "--selection-seed", one["selection"]["seed"], "--format", "json"
     )
     assert [t["where"] for t in json.loads(again.stdout)["traces"]] == [t["where"] for t in one["traces"]]
 
