@@ -16,11 +16,11 @@ from auditor.commands.calibrate import calibrate
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
+from auditor.commands.plan import plan
 from auditor.commands.probe import probe
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
-from auditor.commands.plan import plan
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
 
