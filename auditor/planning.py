@@ -20,7 +20,7 @@ from scipy.special import ndtr, ndtri
 from auditor.errors import OptionError
 from auditor.evidence import margin_log_e
 from auditor.noise_model import F64, I64, RequestCounts, log_likelihoods
-from auditor.power import MUST_DETECT, shows
+from auditor.power import MUST_DETECT, can_show
 from auditor.profile import Profile
 from auditor.sample_size import (
     Effect,
@@ -208,7 +208,7 @@ def _profile_rows(
     known = {
         cause: deviated.requests[mode]
         for cause, deviated in profile.deviations.items()
-        if deviated.requests.get(mode) and shows(cause, mode)
+        if deviated.requests.get(mode) and can_show(cause, mode)
     }
     if not known:
         raise OptionError(f"the profile holds no deviation that shows in mode {mode!r}", where="--profile")

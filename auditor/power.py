@@ -52,7 +52,7 @@ def detection_power(
     generator = np.random.default_rng(0)
     found = []
     for cause, deviated in profile.deviations.items():
-        shows = [m for m in tokens_by_mode if m in deviated.requests and shows(cause, m)]
+        shows = [m for m in tokens_by_mode if m in deviated.requests and can_show(cause, m)]
         power = None
         if shows:
             total = np.zeros((DRAWS, *calibration.shape))
@@ -67,7 +67,7 @@ def detection_power(
     return found
 
 
-def shows(cause: str, mode: str) -> bool:
+def can_show(cause: str, mode: str) -> bool:
     """Whether a deviation leaves anything to see in requests sampled that way (`replay.mode_of`)."""
     deviation = DEVIATIONS.get(cause)
     if deviation is None:
