@@ -265,13 +265,14 @@ def _score_dense_race(
     here = torch.arange(len(claimed))
     ids = torch.from_numpy(claimed)
     own = scores[here, ids]
-    top = torch.topk(scores, 2, dim=1)
+    top = torch.topk(scores, min(2, scores.shape[1]), dim=1)
     lead = top.values[:, 0]
+    slack = (lead - top.values[:, 1]) * spec.temperature if scores.shape[1] > 1 else lead + torch.inf
     return _inside(
         claimed,
         top.indices[:, 0].numpy(),
         ((lead - own) * spec.temperature).numpy(),
-        ((lead - top.values[:, 1]) * spec.temperature).numpy(),
+        slack.numpy(),
         (scores > own[:, None]).sum(dim=1).numpy(),
         (scaled[here, ids] - torch.logsumexp(scaled, dim=1)).numpy(),
         _top_tokens(logits, top_count),
