@@ -32,19 +32,15 @@ from auditor.kernels.keyed_noise import KeyedNoise, keyed_noise
 from auditor.kernels.keyed_race import Backend, race
 from auditor.kernels.mersenne import U32
 from auditor.kernels.row_head import RowHeads, row_heads
-from auditor.kernels.splitmix import F64, LARGEST_UNIFORM, U64
+from auditor.kernels.splitmix import F64, U64
+from auditor.reference.inverse_cdf import draw_columns, draw_from_support
 from auditor.reference.noise import KeyedScheme, NoiseScheme, Tolerant, UniformScheme
 from auditor.reference.sampling import SamplingSpec
-from auditor.reference.support import Support, claimed_logits, cut_rows, find_support, log_normaliser, on_cpu
+from auditor.reference.support import claimed_logits, cut_rows, find_support, log_normaliser, on_cpu
 
 # vLLM's v1 sampler raises 0 < T < 0.01 to 0.01 and treats T < 1e-5 as greedy; other engines divide as asked.
 _VLLM_LEAST_TEMPERATURE = 0.01
 _VLLM_GREEDY_BELOW = 1e-5
-
-# Log-odds beyond which an inverse CDF cannot tell two borders apart: float32 weights underflow below the
-# first; next to the last, a float64 sum no longer grows.
-_FIRST_ODDS = -104.0
-_LAST_ODDS = 53.0 * np.log(2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,13 +265,14 @@ def _score_dense_race(
     here = torch.arange(len(claimed))
     ids = torch.from_numpy(claimed)
     own = scores[here, ids]
-    top = torch.topk(scores, 2, dim=1)
+    top = torch.topk(scores, min(2, scores.shape[1]), dim=1)
     lead = top.values[:, 0]
+    slack = (lead - top.values[:, 1]) * spec.temperature if scores.shape[1] > 1 else lead + torch.inf
     return _inside(
         claimed,
         top.indices[:, 0].numpy(),
         ((lead - own) * spec.temperature).numpy(),
-        ((lead - top.values[:, 1]) * spec.temperature).numpy(),
+        slack.numpy(),
         (scores > own[:, None]).sum(dim=1).numpy(),
         (scaled[here, ids] - torch.logsumexp(scaled, dim=1)).numpy(),
         _top_tokens(logits, top_count),
@@ -338,14 +335,14 @@ def _score_inverse_cdf(
     no_rank = np.full(len(claimed), -1, np.int64)
     log_probability = _claimed_log_probability(logits, claimed, spec.temperature)
     if not spec.filtered:
-        column, margin, slack = _draw(
+        column, margin, slack = draw_columns(
             logits.numpy(), claimed, uniforms, spec.temperature, float32_sums=scheme.float32_sums
         )
         return _inside(claimed, column, margin, slack, no_rank, log_probability, _top_tokens(logits, top))
     support = find_support(logits, claimed, spec, scheme.filters)
     # min-p by itself leaves candidates in vocabulary order, and so does a top-k that keeps all in OpenVINO.
     sorts = spec.top_p < 1.0 or (spec.top_k > 0 and scheme.filters == "llama.cpp")
-    column, margin, slack = _draw_from_support(
+    column, margin, slack = draw_from_support(
         support, uniforms, spec.temperature, by_id=not sorts, float32_sums=scheme.float32_sums
     )
     outside = support.claimed_edge < 0
@@ -364,95 +361,3 @@ def _score_inverse_cdf(
         np.ones(len(claimed), np.bool_),
         *_top_tokens(logits, top),
     )
-
-
-def _cumulated(
-    logits: npt.NDArray[np.float32], uniforms: F64, temperature: float, *, float32_sums: bool
-) -> tuple[F64, npt.NDArray[np.int64]]:
-    """Upper borders of the columns' intervals, float64 [R, C], and the column drawn, int64 [R].
-
-    llama.cpp: float32 exponentials, summed in float64, the first border not below the draw. OpenVINO: float32
-    probabilities, summed one after another in float32, the first border above the draw.
-    """
-    top = logits.max(axis=1, keepdims=True)
-    if not float32_sums:
-        scaled = logits / np.float32(temperature)
-        weights = np.exp(scaled - scaled.max(axis=1, keepdims=True))
-        upper = np.cumsum(weights, axis=1, dtype=np.float64)
-        return upper, (upper < (uniforms * upper[:, -1])[:, None]).sum(axis=1)
-    weights = np.exp((logits - top) * (np.float32(1) / np.float32(temperature)))
-    shares = weights / np.cumsum(weights, axis=1, dtype=np.float32)[:, -1:]
-    borders = np.cumsum(shares, axis=1, dtype=np.float32)
-    drawn = (borders <= (borders[:, -1] * uniforms.astype(np.float32))[:, None]).sum(axis=1)
-    last = logits.shape[1] - 1 - np.isfinite(logits)[:, ::-1].argmax(axis=1)
-    return borders.astype(np.float64), np.minimum(drawn, last)
-
-
-def _draw(
-    logits: npt.NDArray[np.float32],
-    places: npt.NDArray[np.int64],
-    uniforms: F64,
-    temperature: float,
-    *,
-    float32_sums: bool,
-) -> tuple[npt.NDArray[np.int64], F64, F64]:
-    """Inverse CDF over the columns of `logits` ([R, C], -inf excludes) in their order.
-
-    Returns the column drawn, and in logits (T times log-odds) the distance of the draw to column `places`
-    (inf for an excluded one and for -1, nowhere) and to the nearest border of the column drawn (inf if it
-    stands alone). A column whose weight is lost in rounding lies at the last log-odds that the arithmetic
-    resolves.
-    """
-    uniforms = np.clip(uniforms, 2.0**-65, LARGEST_UNIFORM)
-    upper, column = _cumulated(logits, uniforms, temperature, float32_sums=float32_sums)
-    total = upper[:, -1]
-    here = np.arange(len(places))
-
-    def border(index: npt.NDArray[np.int64]) -> F64:
-        """Log-odds of the border below column `index`."""
-        mass = np.where(index <= 0, 0.0, upper[here, np.maximum(index, 1) - 1])
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.log(mass) - np.log(np.maximum(total - mass, 0.0)))
-
-    odds = np.log(uniforms) - np.log1p(-uniforms)
-    alive = ~np.isneginf(logits)
-    first, last = alive.argmax(axis=1), alive.shape[1] - 1 - alive[:, ::-1].argmax(axis=1)
-    to_lower = np.where(column > first, odds - np.maximum(border(column), _FIRST_ODDS), np.inf)
-    to_upper = np.where(column < last, np.minimum(border(column + 1), _LAST_ODDS) - odds, np.inf)
-    slack = np.maximum(np.minimum(to_lower, to_upper), 0.0)
-    below = np.minimum(border(places), _LAST_ODDS) - odds
-    above = odds - np.maximum(border(places + 1), _FIRST_ODDS)
-    distance = np.where(column == places, 0.0, np.maximum(np.maximum(below, above), 0.0))
-    nowhere = (places < 0) | ~alive[here, places]
-    return column, np.where(nowhere, np.inf, distance * temperature), slack * temperature
-
-
-def _draw_from_support(
-    support: Support, uniforms: F64, temperature: float, *, by_id: bool, float32_sums: bool
-) -> tuple[npt.NDArray[np.int64], F64, F64]:
-    """Inverse CDF over the kept prefix; a token at the edge moves every border, so both lengths are tried.
-
-    Candidates stand by falling logit, or by id. The column returned is the support's own.
-    """
-    rows, columns = support.logits.shape
-    here = np.arange(rows)
-    order = support.ids.argsort(axis=1) if by_id else np.tile(np.arange(columns), (rows, 1))
-    logits = np.take_along_axis(support.logits, order, axis=1)
-    claimed = np.where(
-        support.claimed_column < 0, -1, (order == support.claimed_column[:, None]).argmax(axis=1)
-    )
-
-    def cut(kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        return np.where(order < kept[:, None], logits, -np.inf).astype(np.float32)
-
-    column, margin, slack = _draw(
-        cut(support.kept), claimed, uniforms, temperature, float32_sums=float32_sums
-    )
-    for step in (-1, 1):
-        kept = np.clip(support.kept + step, 1, columns)
-        at_edge = support.kept - 1 if step < 0 else np.minimum(support.kept, columns - 1)
-        moved = np.abs(support.edge[here, at_edge])
-        other, distance, _ = _draw(cut(kept), claimed, uniforms, temperature, float32_sums=float32_sums)
-        margin = np.minimum(margin, np.maximum(moved, distance))
-        slack = np.where(other != column, np.minimum(slack, moved), slack)
-    return order[here, column], np.where(np.isfinite(margin), margin, 0.0), slack
