@@ -8,7 +8,7 @@ from rich.table import Table
 
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
-from auditor.verdict import Outcome, Verdict
+from auditor.verdict import STOP_DECISIONS, Outcome, Verdict
 from auditor.verification import Result
 
 COLOURS: dict[Outcome, str] = {"consistent": "green", "inconsistent": "red", "inconclusive": "yellow"}
@@ -20,6 +20,12 @@ MEANING: dict[Outcome, str] = {
     "inconclusive": "neither an accusation nor an acquittal; the reasons follow",
 }
 
+
+_UNITS = {
+    "token-difr": "logits mean clipped margin",
+    "outside-support": "share outside the filters",
+    STOP_DECISIONS: "share of requests whose end contradicts them",
+}
 
 FILE_WIDTH = 140  # columns when the output goes to a file or a pipe
 
@@ -53,6 +59,11 @@ def print_result(result: Result, console: Console | None = None) -> None:
             f"{result.outside} outside their own filters, "
             f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s"
         )
+    if result.forced or result.forbidden:
+        console.print(
+            f"  {result.forced:,} more had no alternative under the request's own rules and are no evidence; "
+            f"{result.forbidden:,} are excluded by those rules"
+        )
     if result.sampling is not None:
         s = result.sampling
         console.print(
@@ -73,7 +84,9 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
     for reason in verdict.reasons:
         console.print(f"  [yellow]-[/] {escape(reason)}")
     for e in verdict.evidence:
-        unit = "logits mean clipped margin" if e.name == "token-difr" else "share outside the filters"
+        if e.name == STOP_DECISIONS and not e.statistic:
+            continue
+        unit = _UNITS[e.name]
         console.print(f"  {e.name}: {e.statistic:.6f} {unit}, e-value {e_value(e.log_e):.3g}")
     if verdict.profile is not None:
         p = verdict.profile
@@ -88,6 +101,7 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
         console.print(f"  most alike in simulation: {ranked}")
     _print_detectable(verdict, console)
     _print_traces(verdict, console)
+    _print_contradictions(verdict, console)
 
 
 def _print_detectable(verdict: Verdict, console: Console) -> None:
@@ -129,3 +143,11 @@ def _print_traces(verdict: Verdict, console: Console) -> None:
             escape(t.scored.trace.where), escape(t.scored.trace.id), match, f"{e_value(t.log_e):.2g}", spans
         )
     console.print(table)
+
+
+def _print_contradictions(verdict: Verdict, console: Console) -> None:
+    found = [t.scored for t in verdict.traces if t.scored.contradictions]
+    for scored in found[:5]:
+        console.print(f"  {escape(scored.trace.where)}: {escape('; '.join(scored.contradictions))}")
+    if len(found) > 5:
+        console.print(f"  ... and {len(found) - 5} more requests whose output contradicts them")
