@@ -58,7 +58,9 @@ def calibrate(
     """
     scored = list(_all_scored(traces, reference))
     key = _one_key(scored, reference)
-    requests = tuple(s.counts for s in scored if s.counts is not None)
+    requests = tuple(s.counts for s in scored if s.counts is not None and s.counts.tokens)
+    if not requests:
+        raise OptionError("no trace leaves the sampler a choice, so there is no noise to learn")
     grid = log_likelihoods(requests).sum(axis=0)
     margins = _margins(scored)
     shadows = _shadow_requests(scored, reference, shadow_tokens)
@@ -78,6 +80,7 @@ def calibrate(
         noise_scale=_scale_interval(grid),
         smallest_alpha={factor: smallest_alpha(grid, steps) for factor, steps in _FACTORS.items()},
         deviations=deviations,
+        contradicted=sum(bool(s.findings) for s in scored),
     )
 
 
@@ -113,7 +116,7 @@ def _one_key(scored: Sequence[Scored], reference: Reference) -> ProfileKey:
 
 
 def _margins(scored: Sequence[Scored]) -> F64:
-    margins = np.zeros(sum(s.scores.tokens for s in scored if s.scores))
+    margins = np.zeros(sum(s.scores.evidence for s in scored if s.scores))
     misses = [margin for s in scored if s.scores for _, margin, _ in s.scores.misses]
     margins[: len(misses)] = misses
     return margins
@@ -164,10 +167,25 @@ def _modes(request: Request) -> dict[str, Request]:
     modes = {
         "sampled": replace(base, spec=plain),
         "nucleus": replace(base, spec=replace(plain, top_p=top_p, top_k=request.spec.top_k)),
+        "penalised": replace(base, spec=_penalised(request, plain)),
     }
     if scheme.family != "icdf":  # its greedy requests are another family
         modes["greedy"] = replace(base, spec=SamplingSpec(temperature=0.0))
     return modes
+
+
+def _penalised(request: Request, plain: SamplingSpec) -> SamplingSpec:
+    """`plain` with the request's own penalties; where it has none, with usual ones that its engine offers."""
+    own = request.spec
+    if own.penalised:
+        return replace(
+            plain,
+            repetition_penalty=own.repetition_penalty,
+            presence_penalty=own.presence_penalty,
+            frequency_penalty=own.frequency_penalty,
+        )
+    others = 0.0 if request.scheme.filters == "transformers" else 0.2
+    return replace(plain, repetition_penalty=1.1, presence_penalty=others, frequency_penalty=others)
 
 
 def _simulate(

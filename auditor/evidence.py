@@ -24,7 +24,10 @@ TOLERATED_STEPS = 1
 _WORSE_STEPS = (3, 5, 8, 11, 15, 20, 26, 33)  # cheating: noise scale times 2, 3.2, ... 2000
 _WORSE_RATES = (5, 6, 7, 8, 9, 10)  # cheating: gross misses at 0.1 % ... 30 %
 _NEGLIGIBLE = 40.0  # nats
-_OUTSIDE_PRIOR = (1.0, 60.0)  # Beta prior of a cheating provider's rate of tokens outside the filters
+OUTSIDE_PRIOR = (1.0, 60.0)
+"""Beta prior of a cheating provider's rate of tokens outside the filters."""
+STOP_PRIOR = (0.5, 0.5)
+"""The same of requests that end against their own parameters: rare or all of them."""
 
 
 def log_prior() -> F64:
@@ -79,7 +82,13 @@ def _alternative(audited: F64, rows: I64) -> F64:
     return np.asarray(total - np.log(count))
 
 
-def outside_log_e(calibration_outside: int, calibration_filtered: int, outside: int, filtered: int) -> float:
+def outside_log_e(
+    calibration_outside: int,
+    calibration_filtered: int,
+    outside: int,
+    filtered: int,
+    prior: tuple[float, float] = OUTSIDE_PRIOR,
+) -> float:
     """Log e-value of tokens outside the request's filters, beyond what rounding at the edge explains.
 
     A two-sample binomial test by universal inference: Beta-mixed rates above, the best common rate below.
@@ -87,7 +96,7 @@ def outside_log_e(calibration_outside: int, calibration_filtered: int, outside: 
     """
     if not calibration_filtered or not filtered:
         return 0.0
-    a, b = _OUTSIDE_PRIOR
+    a, b = prior
     honest = betaln(0.5 + calibration_outside, 0.5 + calibration_filtered - calibration_outside) - betaln(
         0.5, 0.5
     )

@@ -23,6 +23,7 @@ from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.stop_strings import stop_string_place
 from auditor.reference.tokenizer import Tokenizer
 from auditor.replay import VERSION
 from auditor.trace import Engine, Trace, Usage
@@ -103,6 +104,7 @@ def generate(
     Raises:
         NoiseUnknownError: unknown `noise`.
         OptionError: the deviation needs another model and none is given.
+        SamplingUnsupportedError: a rule that the scheme's engine does not offer.
         ContextLengthError: a prompt and its outputs exceed the context.
     """
     spec = sampling or SamplingSpec(max_tokens=200)
@@ -110,7 +112,7 @@ def generate(
     deviant = deviation.model(provider.model, other_model)
     created = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     engine = Engine("auditor", VERSION, provider.dtype, "cpu", provider.recipe)
-    stops = frozenset(provider.tokenizer.eos_ids) | frozenset(spec.stop_token_ids)
+    ends = frozenset(provider.tokenizer.eos_ids)
     for start in range(0, len(conversations), provider.batch_size):
         batch = [tuple(c) for c in conversations[start : start + provider.batch_size]]
         prompts = [tuple(provider.tokenizer.encode_chat(messages)) for messages in batch]
@@ -122,13 +124,13 @@ def generate(
                 seed=deviation.seed(derived_seed(seed, start + i)),
                 scheme=noise_scheme(noise) if spec.greedy else scheme,
                 max_tokens=spec.max_tokens or 200,
-                stop_ids=stops,
+                stop_ids=ends,
+                tokenizer=provider.tokenizer,
             )
             for i, (ids, messages) in enumerate(zip(prompts, batch, strict=True))
         ]
         for i, output in enumerate(decode(deviant, asks, batch_size=provider.batch_size)):
-            stopped = output[-1] in stops
-            body = output[:-1] if stopped else output
+            text, finish_reason = _ending(output, asks[i].spec, ends, provider.tokenizer)
             yield Trace(
                 id=f"req-{derived_seed(seed, start + i):016x}",
                 model=provider.model.directory.name,
@@ -143,8 +145,21 @@ def generate(
                 sampling=spec,
                 seed=derived_seed(seed, start + i),
                 noise=scheme.name,
-                text=provider.tokenizer.decode(body),
-                finish_reason="stop" if stopped else "length",
+                text=text,
+                finish_reason=finish_reason,
                 usage=Usage(prompt_tokens=len(prompts[i]), completion_tokens=len(output)),
                 engine=engine,
             )
+
+
+def _ending(
+    output: tuple[int, ...], spec: SamplingSpec, ends: frozenset[int], tokenizer: Tokenizer
+) -> tuple[str, str]:
+    """Text, without the token or string that ended it, and finish reason of an output."""
+    if output[-1] in spec.stop_token_ids or (output[-1] in ends and not spec.ignore_eos):
+        return tokenizer.decode(output[:-1]), "stop"
+    text = tokenizer.decode(output)
+    if spec.stop and stop_string_place(tokenizer, output, spec.stop, min_tokens=spec.min_tokens) is not None:
+        begins = [text.rfind(stop) for stop in spec.stop if stop in text]
+        return text[: min(begins, default=len(text))], "stop"
+    return text, "length"

@@ -17,7 +17,7 @@ from auditor.errors import OptionError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.noise_model import RequestCounts
 
-_VERSION = 1
+_VERSION = 2
 Entry = tuple[TokenScores, RequestCounts, tuple[str, ...]]
 
 
@@ -93,6 +93,7 @@ def _read(path: Path, key: str) -> Iterator[tuple[str, Entry]]:
 def _entry(value: dict[str, Any]) -> Entry:
     scores = dict(value["scores"])
     scores["misses"] = tuple((t, margin, slack) for t, margin, slack in scores["misses"])
+    scores["forbidden"] = tuple(scores["forbidden"])
     tokens, matched, missed = value["counts"]
     counts = RequestCounts(tokens, dict(map(tuple, matched)), {(d, m): n for d, m, n in missed})
     return TokenScores(**scores), counts, tuple(value["notes"])

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from auditor.evidence import margin_log_e
-from auditor.noise_model import F64, log_likelihoods
-from auditor.profile import Profile
+from auditor.noise_model import F64, RequestCounts, log_likelihoods
+from auditor.profile import Deviated, Profile
 from auditor.reference.deviations import DEVIATIONS
 
 DRAWS = 100
@@ -26,6 +26,7 @@ MUST_DETECT = (
 """The default policy: what a sample must have been able to catch before it may be called consistent."""
 
 REQUIRED_POWER = 0.9
+_MOST_TIMES = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +53,13 @@ def detection_power(
     generator = np.random.default_rng(0)
     found = []
     for cause, deviated in profile.deviations.items():
-        shows = [m for m in tokens_by_mode if m in deviated.requests and can_show(cause, m)]
+        measured = {mode: _measured(mode, deviated) for mode in tokens_by_mode}
+        shows = [m for m, found in measured.items() if found is not None and can_show(cause, m)]
         power = None
         if shows:
             total = np.zeros((DRAWS, *calibration.shape))
             for mode, tokens in tokens_by_mode.items():
-                requests = deviated.requests.get(mode, ())
+                requests = measured[mode] or ()
                 if requests:
                     total += _resampled(
                         log_likelihoods(requests), [r.tokens for r in requests], tokens, generator
@@ -67,13 +69,45 @@ def detection_power(
     return found
 
 
+def _measured(mode: str, deviated: Deviated) -> tuple[RequestCounts, ...] | None:
+    """What was simulated in a mode.
+
+    A profile older than the mode answers with plain sampling: penalties shift logits that both sides know, so
+    a token shows as much with them as without.
+    """
+    requests = deviated.requests.get(mode)
+    return deviated.requests.get("sampled") if requests is None and mode == "penalised" else requests
+
+
+def more_tokens(
+    profile: Profile, calibration: F64, tokens_by_mode: Mapping[str, int], alpha: float
+) -> int | None:
+    """About how many more output tokens of the same traffic would let every required cause be excluded.
+
+    None when a thousand times as many would not, or nothing was simulated.
+    """
+    present = sum(tokens_by_mode.values())
+    if not present or not profile.deviations:
+        return None
+    required = replace(profile, deviations={c: d for c, d in profile.deviations.items() if c in MUST_DETECT})
+    factor = 1.0
+    while factor < _MOST_TIMES:
+        factor *= 1.5
+        scaled = {mode: round(tokens * factor) for mode, tokens in tokens_by_mode.items()}
+        if enough(detection_power(required, calibration, scaled, alpha)):
+            return round(present * (factor - 1))
+    return None
+
+
 def can_show(cause: str, mode: str) -> bool:
     """Whether a deviation leaves anything to see in requests sampled that way (`replay.mode_of`)."""
     deviation = DEVIATIONS.get(cause)
     if deviation is None:
         return True
-    return not (deviation.needs_noise and mode == "greedy") and not (
-        deviation.needs_filter and mode != "nucleus"
+    return not (
+        (deviation.needs_noise and mode == "greedy")
+        or (deviation.needs_filter and mode != "nucleus")
+        or (deviation.needs_penalty and mode != "penalised")
     )
 
 

@@ -61,6 +61,7 @@ class Profile:
         noise_scale: (estimate, low, high) of the noise scale s; the bounds at 95 %.
         smallest_alpha: factor on the noise scale -> smallest false-alarm rate that can convict it.
         deviations: cause -> simulated evidence; empty when it was not measured.
+        contradicted: honest requests whose end contradicts them (`stop_decisions.py`): a habit of the log.
     """
 
     key: ProfileKey
@@ -72,6 +73,7 @@ class Profile:
     noise_scale: tuple[float, float, float]
     smallest_alpha: Mapping[str, float]
     deviations: Mapping[str, Deviated]
+    contradicted: int = 0
 
     @property
     def honest_tokens(self) -> int:
@@ -117,6 +119,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
             "mismatches": sum(r.mismatches for r in profile.honest),
             "outside": profile.outside,
             "filtered": profile.filtered,
+            **({"contradicted": profile.contradicted} if profile.contradicted else {}),
             "margin_quantiles": dict(profile.margin_quantiles),
             "noise_scale": {"estimate": estimate, "low": low, "high": high},
             "counts": _counts_to_json(profile.honest),
@@ -164,6 +167,7 @@ class _HonestWire(_Wire):
     mismatches: int
     outside: int
     filtered: int
+    contradicted: Annotated[int, Field(ge=0)] = 0
     margin_quantiles: dict[str, float]
     noise_scale: _ScaleWire
     counts: list[_CountsWire]
@@ -235,6 +239,7 @@ def _from_wire(wire: _ProfileWire) -> Profile:
             )
             for name, modes in wire.deviations.items()
         },
+        contradicted=wire.honest.contradicted,
     )
 
 

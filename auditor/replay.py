@@ -30,11 +30,19 @@ from auditor.reference.checkpoint.digests import template_digest, tokenizer_dige
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.loading import ReferenceModel, load_model
-from auditor.reference.noise import SCHEMES, Declared, NoiseScheme, check_engine, noise_scheme
+from auditor.reference.noise import (
+    SCHEMES,
+    Declared,
+    NoiseScheme,
+    check_engine,
+    noise_of_recipe,
+    noise_scheme,
+)
 from auditor.reference.runner import Request, Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
+from auditor.stop_decisions import stop_findings
 from auditor.trace import Trace
 
 VERSION = "0.1"
@@ -86,7 +94,9 @@ class Reference:
 class Scored:
     """One trace after replay: either `scores` and `counts`, or the `problem` that prevented them.
 
-    With a problem, `seed_free` is what the token ids say without their seed, where that is all that lacks.
+    Attributes:
+        findings: how the output ended against its request (`stop_decisions.py`).
+        seed_free: with a problem, what the token ids say without their seed, where that is all that lacks.
     """
 
     trace: Trace
@@ -96,7 +106,17 @@ class Scored:
     counts: RequestCounts | None
     problem: AuditError | None
     notes: tuple[str, ...] = ()
+    findings: tuple[str, ...] = ()
     seed_free: SeedFree | None = None
+
+    @property
+    def contradictions(self) -> tuple[str, ...]:
+        """What in this trace cannot come from a provider that did what it declares, whatever its numerics."""
+        forbidden = self.scores.forbidden if self.scores is not None else ()
+        if not forbidden:
+            return self.findings
+        said = f"{len(forbidden)} tokens that the request's own rules exclude, the first at output token"
+        return (f"{said} {forbidden[0]}", *self.findings)
 
 
 def family_of(trace: Trace) -> str:
@@ -107,9 +127,14 @@ def family_of(trace: Trace) -> str:
 
 
 def mode_of(spec: SamplingSpec) -> str:
-    """How a request was sampled, as far as power goes: `greedy`, `nucleus` (filtered) or `sampled`."""
+    """How a request was sampled, as far as power goes.
+
+    `greedy`; else `penalised` (whatever the filters), `nucleus` (filtered) or `sampled`.
+    """
     if spec.greedy:
         return "greedy"
+    if spec.penalised:
+        return "penalised"
     return "nucleus" if spec.filtered else "sampled"
 
 
@@ -132,7 +157,9 @@ def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | Non
             if journal is not None and isinstance(item, Request):
                 journal.add(trace.raw_digest, entry)
             scores, counts, notes = entry
-            yield Scored(trace, family_of(trace), mode_of(trace.sampling), scores, counts, None, notes)
+            findings = _findings(trace, reference)
+            mode = mode_of(trace.sampling)
+            yield Scored(trace, family_of(trace), mode, scores, counts, None, notes, findings)
 
 
 def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Request | Entry | AuditError:
@@ -145,6 +172,7 @@ def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Re
 
 
 def _reduced(rows: RowStats, trace: Trace, reference: Reference) -> Entry:
+    evidence = rows.evidence
     scores = token_scores(
         margin=rows.margin,
         slack=rows.slack,
@@ -153,8 +181,11 @@ def _reduced(rows: RowStats, trace: Trace, reference: Reference) -> Entry:
         filtered=rows.filtered,
         rank=rows.rank,
         log_probability=rows.log_probability,
+        forced=rows.forced,
+        unmodelled=rows.unmodelled,
+        forbidden=rows.forbidden,
     )
-    counts = count_request(rows.slack, rows.margin, rows.matched)
+    counts = count_request(rows.slack[evidence], rows.margin[evidence], rows.matched[evidence])
     return scores, counts, tuple(_notes(trace, reference))
 
 
@@ -163,10 +194,11 @@ def prepare(trace: Trace, reference: Reference) -> Request:
 
     1. The declared model is the reference. 2. Output ids are there. 3. The noise scheme is known for that
     engine. 4. A seed is there if noise was drawn. 5. No sampling feature that the scorer does not model.
-    6. Prompt ids are there, or can be rendered. 7. Ids lie in the vocabulary and fit the context.
+    6. Prompt ids are there, or can be rendered. 7. Ids lie in the vocabulary and fit the context. 8. The
+    request's own rules are ones that its engine offers, its grammar compiles.
 
     Raises:
-        CannotScoreError: steps 1 to 6 (a subclass says which).
+        CannotScoreError: steps 1 to 6 and 8 (a subclass says which).
         TokenOutOfRangeError, ContextLengthError: step 7.
     """
     model = reference.model
@@ -197,16 +229,49 @@ def prepare(trace: Trace, reference: Reference) -> Request:
         raise ContextLengthError(
             f"{total} tokens exceed the model's {model.config.context_length} positions", where=trace.where
         )
-    return Request(prompt, trace.output_token_ids, trace.sampling, trace.seed, scheme)
+    request = Request(
+        prompt,
+        trace.output_token_ids,
+        trace.sampling,
+        trace.seed,
+        scheme,
+        reference.tokenizer,
+        _ruled_by(trace, scheme),
+    )
+    try:
+        request.rules(trace.sampling, model.config.vocab_size)
+    except AuditError as problem:
+        problem.where = trace.where
+        raise
+    return request
+
+
+def _ruled_by(trace: Trace, scheme: NoiseScheme) -> NoiseScheme:
+    """Whose rules: a greedy request's scheme is nobody's, so the declared noise or recipe says it."""
+    if scheme.name != "greedy" or not trace.sampling.ruled:
+        return scheme
+    declared = trace.noise if trace.noise in SCHEMES and trace.noise != "greedy" else None
+    known = declared or noise_of_recipe(trace.engine.recipe or "")
+    if known is None:
+        raise NoiseUnknownError(
+            "the log does not say whose penalties and masks a greedy request went through",
+            where=trace.where,
+            fix="assert the serving recipe with --engine-recipe",
+        )
+    engine = noise_scheme(known)
+    check_engine(engine, trace.engine.name, trace.engine.version, where=trace.where)
+    return engine
 
 
 def without_seed(trace: Trace, problem: object, reference: Reference) -> Request | None:
     """The request as far as its own distribution goes, if nothing but its noise cannot be replayed.
 
     Filters are cut in the order of the logged scheme; without one, only unfiltered requests have a
-    distribution that every engine agrees on.
+    distribution that every engine agrees on. What a request's own rules make of it is not worked out here.
     """
     if not isinstance(problem, TraceIncompleteError | NoiseUnknownError) or trace.sampling.greedy:
+        return None
+    if trace.sampling.ruled:
         return None
     try:
         return prepare(replace(trace, seed=_ANY_SEED), reference)
@@ -258,23 +323,21 @@ def _refuse_unseeded(trace: Trace, scheme: NoiseScheme) -> None:
         raise TraceIncompleteError(what, where=trace.where, fix="send and log a seed")
 
 
+# Fields of `sampling` that change what is returned of the result, not which tokens are sampled.
+_HARMLESS = frozenset({"logprobs", "prompt_logprobs", "logprobs_mode", "include_stop_str_in_output"})
+
+
 def _refuse_unmodelled(trace: Trace) -> None:
     spec = trace.sampling
     reasons = [
         name
         for name, is_on in (
-            ("repetition_penalty", spec.repetition_penalty != 1.0),
-            ("presence_penalty", spec.presence_penalty != 0.0),
-            ("frequency_penalty", spec.frequency_penalty != 0.0),
-            ("logit_bias", bool(spec.logit_bias)),
-            ("min_tokens", spec.min_tokens > 0),
-            ("grammar", spec.grammar is not None),
             (f"speculation rule {trace.speculation.rule!r}", trace.speculation.rule != "none"),
             # Dividing logits by less than this overflows float32; vLLM raises such temperatures itself.
             ("a temperature below 1e-4", 0.0 < spec.temperature < 1e-4),
             ("a declared policy", trace.policy is not None),
             # Fields of `sampling` that `SamplingSpec` has no place for: none of them is known to be harmless.
-            *((f"sampling.{name}", True) for name in trace.extra.get("sampling") or ()),
+            *((f"sampling.{name}", name not in _HARMLESS) for name in trace.extra.get("sampling") or ()),
         )
         if is_on
     ]
@@ -298,7 +361,12 @@ def _notes(trace: Trace, reference: Reference) -> Iterator[str]:
         yield "prompt ids were not logged: the reference's template and tokenizer made them"
     for note in trace.extra.get("notes") or ():
         yield str(note)
-    yield from _output_notes(trace, frozenset(reference.tokenizer.eos_ids))
+    billed, logged = trace.usage.completion_tokens, len(trace.output_token_ids or ())
+    if billed is not None and billed != logged:
+        yield f"{billed} completion tokens billed, {logged} logged"
+    if trace.logprobs is not None:
+        mode = (trace.extra.get("sampling") or {}).get("logprobs_mode")
+        yield f"the provider returned logprobs (mode {mode or 'not logged'}): kept with the trace, not scored"
     if trace.messages is not None and trace.prompt_token_ids and reference.tokenizer.template is not None:
         try:
             rendered = tuple(reference.tokenizer.encode_chat(trace.messages))
@@ -309,18 +377,9 @@ def _notes(trace: Trace, reference: Reference) -> Iterator[str]:
                 yield "the logged prompt ids are not what the reference's chat template makes of the messages"
 
 
-def _output_notes(trace: Trace, ends: frozenset[int]) -> Iterator[str]:
-    """Where the output, its end and its bill disagree; `ends` are the model's own end tokens."""
-    spec = trace.sampling
-    output = trace.output_token_ids or ()
-    if not spec.ignore_eos and any(token in ends for token in output[:-1]):
-        yield "the output goes on after an end token"
-    ended_by_model = trace.finish_reason == "stop" and not spec.stop and not spec.stop_token_ids
-    if ended_by_model and output and output[-1] not in ends:
-        yield "finish_reason is stop but the last token does not end an output"
-    billed = trace.usage.completion_tokens
-    if billed is not None and billed != len(output):
-        yield f"{billed} completion tokens billed, {len(output)} logged"
+def _findings(trace: Trace, reference: Reference) -> tuple[str, ...]:
+    prompt = _prompt(trace, reference)
+    return stop_findings(trace, len(prompt), reference.tokenizer, reference.model.config.context_length)
 
 
 def prompt_of(trace: Trace, request: Request, reference: Reference) -> Prompt:

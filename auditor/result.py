@@ -34,7 +34,13 @@ def result_to_json(result: Result) -> dict[str, Any]:
         "alpha": result.alpha,
         "e_value": e_value(result.log_e),
         "p_value": p_value(result.log_e),
-        "tokens": {"audited": result.tokens, "matched": result.matched, "outside_support": result.outside},
+        "tokens": {
+            "audited": result.tokens,
+            "matched": result.matched,
+            "outside_support": result.outside,
+            "forbidden": result.forbidden,
+            "forced": result.forced,
+        },
         "evidence": _evidence(lead),
         "diagnosis": [
             {"cause": cause, "weight": weight} for cause, weight in (lead.diagnosis if lead else ())
@@ -117,12 +123,15 @@ def _trace(verdict: TraceVerdict) -> dict[str, Any]:
         "verdict": verdict.outcome,
         "e_value": e_value(verdict.log_e),
         "tokens": scores.tokens if scores else None,
-        "match_rate": scores.match_rate if scores else None,
+        "match_rate": scores.match_rate if scores and scores.evidence else None,
+        "forced": scores.forced if scores else None,
+        "unmodelled": scores.unmodelled if scores else None,
         "mean_margin": verdict.mean_margin,
         "outside_support": scores.outside if scores else None,
         "mean_rank": None if scores is None or math.isnan(scores.mean_rank) else scores.mean_rank,
         "mean_log_probability": scores.mean_log_probability if scores else None,
         "spans": [list(span) for span in verdict.spans],
+        "contradictions": list(scored.contradictions),
         "notes": notes,
     }
 

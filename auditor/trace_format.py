@@ -6,9 +6,12 @@ Invariants:
 * Nothing is dropped. An unknown top-level field `x` is kept as `extra["x"]`; an unknown field `x`
   inside one of the objects of `NESTED` (say `sampling`) is kept as `extra["sampling"]["x"]`. The two
   cannot meet, because `sampling` itself is a known field. Writing puts both back where they were.
+* `sampling.grammar` is an object whose fields `reference/grammar.py` names: what constrains the output, and
+  the library, version and digest of what was compiled.
 * What a scorer must not overlook is therefore in one place: `extra["sampling"]` holds the sampling
   features that `SamplingSpec` does not model.
-* `prompt_text` and `asserted` are written only when set, every other field always. The place of a
+* `prompt_text` and `asserted`, and of `sampling` `allowed_token_ids`, `bad_words` and `bad_words_ids`, are
+  written only when set, every other field always. The place of a
   trace (`file`, `line`, `raw_digest`) is not part of the line.
 
 Token ids are checked against [0, 2**31) here, against the model's vocabulary where the model is known.
@@ -92,6 +95,9 @@ class SamplingWire(Wire):
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Annotated[dict[str, float], AfterValidator(_keyed_by_token)] = Field(default_factory=dict)
+    allowed_token_ids: Annotated[TokenIds, Field(min_length=1)] | None = None
+    bad_words: list[str] = Field(default_factory=list, fail_fast=True)
+    bad_words_ids: list[Annotated[TokenIds, Field(min_length=1)]] = Field(default_factory=list)
     min_tokens: Count = 0
     max_tokens: Count | None = None
     stop: list[str] = Field(default_factory=list, fail_fast=True)
@@ -218,6 +224,10 @@ def sampling_of(wire: SamplingWire) -> SamplingSpec:
     known["logit_bias"] = {int(key): bias for key, bias in wire.logit_bias.items()}
     known["stop"] = tuple(wire.stop)
     known["stop_token_ids"] = tuple(wire.stop_token_ids)
+    if wire.allowed_token_ids is not None:
+        known["allowed_token_ids"] = tuple(wire.allowed_token_ids)
+    known["bad_words"] = tuple(wire.bad_words)
+    known["bad_words_ids"] = tuple(tuple(sequence) for sequence in wire.bad_words_ids)
     return SamplingSpec(**known)
 
 
@@ -304,6 +314,7 @@ def trace_to_json(trace: Trace) -> dict[str, Any]:
 
 
 _WRITTEN_WHEN_SET = ("prompt_text", "asserted")
+_RARE = ("allowed_token_ids", "bad_words", "bad_words_ids")  # of `sampling`: written when set
 _ORDER = (
     *("id", "created", "provider", "model", "model_digest", "tokenizer_digest", "template_digest"),
     *("messages", "prompt_text", "prompt_token_ids", "sampling", "seed", "noise", "output_token_ids"),
@@ -316,6 +327,8 @@ def _nested_to_json(value: SamplingSpec | Usage | Engine | Speculation) -> dict[
     result = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, SamplingSpec):
         result["logit_bias"] = {str(key): bias for key, bias in value.logit_bias.items()}
+        result["bad_words_ids"] = [list(sequence) for sequence in value.bad_words_ids]
+        result = {key: item for key, item in result.items() if key not in _RARE or item}
     drafts = result.get("draft_token_ids")
     if drafts is not None:
         result["draft_token_ids"] = [list(draft) for draft in drafts]

@@ -6,8 +6,10 @@ Rule, in order:
    most alpha, whatever its prompts and sampling parameters.
 2. Inconclusive, if anything in the group could not be scored, or no profile fits. So a trace whose seed is
    missing can accuse (`seed_free.py`), but never acquit.
-3. Inconclusive, if a sample like this one would have caught some required deviation with power below 0.9.
-4. Consistent otherwise.
+3. Inconclusive, if traces contradict their own requests (`Scored.contradictions`) more often than in
+   calibration.
+4. Inconclusive, if a sample like this one would have caught some required deviation with power below 0.9.
+5. Consistent otherwise.
 """
 
 from __future__ import annotations
@@ -20,9 +22,9 @@ from typing import Literal
 import numpy as np
 from scipy.special import betaln, logsumexp
 
-from auditor.evidence import margin_log_e, outside_log_e
+from auditor.evidence import STOP_PRIOR, margin_log_e, outside_log_e
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
-from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough
+from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
 from auditor.replay import Scored
 from auditor.seed_free import seed_free_evidence
@@ -32,6 +34,12 @@ Outcome = Literal["consistent", "inconsistent", "inconclusive"]
 _CAUSE_REQUESTS = 12.0
 """A log is weighed as if it had at most this many requests when causes are ranked: simulated causes are only
 alike, not equal, to real ones, and an untempered likelihood would be sure of the wrong one."""
+
+
+STOP_DECISIONS = "stop-decisions"
+"""Name of the test of how outputs end (`stop_decisions.py`); its unit is traces, not tokens."""
+
+_STOP_WEIGHT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,17 +118,19 @@ def judge(
             Evidence("seed-free-rank", found.distance, found.log_e_rank),
         )
         reasons += (f"without seeds, only surprise and rank of {found.used:,} tokens could be tested",)
-    log_e = float(logsumexp([e.log_e for e in evidence]) - math.log(len(evidence))) if evidence else 0.0
+    log_e = fused_log_e(evidence)
     detectable: tuple[Detectable, ...] | None = None
+    tokens = _tokens_by_mode(usable)
     if profile.deviations and usable:
-        detectable = tuple(detection_power(profile, calibration, _tokens_by_mode(usable), alpha))
+        detectable = tuple(detection_power(profile, calibration, tokens, alpha))
+    reasons = (*reasons, *_contradicted(usable, profile))
     if log_e >= -math.log(alpha):
         outcome: Outcome = "inconsistent"
     elif reasons or not usable:
         outcome = "inconclusive"
     elif detectable is None or not enough(detectable):
         outcome = "inconclusive"
-        reasons = (*reasons, _too_small(detectable))
+        reasons = (*reasons, _too_small(detectable, more_tokens(profile, calibration, tokens, alpha)))
     else:
         outcome = "consistent"
     diagnosis = _diagnose(usable, profile, grids) if usable and outcome == "inconsistent" else ()
@@ -134,37 +144,75 @@ def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
         if s.problem is not None:
             text = f"{s.problem.message} [{s.problem.code}]"
             by_text[text] = by_text.get(text, 0) + 1
-    return tuple(
+    found = [
         f"{count} of {len(scored)} traces could not be scored: {text}" for text, count in by_text.items()
-    )
+    ]
+    lost = [s.scores.unmodelled for s in scored if s.scores is not None and s.scores.unmodelled]
+    if lost:
+        found.append(
+            f"{sum(lost)} output tokens of {len(lost)} traces could not be scored: "
+            "they follow one that the request's grammar excludes, or its rules leave none"
+        )
+    return tuple(found)
 
 
-def _too_small(detectable: Sequence[Detectable] | None) -> str:
+def _contradicted(usable: Sequence[Scored], profile: Profile) -> tuple[str, ...]:
+    """A reason not to acquit, unless calibration has the same habit at least as often."""
+    found = [s for s in usable if s.contradictions]
+    if len(found) * len(profile.honest) <= profile.contradicted * len(usable):
+        return ()
+    first = found[0]
+    said = f"{len(found)} of {len(usable)} traces contradict their own request"
+    return (f"{said}; the first, {first.trace.where}: {first.contradictions[0]}",)
+
+
+def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str:
     if detectable is None:
         return "the profile holds no measured deviations, so nothing can be said to be excluded"
     weak = [d for d in detectable if d.required and (d.power is None or d.power < REQUIRED_POWER)]
     causes = ", ".join(f"{d.cause} (power {d.power:.2f})" for d in weak if d.power is not None)
-    return f"too small a sample to exclude {causes}" if causes else "the profile lacks a required deviation"
+    if not causes:
+        return "the profile lacks a required deviation"
+    needed = "no log of this size times a thousand would do"
+    if more is not None:
+        needed = f"about {more:,} more output tokens are needed"
+    return f"too small a sample to exclude {causes}: {needed}"
 
 
 def _evidence(
     usable: Sequence[Scored], profile: Profile, calibration: F64, grids: F64
 ) -> tuple[Evidence, ...]:
     scores = [s.scores for s in usable if s.scores is not None]
-    tokens = sum(s.tokens for s in scores)
-    mean_margin = sum(s.mean_margin(profile.clip) * s.tokens for s in scores) / tokens
+    tokens = max(1, sum(s.evidence for s in scores))
+    mean_margin = sum(s.mean_margin(profile.clip) * s.evidence for s in scores) / tokens
     outside, filtered = sum(s.outside for s in scores), sum(s.filtered for s in scores)
     found = [Evidence("token-difr", mean_margin, float(margin_log_e(calibration, grids.sum(axis=0))))]
     if filtered and profile.filtered:
         log_e = outside_log_e(profile.outside, profile.filtered, outside, filtered)
         found.append(Evidence("outside-support", outside / filtered, log_e))
+    ends = sum(bool(s.findings) for s in usable)
+    log_e = outside_log_e(profile.contradicted, len(profile.honest), ends, len(usable), STOP_PRIOR)
+    found.append(Evidence(STOP_DECISIONS, ends / len(usable), log_e))
     return tuple(found)
+
+
+def fused_log_e(evidence: Sequence[Evidence]) -> float:
+    """Log of the weighted mean of e-values, itself an e-value: the weights do not look at the outcome.
+
+    Ends of outputs get a twentieth, since they rarely say anything; the other tests share the rest equally.
+    """
+    if not evidence:
+        return 0.0
+    others = len(evidence) - sum(e.name == STOP_DECISIONS for e in evidence)
+    share = 1.0 - _STOP_WEIGHT * (len(evidence) - others)
+    weights = [_STOP_WEIGHT if e.name == STOP_DECISIONS else share / others for e in evidence]
+    return float(logsumexp([e.log_e for e in evidence], b=weights))
 
 
 def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
     tokens: dict[str, int] = {}
     for s in usable:
-        tokens[s.mode] = tokens.get(s.mode, 0) + (s.scores.tokens if s.scores else 0)
+        tokens[s.mode] = tokens.get(s.mode, 0) + (s.scores.evidence if s.scores else 0)
     return tokens
 
 

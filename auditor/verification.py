@@ -59,8 +59,18 @@ class Result:
 
     @property
     def tokens(self) -> int:
-        """Output tokens scored."""
-        return sum(s.tokens for s in self._scores())
+        """Output tokens scored: those that say anything (neither forced nor unmodelled)."""
+        return sum(s.evidence for s in self._scores())
+
+    @property
+    def forced(self) -> int:
+        """Output tokens that the request's own rules left no choice for: no evidence."""
+        return sum(s.forced for s in self._scores())
+
+    @property
+    def forbidden(self) -> int:
+        """Output tokens that the request's own rules (masks, grammar) exclude."""
+        return sum(len(s.forbidden) for s in self._scores())
 
     @property
     def matched(self) -> int:

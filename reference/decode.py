@@ -19,8 +19,11 @@ from auditor.reference.batch import extend
 from auditor.reference.head import NoiseRows, draw_rows, effective_sampling
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
+from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
+from auditor.reference.stop_strings import stop_string_place
+from auditor.reference.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,9 @@ class Ask:
         noise_prompt_tokens: prompt length as far as the noise is concerned. A provider that feeds hidden text
             can keep the noise of the prompt it declares; the simulated one does, which is the harder case.
         max_tokens: most output tokens.
-        stop_ids: ids that end the output; the one sampled is kept.
+        stop_ids: the model's own ids that end the output, unless the request ignores them; those of the
+            request always do. The one sampled is kept.
+        tokenizer: what stop strings, and rules about texts and end ids, need.
         emit: told every token as it is drawn.
     """
 
@@ -43,6 +48,7 @@ class Ask:
     scheme: NoiseScheme
     max_tokens: int
     stop_ids: frozenset[int]
+    tokenizer: Tokenizer | None = None
     emit: Callable[[int], None] = field(default=lambda _token: None, compare=False)
 
 
@@ -56,15 +62,28 @@ class _Running:
         self._draws = Draws(
             ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, filtered=self.spec.filtered
         )
+        rules = resolve_for(self.spec, ask.scheme, ask.tokenizer, vocabulary)
+        self._rules = None if rules is None else RuledRequest(rules, ask.prompt)
 
     def draw(self) -> NoiseRows:
         return self._draws.take(1)
 
+    def ruled(self, logits: torch.Tensor) -> torch.Tensor:
+        """The next token's logits [V] under the request's rules: the very code that audits it."""
+        if self._rules is None:
+            return logits
+        return self._rules.apply(logits[None], np.asarray(self.output, np.int64), len(self.output)).logits[0]
+
     @property
     def finished(self) -> bool:
-        return len(self.output) >= self.ask.max_tokens or (
-            bool(self.output) and self.output[-1] in self.ask.stop_ids and not self.spec.ignore_eos
-        )
+        if not self.output or len(self.output) >= self.ask.max_tokens:
+            return len(self.output) >= self.ask.max_tokens
+        last, spec, tokenizer = self.output[-1], self.spec, self.ask.tokenizer
+        if last in spec.stop_token_ids or (last in self.ask.stop_ids and not spec.ignore_eos):
+            return True
+        if not spec.stop or tokenizer is None:
+            return False
+        return stop_string_place(tokenizer, self.output, spec.stop, min_tokens=spec.min_tokens) is not None
 
 
 def generate(
@@ -115,6 +134,8 @@ def _sample(logits: torch.Tensor, requests: list[_Running]) -> None:
         groups.setdefault(key, []).append(row)
     for (spec, _), rows in groups.items():
         own = logits[rows]
+        if spec.ruled:
+            own = torch.stack([requests[row].ruled(logits[row]) for row in rows])
         drawn = (requests[row].draw() for row in rows)
         draws: list[npt.NDArray[Any]] = [noise for noise in drawn if noise is not None]
         joined = np.concatenate(draws) if draws else None

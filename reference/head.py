@@ -19,7 +19,7 @@ noise, not the logits, so that margins of different temperatures compare.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import cast
 
 import numpy as np
@@ -56,6 +56,8 @@ class RowStats:
         filtered: bool, whether a filter was on at all.
         top_ids: int64 [R, M] and top_logits: float32 [R, M], the row's largest logits as they were given,
             falling, then by id; M is what `score_rows` was asked for (at most V).
+        forced, forbidden, unmodelled: bool, what the request's own rules make of the position
+            (`ruled_head.py`): one token was left; the claimed one is excluded; no rule is known here.
     """
 
     claimed: npt.NDArray[np.int64]
@@ -69,6 +71,19 @@ class RowStats:
     filtered: npt.NDArray[np.bool_]
     top_ids: npt.NDArray[np.int64]
     top_logits: npt.NDArray[np.float32]
+    forced: npt.NDArray[np.bool_] = field(default=None)  # type: ignore[arg-type]
+    forbidden: npt.NDArray[np.bool_] = field(default=None)  # type: ignore[arg-type]
+    unmodelled: npt.NDArray[np.bool_] = field(default=None)  # type: ignore[arg-type]
+
+    def __post_init__(self) -> None:
+        for name in ("forced", "forbidden", "unmodelled"):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, np.zeros(len(self.claimed), np.bool_))
+
+    @property
+    def evidence(self) -> npt.NDArray[np.bool_]:
+        """Where the token says anything about the provider: neither forced nor unmodelled."""
+        return np.asarray(~(self.forced | self.unmodelled))
 
     @property
     def matched(self) -> npt.NDArray[np.bool_]:

@@ -17,14 +17,17 @@ import torch
 
 from auditor.reference.batch import Span, extend
 from auditor.reference.deviations import Deviation, Prompt
-from auditor.reference.head import RowStats, draw_rows, effective_sampling, score_rows
+from auditor.reference.head import RowStats, effective_sampling
 from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix import PrefixTree, shared_prefixes
+from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.row_law import RowLaw, row_law
+from auditor.reference.ruled_head import score_ruled
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence, SlotKV
+from auditor.reference.tokenizer import Tokenizer
 
 T = TypeVar("T")
 
@@ -41,6 +44,8 @@ class Request:
     Attributes:
         spec: as declared; the scheme's engine rules are applied here.
         seed: None only for greedy requests.
+        tokenizer: what rules about texts and end ids need (`prefix_rules.py`).
+        ruled_by: whose rules, None for the scheme's engine; a greedy request's scheme does not tell.
     """
 
     prompt: tuple[int, ...]
@@ -48,6 +53,17 @@ class Request:
     spec: SamplingSpec
     seed: int | None
     scheme: NoiseScheme
+    tokenizer: Tokenizer | None = None
+    ruled_by: NoiseScheme | None = None
+
+    def rules(self, spec: SamplingSpec, vocabulary: int) -> RuledRequest | None:
+        """The walk of this request's output through the rules of `spec`; None when it has none.
+
+        Raises:
+            SamplingUnsupportedError, TokenOutOfRangeError: see `resolve_for`.
+        """
+        rules = resolve_for(spec, self.ruled_by or self.scheme, self.tokenizer, vocabulary)
+        return None if rules is None else RuledRequest(rules, self.prompt)
 
 
 class Runner:
@@ -212,12 +228,16 @@ class Runner:
         spec = effective_sampling(request.spec, request.scheme)
         vocabulary = self.model.config.vocab_size
         draws = Draws(request.scheme, request.seed, len(request.prompt), vocabulary, filtered=spec.filtered)
+        rules = request.rules(spec, vocabulary)
         claimed = np.asarray(request.output, np.int64)
         tiles = []
         for start in range(0, len(claimed), self._tile_rows):
             part = slice(start, start + self._tile_rows)
             logits = self.model.logits(hidden[part])
-            tiles.append(score_rows(logits, claimed[part], spec, request.scheme, draws.take(len(logits))))
+            noise = draws.take(len(logits))
+            tiles.append(
+                score_ruled(logits, claimed[part], spec, request.scheme, noise, rules, claimed, start)
+            )
         return RowStats.concatenate(tiles)
 
     def _shadow_one(
@@ -233,7 +253,7 @@ class Runner:
             part = slice(start, start + self._tile_rows)
             logits, wrong_logits = self.model.logits(hidden[part]), deviant.logits(other[part])
             for sampler in samplers.values():
-                sampler.score(logits, wrong_logits)
+                sampler.score(logits, wrong_logits, start)
         for name, sampler in samplers.items():
             yield name, RowStats.concatenate(sampler.tiles)
 
@@ -244,16 +264,32 @@ class _Shadow:
     def __init__(self, request: Request, deviation: Deviation, model: ReferenceModel) -> None:
         seed, scheme = request.seed, request.scheme
         wrong_seed = None if seed is None else deviation.seed(seed)
+        vocabulary = model.config.vocab_size
         self.tiles: list[RowStats] = []
         self._scheme = scheme
+        self._output = np.asarray(request.output, np.int64)
         self._spec = effective_sampling(request.spec, scheme)
         self._wrong_spec = effective_sampling(deviation.sampling(request.spec), scheme)
-        prompt, vocabulary = len(request.prompt), model.config.vocab_size
+        prompt = len(request.prompt)
         self._draws = Draws(scheme, seed, prompt, vocabulary, filtered=self._spec.filtered)
         filtered = self._wrong_spec.filtered
         self._wrong_draws = Draws(scheme, wrong_seed, prompt, vocabulary, filtered=filtered)
+        self._rules = request.rules(self._spec, vocabulary)
+        self._wrong_rules = request.rules(self._wrong_spec, vocabulary)
 
-    def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor) -> None:
+    def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor, start: int) -> None:
         rows = len(logits)
-        drawn = draw_rows(wrong_logits, self._wrong_spec, self._scheme, self._wrong_draws.take(rows))
-        self.tiles.append(score_rows(logits, drawn, self._spec, self._scheme, self._draws.take(rows)))
+        drawn = score_ruled(
+            wrong_logits,
+            wrong_logits.argmax(dim=1).numpy(),
+            self._wrong_spec,
+            self._scheme,
+            self._wrong_draws.take(rows),
+            self._wrong_rules,
+            self._output,
+            start,
+        ).winner
+        noise = self._draws.take(rows)
+        self.tiles.append(
+            score_ruled(logits, drawn, self._spec, self._scheme, noise, self._rules, self._output, start)
+        )

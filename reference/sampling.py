@@ -18,6 +18,9 @@ class SamplingSpec:
         min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
         repetition_penalty: 1 is off. presence_penalty, frequency_penalty: 0 is off.
         logit_bias: token id -> logits added.
+        allowed_token_ids: the only ids that may be sampled, None for all.
+        bad_words: texts that must not appear, as the client sent them; bad_words_ids: sequences of ids whose
+            last one must not be sampled after the others.
         min_tokens: stop tokens are forbidden before this many output tokens.
         max_tokens: most output tokens, None when the log does not say.
         stop: stop strings. stop_token_ids: ids that end the output besides the model's own.
@@ -33,6 +36,9 @@ class SamplingSpec:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    allowed_token_ids: tuple[int, ...] | None = None
+    bad_words: tuple[str, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()
     min_tokens: int = 0
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
@@ -49,3 +55,19 @@ class SamplingSpec:
     def filtered(self) -> bool:
         """Whether top-k, top-p or min-p cut the support."""
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def penalised(self) -> bool:
+        """Whether tokens that appeared before are made less (or more) likely."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
+    @property
+    def ruled(self) -> bool:
+        """Whether logits depend on the tokens before them by anything but the model (`prefix_rules.py`)."""
+        return (
+            self.penalised
+            or bool(self.logit_bias or self.bad_words or self.bad_words_ids)
+            or self.allowed_token_ids is not None
+            or self.min_tokens > 0
+            or self.grammar is not None
+        )

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from jinja2.parser import Parser
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Tokenizer:
-    """One checkpoint's tokenizer and chat template.
+    """One checkpoint's tokenizer and chat template; one object is equal only to itself.
 
     Attributes:
         directory: where it was read from.
@@ -108,6 +108,20 @@ class Tokenizer:
             if not 0 <= token_id < 2**32:
                 raise TokenOutOfRangeError(f"token id {token_id} is not an id")
         return str(self._backend.decode(list(ids), skip_special_tokens=skip_special))
+
+    @property
+    def end_id(self) -> int | None:
+        """The id of `eos_token`; of the only end id when the checkpoint names no such token; else None."""
+        token = self.named_tokens.get("eos_token")
+        named = None if token is None else self._backend.token_to_id(token)
+        if named is not None:
+            return int(named)
+        return self.eos_ids[0] if len(self.eos_ids) == 1 else None
+
+    @property
+    def backend(self) -> tokenizers.Tokenizer:
+        """The library object, for libraries that read vocabularies from it (grammars)."""
+        return self._backend
 
     def render(
         self,

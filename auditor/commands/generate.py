@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
 from auditor.commands import options
+from auditor.commands.rule_options import rule_options, rules_of
 
 
 @click.command()
@@ -61,6 +63,7 @@ from auditor.commands import options
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 is off.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True)
+@rule_options
 @click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
 @click.option(
     "--other-model",
@@ -89,6 +92,7 @@ def generate(
     max_tokens: int,
     other_model: Path | None,
     threads: int | None,
+    **rules: Any,
 ) -> None:
     """Make seeded traces with the reference engine, honest or with one deviation.
 
@@ -98,6 +102,7 @@ def generate(
     Examples:
       audit generate --out honest.jsonl.gz --requests 200
       audit generate --out cheat.jsonl.gz --deviation weights/int4 --seed 1
+      audit generate --out json.jsonl.gz --json-schema schema.json --repetition-penalty 1.1
     """
     from auditor.generation import Provider  # noqa: PLC0415
     from auditor.generation import generate as run  # noqa: PLC0415
@@ -115,7 +120,14 @@ def generate(
     )
     conversations = read_conversations(prompts, requests) if prompts else demo_conversations(requests, seed)
     other = other_model or (companion_model(provider.model.digest) if wanted.needs_other_model else None)
-    spec = SamplingSpec(temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, max_tokens=max_tokens)
+    spec = SamplingSpec(
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        max_tokens=max_tokens,
+        **rules_of(**rules),
+    )
     traces = run(
         provider,
         conversations,

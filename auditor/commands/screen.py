@@ -8,7 +8,7 @@ from rich.table import Table
 
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
-from auditor.verdict import Outcome, Verdict
+from auditor.verdict import STOP_DECISIONS, Outcome, Verdict
 from auditor.verification import Result
 
 COLOURS: dict[Outcome, str] = {"consistent": "green", "inconsistent": "red", "inconclusive": "yellow"}
@@ -26,6 +26,7 @@ UNITS = {
     "outside-support": "share outside the filters",
     "seed-free-surprise": "nats a token more than the entropy",
     "seed-free-rank": "largest distance of ranks from uniform",
+    STOP_DECISIONS: "share of requests whose end contradicts them",
 }
 """What each evidence's statistic is."""
 
@@ -61,6 +62,11 @@ def print_result(result: Result, console: Console | None = None) -> None:
             f"{result.outside} outside their own filters, "
             f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s"
         )
+    if result.forced or result.forbidden:
+        console.print(
+            f"  {result.forced:,} more had no alternative under the request's own rules and are no evidence; "
+            f"{result.forbidden:,} are excluded by those rules"
+        )
     if result.selection is not None:
         s = result.selection
         console.print(
@@ -81,6 +87,8 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
     for reason in verdict.reasons:
         console.print(f"  [yellow]-[/] {escape(reason)}")
     for e in verdict.evidence:
+        if e.name == STOP_DECISIONS and not e.statistic:
+            continue
         console.print(f"  {e.name}: {e.statistic:.6f} {UNITS[e.name]}, e-value {e_value(e.log_e):.3g}")
     if verdict.profile is not None:
         p = verdict.profile
@@ -95,6 +103,7 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
         console.print(f"  most alike in simulation: {ranked}")
     _print_detectable(verdict, console)
     _print_traces(verdict, console)
+    _print_contradictions(verdict, console)
 
 
 def _print_detectable(verdict: Verdict, console: Console) -> None:
@@ -136,3 +145,11 @@ def _print_traces(verdict: Verdict, console: Console) -> None:
             escape(t.scored.trace.where), escape(t.scored.trace.id), match, f"{e_value(t.log_e):.2g}", spans
         )
     console.print(table)
+
+
+def _print_contradictions(verdict: Verdict, console: Console) -> None:
+    found = [t.scored for t in verdict.traces if t.scored.contradictions]
+    for scored in found[:5]:
+        console.print(f"  {escape(scored.trace.where)}: {escape('; '.join(scored.contradictions))}")
+    if len(found) > 5:
+        console.print(f"  ... and {len(found) - 5} more requests whose output contradicts them")

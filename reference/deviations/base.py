@@ -52,6 +52,7 @@ class Deviation:
         needs_other_model: whether `model` wants a second model.
         needs_noise: whether it shows only in requests that draw noise (not in greedy ones).
         needs_filter: whether it shows only in requests with a filter.
+        needs_penalty: whether it shows only in requests with a penalty.
     """
 
     name: str
@@ -64,9 +65,12 @@ class Deviation:
     needs_other_model: bool = False
     needs_noise: bool = False
     needs_filter: bool = False
+    needs_penalty: bool = False
 
     def shows_in(self, spec: SamplingSpec) -> bool:
         """Whether a request with these parameters could show the deviation at all."""
         return not (
-            (self.needs_noise and spec.greedy) or (self.needs_filter and (spec.greedy or not spec.filtered))
+            (self.needs_noise and spec.greedy)
+            or (self.needs_filter and (spec.greedy or not spec.filtered))
+            or (self.needs_penalty and not spec.penalised)
         )

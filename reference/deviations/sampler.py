@@ -16,6 +16,10 @@ def _no_top_p(spec: SamplingSpec) -> SamplingSpec:
     return replace(spec, top_p=1.0)
 
 
+def _no_penalty(spec: SamplingSpec) -> SamplingSpec:
+    return replace(spec, repetition_penalty=1.0, presence_penalty=0.0, frequency_penalty=0.0)
+
+
 DEVIATIONS = (
     Deviation(
         name="seed/wrong",
@@ -36,5 +40,12 @@ DEVIATIONS = (
         source="difr.md section 2.1; engines that drop unsupported parameters silently",
         sampling=_no_top_p,
         needs_filter=True,
+    ),
+    Deviation(
+        name="penalty/ignored",
+        gain="no counts of every request's tokens to keep beside the sampler",
+        source="engines that drop unsupported parameters silently; engines.md section 4.2 (penalties)",
+        sampling=_no_penalty,
+        needs_penalty=True,
     ),
 )

@@ -68,7 +68,13 @@ def test_honest_log_with_a_shipped_profile_is_consistent(audit):
     result = json.loads(done.stdout)
     assert result["schema"] == "auditor.result/v1"
     assert result["verdict"] == "consistent"
-    assert result["tokens"] == {"audited": 7770, "matched": 7756, "outside_support": 0}
+    assert result["tokens"] == {
+        "audited": 7770,
+        "matched": 7756,
+        "outside_support": 0,
+        "forbidden": 0,
+        "forced": 0,
+    }
     assert {d["cause"] for d in result["detectable"] if d["required"]} >= {"weights/int4", "seed/wrong"}
     assert len(result["traces"]) == 64
 

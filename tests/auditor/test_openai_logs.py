@@ -264,11 +264,16 @@ def test_engine_is_named_only_by_an_exact_fingerprint(fingerprint, version):
     assert trace.extra.get("system_fingerprint") == fingerprint
 
 
+def test_masks_of_the_request_are_carried_into_the_sampling():
+    trace = one(changed(CHAT, request={"allowed_token_ids": [1, 7], "bad_words": ["x"]}))
+    assert (trace.sampling.allowed_token_ids, trace.sampling.bad_words) == ((1, 7), ("x",))
+    assert "sampling" not in trace.extra
+
+
 @pytest.mark.parametrize(
     ("fields", "name"),
     [
-        ({"allowed_token_ids": [1]}, "allowed_token_ids"),
-        ({"bad_words": ["x"]}, "bad_words"),
+        ({"repeat_penalty": 1.1}, "repeat_penalty"),
         ({"use_beam_search": True}, "use_beam_search"),
         ({"typical_p": 0.9}, "typical_p"),
         ({"tool_choice": {"type": "function"}}, "tool_choice"),

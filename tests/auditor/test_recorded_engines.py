@@ -6,6 +6,7 @@ and request counts are those of tests/traces/README.md, reached there by an inde
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -38,8 +39,8 @@ def profile(name, stop=None):
     return calibrate(traces(name, 0, stop), reference(), other_model=Model.load(DRAFT), shadow_tokens=1500)
 
 
-def audit(log, calibrated):
-    return verify(lambda: iter(log), reference(), find_profile={calibrated.key: calibrated}.get, alpha=ALPHA)
+def audit(log, calibrated, alpha=ALPHA):
+    return verify(lambda: iter(log), reference(), find_profile={calibrated.key: calibrated}.get, alpha=alpha)
 
 
 def power(result, cause):
@@ -115,19 +116,73 @@ def test_barely_visible_cheat_is_never_claimed_to_be_excluded(name, cause):
     assert result.outcome in ("inconsistent", "inconclusive") or power(result, cause) < 0.9
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "vllm-cpu-bf16-penalties",
-        "vllm-cpu-bf16-bias-mintokens",
-        "vllm-cpu-bf16-json",
-        "vllm-cpu-bf16-json-compact",
-    ],
-)
-def test_features_that_are_not_replayed_yet_are_inconclusive(name):
-    result = audit(traces(name), profile("vllm-cpu-bf16-plain"))
-    assert (result.outcome, result.exit_status) == ("inconclusive", 3)
-    assert "sampling-unsupported" in result.verdicts[0].reasons[0]
+RULED = {
+    # Match rates of the evidence alone; in tests/traces/README.md forced tokens count as matches.
+    "vllm-cpu-bf16-penalties": (0.9967, 0),
+    "vllm-cpu-bf16-bias-mintokens": (0.9972, 0),
+    "vllm-cpu-bf16-json": (0.9957, 235),
+    "vllm-cpu-bf16-json-compact": (0.9919, 1034),
+}
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_honest_vllm_is_consistent_under_the_rules_of_its_requests(name):
+    match, forced = RULED[name]
+    result = audit(traces(name), profile("vllm-cpu-bf16-plain"), alpha=0.001)
+    assert (result.forced, result.forbidden) == (forced, 0)
+    assert result.matched / result.tokens == pytest.approx(match, abs=1e-3)
+    assert result.matched / result.tokens >= 0.99
+    assert (result.outcome, result.exit_status) == ("consistent", 0)
+
+
+def hotter(spec):
+    return {"temperature": spec.temperature + 0.1}
+
+
+def no_penalty(spec):
+    return {"repetition_penalty": 1.0, "presence_penalty": 0.0, "frequency_penalty": 0.0}
+
+
+REDECLARED = {
+    "penalties, hotter": ("vllm-cpu-bf16-penalties", hotter, 0),
+    "penalties, none of them": ("vllm-cpu-bf16-penalties", no_penalty, 0),
+    "penalties, another seed": ("vllm-cpu-bf16-penalties", None, 1),
+    "bias, hotter": ("vllm-cpu-bf16-bias-mintokens", hotter, 0),
+    "bias, none": ("vllm-cpu-bf16-bias-mintokens", lambda _spec: {"logit_bias": {}}, 0),
+    "bias, another seed": ("vllm-cpu-bf16-bias-mintokens", None, 1),
+    "json, hotter": ("vllm-cpu-bf16-json-compact", hotter, 0),
+    "json, no grammar": ("vllm-cpu-bf16-json-compact", lambda _spec: {"grammar": None}, 0),
+    "json, another seed": ("vllm-cpu-bf16-json-compact", None, 1),
+    "plain, a grammar that was not there": (
+        "vllm-cpu-bf16-plain",
+        lambda _spec: {"grammar": traces("vllm-cpu-bf16-json", 0, 1)[0].sampling.grammar},
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REDECLARED)
+def test_an_honest_log_declared_otherwise_is_never_consistent(case):
+    name, change, seed = REDECLARED[case]
+    log = [
+        replace(t, seed=t.seed + seed, sampling=replace(t.sampling, **(change(t.sampling) if change else {})))
+        for t in traces(name, 0, 24)
+    ]
+    result = audit(log, profile("vllm-cpu-bf16-plain"), alpha=0.001)
+    said = " ".join(result.verdicts[0].reasons)
+    assert result.outcome == "inconsistent" or "more output tokens are needed" in said
+    assert result.outcome != "consistent"
+
+
+def test_a_request_that_goes_on_past_its_limit_is_named_and_blocks_an_acquittal():
+    log = traces("vllm-cpu-bf16-topp95")
+    last = log[-1]
+    log[-1] = replace(last, sampling=replace(last.sampling, max_tokens=len(last.output_token_ids) - 1))
+    result = audit(log, profile("vllm-cpu-bf16-plain"))
+    assert result.outcome == "inconclusive"
+    assert "1 of 64 traces contradict their own request" in result.verdicts[0].reasons[0]
+    limits = [replace(t, sampling=replace(t.sampling, max_tokens=len(t.output_token_ids) - 1)) for t in log]
+    assert audit(limits[:32], profile("vllm-cpu-bf16-plain")).outcome == "inconsistent"
 
 
 @pytest.mark.parametrize(

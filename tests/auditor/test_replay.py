@@ -33,6 +33,8 @@ def sampling(trace, **changes):
     return replace(trace, sampling=replace(trace.sampling, **changes))
 
 
+REGEX = {"kind": "regex", "pattern": "[a-z ]+", "library": "xgrammar", "version": "0.2.8"}
+
 REFUSED = {
     "another model": (lambda t: replace(t, model_digest="sha256:" + "0" * 64), "cannot-score"),
     "no output ids": (lambda t: replace(t, output_token_ids=None), "trace-incomplete"),
@@ -42,12 +44,22 @@ REFUSED = {
     "no noise scheme": (lambda t: replace(t, noise=None), "noise-unknown"),
     "greedy noise with a temperature": (lambda t: replace(t, noise="greedy"), "noise-unknown"),
     "another engine": (lambda t: replace(t, engine=Engine("sglang", "0.5")), "noise-unknown"),
-    "repetition penalty": (lambda t: sampling(t, repetition_penalty=1.1), "sampling-unsupported"),
-    "presence penalty": (lambda t: sampling(t, presence_penalty=0.1), "sampling-unsupported"),
-    "frequency penalty": (lambda t: sampling(t, frequency_penalty=0.1), "sampling-unsupported"),
-    "logit bias": (lambda t: sampling(t, logit_bias={1: 1.0}), "sampling-unsupported"),
-    "min tokens": (lambda t: sampling(t, min_tokens=1), "sampling-unsupported"),
-    "grammar": (lambda t: sampling(t, grammar={"kind": "json"}), "sampling-unsupported"),
+    "a grammar of an unknown library": (
+        lambda t: sampling(t, grammar={"kind": "regex", "pattern": "a"}),
+        "sampling-unsupported",
+    ),
+    "a grammar of another release": (
+        lambda t: sampling(t, grammar={**REGEX, "version": "0.1.0"}),
+        "sampling-unsupported",
+    ),
+    "penalties of an unknown engine": (
+        lambda t: replace(sampling(t, temperature=0.0, repetition_penalty=1.1), noise=None, engine=Engine()),
+        "noise-unknown",
+    ),
+    "a rule that the engine does not offer": (
+        lambda t: sampling(t, bad_words_ids=((1,),)),
+        "sampling-unsupported",
+    ),
     "a temperature that overflows": (lambda t: sampling(t, temperature=1e-30), "sampling-unsupported"),
     "a sampling field nobody models": (
         lambda t: replace(t, extra={"sampling": {"typical_p": 0.9}}),
@@ -123,12 +135,11 @@ def test_a_refused_trace_stays_in_its_place():
 
 
 NOTES = {
-    "goes on after an end": lambda t: replace(t, output_token_ids=(10, 2, 10)),
     "completion tokens billed": lambda t: replace(t, usage=replace(t.usage, completion_tokens=1)),
     "not what the reference's chat template makes": lambda t: replace(
         t, messages=({"role": "user", "content": "something else"},)
     ),
-    "does not end an output": lambda t: replace(t, output_token_ids=(10, 10), finish_reason="stop"),
+    "returned logprobs (mode not logged): kept": lambda t: replace(t, logprobs={"content": []}),
 }
 
 
@@ -136,3 +147,27 @@ NOTES = {
 def test_what_a_reader_should_know_is_noted(words):
     (scored,) = replay([NOTES[words](honest())], reference())
     assert any(words in note for note in scored.notes)
+
+
+def test_where_rules_leave_no_choice_nothing_is_evidence():
+    trace = honest()
+    forced = sampling(trace, allowed_token_ids=(300,))
+    (scored,) = replay([replace(forced, output_token_ids=(300, 300, 301))], reference())
+    assert (scored.scores.forced, scored.scores.evidence, scored.scores.forbidden) == (2, 1, (2,))
+    assert scored.counts.tokens == 1
+    assert scored.contradictions[0] == (
+        "1 tokens that the request's own rules exclude, the first at output token 2"
+    )
+
+
+def test_positions_after_a_token_outside_the_grammar_are_counted_and_not_scored():
+    digits = {**REGEX, "pattern": "[0-9]{1,40}"}
+    trace = sampling(honest(), grammar=digits)
+    seven, letter = (reference().tokenizer.encode(text)[0] for text in ("7", "x"))
+    (scored,) = replay([replace(trace, output_token_ids=(seven, letter, seven, seven))], reference())
+    assert (scored.scores.forbidden, scored.scores.unmodelled, scored.scores.evidence) == ((1,), 2, 2)
+
+
+def test_a_greedy_request_goes_through_the_rules_of_the_engine_that_served_it():
+    greedy = replace(sampling(honest(), temperature=0.0, repetition_penalty=1.2), noise=None)
+    assert prepare(greedy, reference()).ruled_by.name == "vllm-cpu-0.32/splitmix64"

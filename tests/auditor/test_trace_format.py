@@ -369,3 +369,26 @@ def test_any_json_in_any_field_is_read_or_refused_and_nothing_else(field, value)
     else:
         again = read(trace_to_line(found))
         assert again == replace(found, raw_digest=again.raw_digest)
+
+
+def test_masks_survive_a_round_trip_and_are_not_written_when_they_are_off():
+    """Lines written before these fields existed keep their bytes."""
+    trace = parse_trace(lines_of("vllm-cpu-bf16-plain")[0], file="f", line=1)
+    assert not {"allowed_token_ids", "bad_words", "bad_words_ids"} & set(trace_to_json(trace)["sampling"])
+    masked = replace(
+        trace,
+        sampling=replace(
+            trace.sampling, allowed_token_ids=(1, 2), bad_words=("a",), bad_words_ids=((3, 4), (5,))
+        ),
+    )
+    assert parse_trace(trace_to_line(masked), file="f", line=1).sampling == masked.sampling
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("allowed_token_ids", []), ("bad_words_ids", [[]]), ("bad_words", [3])]
+)
+def test_a_mask_that_makes_no_sense_is_unusable(field, value):
+    line = json.loads(lines_of("vllm-cpu-bf16-plain")[0])
+    line["sampling"][field] = value
+    with pytest.raises(TraceFieldError, match=field):
+        parse_trace(json.dumps(line).encode(), file="f", line=1)

@@ -34,7 +34,7 @@ from auditor.reference.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[2] / "reference" / "demo"
 TARGET, DRAFT = DEMO / "target", DEMO / "draft"
-SPEC = SamplingSpec(temperature=1.2, top_p=0.8)
+SPEC = SamplingSpec(temperature=1.2, top_p=0.8, repetition_penalty=1.4)
 MESSAGES = ({"role": "user", "content": "What does json do?"},)
 INPUT_ONLY = {"prompt/system", "prompt/template"}
 
@@ -135,6 +135,7 @@ def test_a_deviation_moves_its_own_seams_only(entry, target, draft, prompt):
         changed.add("seed")
     family = entry.name.partition("/")[0]
     expected = {"seed": "seed", "temperature": "sampling", "filter": "sampling", "prompt": "prompt"}
+    expected["penalty"] = "sampling"
     assert changed == {expected.get(family, "model")}
 
 
@@ -171,6 +172,7 @@ def test_a_wrong_seed_stays_in_range_and_is_another_one():
 def test_sampler_deviations_change_one_parameter():
     assert DEVIATIONS["temperature/+0.1"].sampling(SPEC) == replace(SPEC, temperature=1.2 + 0.1)
     assert DEVIATIONS["filter/top-p-ignored"].sampling(SPEC) == replace(SPEC, top_p=1.0)
+    assert DEVIATIONS["penalty/ignored"].sampling(SPEC) == replace(SPEC, repetition_penalty=1.0)
 
 
 def test_the_undeclared_system_prompt_is_in_the_text_and_keeps_the_conversation(prompt, tokenizer):
@@ -211,6 +213,9 @@ def test_what_needs_noise_or_a_filter_is_not_expected_to_show_without():
     no_top_p = DEVIATIONS["filter/top-p-ignored"]
     assert [no_top_p.shows_in(spec) for spec in (greedy, plain, SPEC)] == [False, False, True]
     assert DEVIATIONS["weights/int4"].shows_in(greedy)
+    no_penalty = DEVIATIONS["penalty/ignored"]
+    assert no_penalty.shows_in(greedy)
+    assert not no_penalty.shows_in(replace(SPEC, repetition_penalty=1.0))
 
 
 # --- quantizers ---------------------------------------------------------------------------------------
