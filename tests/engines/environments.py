@@ -99,6 +99,7 @@ ENVIRONMENTS = {
                     "nncf==3.4.0",
                     "transformers==5.5.4",
                 ),
+                _NO_VISION,
             ),
         ),
     )
