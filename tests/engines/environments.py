@@ -86,7 +86,7 @@ ENVIRONMENTS = {
         ),
         Environment(
             "llama-cpp-python-0.3.36",
-            (("install", "llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors", "ml-dtypes"),),
+            (("install", "llama-cpp-python==0.3.36", "gguf==0.19.0"),),
         ),
         Environment(
             "openvino-genai-2026.4.1",
