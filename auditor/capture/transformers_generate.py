@@ -257,7 +257,7 @@ def _check_multinomial() -> None:
     for seed in (0, 7, 2**32 + 5, 2**63 - 1):
         generator = torch.Generator().manual_seed(seed)
         drawn = [int(torch.multinomial(probabilities, 1, generator=generator)) for _ in range(rows)]
-        noise = scheme.rows(seed, vocabulary).take(rows)
+        noise = scheme.draws(seed, 0, vocabulary, filtered=False).take(0, rows)
         if drawn != (probabilities.double().log().numpy() + noise).argmax(axis=1).tolist():
             raise CaptureError(
                 f"torch {torch.__version__} does not draw {_NOISE}", fix="generate without a record"
