@@ -52,9 +52,9 @@ def detection_power(
     generator = np.random.default_rng(0)
     found = []
     for cause, deviated in profile.deviations.items():
-        shows = [m for m in tokens_by_mode if m in deviated.requests and shows(cause, m)]
+        showing = [m for m in tokens_by_mode if m in deviated.requests and shows(cause, m)]
         power = None
-        if shows:
+        if showing:
             total = np.zeros((DRAWS, *calibration.shape))
             for mode, tokens in tokens_by_mode.items():
                 requests = deviated.requests.get(mode, ())
