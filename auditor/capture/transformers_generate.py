@@ -101,7 +101,7 @@ def recorded_generate(
     """
     if input_ids.ndim != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise OptionError(f"input_ids of shape {list(input_ids.shape)}", fix="pass one prompt, [1, length]")
-    config = copy.deepcopy(generation_config) if generation_config else transformers.GenerationConfig()
+    config = copy.deepcopy(generation_config) if generation_config else _blank()
     rest = config.update(**options)
     _resolve(config, model.generation_config)
     sampling = _sampling(config, input_ids.shape[1], _ends(model.generation_config))
@@ -143,6 +143,11 @@ def recorded_generate(
         with AppendLog(Path(log)) as opened:
             opened.write(line)
     return sequence
+
+
+def _blank() -> Any:
+    new: Any = transformers.GenerationConfig  # untyped there
+    return new()
 
 
 def _resolve(config: Any, model_defaults: Any) -> None:
@@ -257,7 +262,7 @@ def _check_multinomial() -> None:
     for seed in (0, 7, 2**32 + 5, 2**63 - 1):
         generator = torch.Generator().manual_seed(seed)
         drawn = [int(torch.multinomial(probabilities, 1, generator=generator)) for _ in range(rows)]
-        noise = scheme.rows(seed, vocabulary).take(rows)
+        noise = scheme.draws(seed, 0, vocabulary, filtered=False).take(0, rows)
         if drawn != (probabilities.double().log().numpy() + noise).argmax(axis=1).tolist():
             raise CaptureError(
                 f"torch {torch.__version__} does not draw {_NOISE}", fix="generate without a record"

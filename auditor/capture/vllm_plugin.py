@@ -58,7 +58,7 @@ def capture_file() -> Path | None:
     return Path(named).absolute() if named else None
 
 
-class TraceRecorder(LogitsProcessor, LogitsProcessorV2):
+class TraceRecorder(LogitsProcessor, LogitsProcessorV2):  # type: ignore[misc]  # vllm is not installed here
     """vLLM's view: V1 constructs it with (config, device, pin_memory), V2 with (config, state)."""
 
     def __init__(self, vllm_config: Any, *rest: Any) -> None:

@@ -86,7 +86,15 @@ def drive(environment, run):
         except subprocess.TimeoutExpired:
             return None, traces, f"still running after {RUN_SECONDS} s"
     found = json.loads(report.read_text()) if report.exists() else None
-    return found, traces, last_words(log.read_text(errors="replace"))
+    return found, traces, last_words(log.read_text(errors="replace")).replace(str(traces), traces.name)
+
+
+def said(report):
+    """What a probe found, in words."""
+    if "of" in report:
+        return f"{report['same']} of {report['of']} seeded requests keep their tokens when unseeded ones share the step"
+    start = "starts with the recorder inactive" if report["inactive"] else "does not start with the recorder"
+    return f"the V2 runner {start}; asked to record: `{report['active']}`"
 
 
 def last_words(text):
@@ -137,7 +145,7 @@ def rows_of_run(environment, run, auditor):
         outcome, note = ("refused", f"{expected}: `{words}`") if expected else ("failed", words)
         return [Row(environment.name, run.name, "all", outcome, note=note)]
     if "returned" not in report:
-        return [Row(environment.name, run.name, "probe", "observed", note=json.dumps(report))]
+        return [Row(environment.name, run.name, "probe", "observed", note=said(report))]
     by_case = named_traces(path, environment, run, report["returned"])
     calibration = [trace for _, trace in by_case.get(CALIBRATION.name, ())]
     rows, together, profile = [], [], None

@@ -86,7 +86,7 @@ ENVIRONMENTS = {
         ),
         Environment(
             "llama-cpp-python-0.3.36",
-            (("install", "llama-cpp-python==0.3.36", "gguf==0.19.0", "safetensors", "ml-dtypes"),),
+            (("install", "llama-cpp-python==0.3.36", "gguf==0.19.0"),),
         ),
         Environment(
             "openvino-genai-2026.4.1",
@@ -99,6 +99,7 @@ ENVIRONMENTS = {
                     "nncf==3.4.0",
                     "transformers==5.5.4",
                 ),
+                _NO_VISION,
             ),
         ),
     )

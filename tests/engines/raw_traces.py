@@ -30,7 +30,7 @@ def engine_of(environment, options):
         "dtype": {"f32": "float32"}.get(precision),
         "device": "cpu",
         "recipe": f"{environment}/{precision}/kv-{options.get('KV_CACHE_PRECISION', 'default')}",
-    }, "openvino-genai/mt19937-u32-icdf"
+    }, "openvino-genai-2026.4.1/mt19937-u32-icdf"
 
 
 def write_traces_of(path, environment, run, returned):

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from safetensors import safe_open
 
 LAYER_NAMES = {
     "input_layernorm": "attn_norm",
@@ -50,19 +49,30 @@ def write_gguf(source: Path, target: Path, dtype: str) -> None:
     writer.add_vocab_size(config["vocab_size"])
     writer.add_file_type(0 if dtype == "f32" else 1)
     add_tokenizer(writer, source, config)
-    with safe_open(source / "model.safetensors", "numpy") as tensors:
-        for name in tensors.keys():  # noqa: SIM118  # not a mapping
-            weight = tensors.get_tensor(name).astype(np.float32)
-            short = renamed(name)
-            if ".attn_q." in short or ".attn_k." in short:
-                heads = config["num_attention_heads" if "attn_q" in short else "num_key_value_heads"]
-                weight = interleaved(weight, heads)
-            wide = weight.ndim == 1 or dtype == "f32"
-            writer.add_tensor(short, np.ascontiguousarray(weight if wide else weight.astype(np.float16)))
+    for name, values in bfloat16_tensors(source / "model.safetensors"):
+        short, weight = renamed(name), values
+        if ".attn_q." in short or ".attn_k." in short:
+            heads = config["num_attention_heads" if "attn_q" in short else "num_key_value_heads"]
+            weight = interleaved(weight, heads)
+        wide = weight.ndim == 1 or dtype == "f32"
+        writer.add_tensor(short, np.ascontiguousarray(weight if wide else weight.astype(np.float16)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def bfloat16_tensors(path):
+    """Names and float32 values; numpy has no bfloat16, which is the upper half of a float32."""
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    for name, entry in json.loads(raw[8 : 8 + length]).items():
+        if name == "__metadata__":
+            continue
+        assert entry["dtype"] == "BF16", (name, entry["dtype"])
+        start, end = (8 + length + offset for offset in entry["data_offsets"])
+        halves = np.frombuffer(raw[start:end], np.uint16)
+        yield name, (halves.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
 
 
 def renamed(name):
