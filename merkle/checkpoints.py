@@ -1,6 +1,7 @@
-"""Signed tree heads: C2SP tlog-checkpoint, and the signatures of logs and witnesses on them (tlog-cosignature).
+"""Signed tree heads (C2SP tlog-checkpoint) and the signatures on them (tlog-cosignature).
 
-A checkpoint's signature binds origin, size and root together; sizes and roots used anywhere else come from here.
+A checkpoint's signature binds origin, size and root together; sizes and roots used anywhere else come from
+here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The root of a growing list from at most log2(n) hashes: for streams, and for the right edge of a log.
 
-A compact range over leaves [0, n) is the list of roots of the complete subtrees that n's binary digits name, largest
-first. Appending merges equal neighbours, like carrying in binary addition.
+A compact range over leaves [0, n) is the list of roots of the complete subtrees that n's binary digits name,
+largest first. Appending merges equal neighbours, like carrying in binary addition.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from auditor.merkle.nodes import check_size
 
 @dataclass(frozen=True, slots=True)
 class CompactRange:
-    """Leaves [0, size) as the roots of its complete subtrees, largest first; one hash for each bit set in `size`.
+    """Leaves [0, size) as the roots of its complete subtrees, largest first: one hash a bit set.
 
     A value: appending gives a new range, so that a head signed in the middle of a stream keeps its own.
 

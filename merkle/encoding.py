@@ -15,7 +15,7 @@ def encode_base64(data: bytes) -> str:
 
 
 def decode_base64(text: str) -> bytes | None:
-    """Decode what `encode_base64` writes; None for anything else, other spellings of the same bytes included."""
+    """Decode exactly what `encode_base64` writes; None for any other spelling, too."""
     try:
         data = base64.b64decode(text.encode("ascii"), validate=True)
     except (binascii.Error, UnicodeEncodeError):

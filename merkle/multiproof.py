@@ -1,14 +1,15 @@
 """One proof for many leaves: every hash that the leaves themselves do not give, once.
 
-The tree is walked from the root as RFC 6962 splits it. A subtree without a wanted leaf contributes its hash, a
-wanted leaf contributes nothing, and the order is left to right. As with single proofs the shape follows from the
-indices and the size alone.
+The tree is walked from the root as RFC 6962 splits it. A subtree without a wanted leaf contributes its hash,
+a wanted leaf contributes nothing, and the order is left to right. As with single proofs the shape follows
+from the indices and the size alone.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 
 from auditor.errors import LeafIndexError, ProofLengthError, ProofRootError
 from auditor.merkle.hashing import check_hash, node_hash
@@ -25,7 +26,7 @@ def _check_indices(indices: Sequence[int], size: int) -> None:
         raise LeafIndexError("a proof of no leaf proves nothing")
     check_index(indices[0], size)
     check_index(indices[-1], size)
-    if any(a >= b for a, b in zip(indices, indices[1:], strict=False)):
+    if any(a >= b for a, b in pairwise(indices)):
         raise LeafIndexError("the leaf indices are not sorted and distinct")
 
 

@@ -1,9 +1,9 @@
 """Which stored nodes a root or a proof is made of; shared by every way to store a tree.
 
 A *stored node* (level, i) is the hash of the complete subtree over leaves [i * 2**level, (i + 1) * 2**level).
-Only complete ones are ever stored: they never change again. What lies at the right edge of a tree of a given size
-is folded from at most log2(size) of them. A proof is therefore a function of (index, size) and of a reader of
-stored nodes, be they in memory (`tree.py`) or in tile files (`tiles.py`).
+Only complete ones are ever stored: they never change again. What lies at the right edge of a tree of a given
+size is folded from at most log2(size) of them. A proof is therefore a function of (index, size) and of a
+reader of stored nodes, be they in memory (`tree.py`) or in tile files (`tiles.py`).
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def path_above(read: NodeReader, level: int, index: int, size: int) -> list[byte
 
 
 def inclusion_path(read: NodeReader, index: int, size: int) -> list[bytes]:
-    """Inclusion proof (RFC 6962 section 2.1.1) of one leaf in the tree of `size` leaves: hashes, leaf's sibling first.
+    """Inclusion proof (RFC 6962 section 2.1.1) of one leaf in a tree of `size` leaves, its sibling first.
 
     Raises:
         TreeSizeError: an empty tree.
@@ -113,7 +113,7 @@ def inclusion_path(read: NodeReader, index: int, size: int) -> list[bytes]:
 
 
 def consistency_path(read: NodeReader, old_size: int, new_size: int) -> list[bytes]:
-    """Consistency proof (RFC 6962 section 2.1.2) that the tree of `new_size` leaves extends that of `old_size`.
+    """Consistency proof (RFC 6962 section 2.1.2) that a tree of `new_size` leaves extends an older one.
 
     Empty when the sizes are equal or the old tree is empty: there is nothing to show.
 
@@ -145,7 +145,8 @@ def subtree_path(read: NodeReader, start: int, end: int, size: int) -> list[byte
 
 
 def _subtree_path(read: NodeReader, start: int, end: int, size: int) -> list[bytes]:
-    # Climb from the subtree's last leaf to the largest node that ends where the subtree ends: both trees know it.
+    # Climb from the subtree's last leaf to the largest node that ends where the subtree ends: both trees know
+    # it.
     level, index, first = 0, end - 1, start
     while index != first and (index & 1 or end == size):
         level, index, first = level + 1, index >> 1, first >> 1

@@ -26,7 +26,7 @@ _SIGNED = "\n\n— "
 
 @dataclass(frozen=True, slots=True)
 class NoteSignature:
-    """One signature line: the key's name and id, and the signature's bytes (with timestamp for cosignatures)."""
+    """One signature line: key name, key id, signature bytes (for cosignatures with timestamp)."""
 
     name: str
     key_id: bytes

@@ -1,7 +1,7 @@
 """Whom to trust: C2SP tlog-policy files, which name logs, witnesses, groups of them and a quorum.
 
-A checkpoint is good when one of the logs signed it and the quorum of witnesses cosigned it. Witnesses' votes are
-counted by key, so a witness counts once, whatever it is called.
+A checkpoint is good when one of the logs signed it and the quorum of witnesses cosigned it. Witnesses' votes
+are counted by key, so a witness counts once, whatever it is called.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from auditor.errors import (
 )
 from auditor.merkle.checkpoints import Checkpoint, Endorsement, verify_checkpoint
 from auditor.merkle.keys import Algorithm, PublicKey, parse_vkey
-from auditor.merkle.notes import SignedNote, no_known_key
+from auditor.merkle.notes import SignedNote
 
 MAX_LINES = 10_000
 NONE = "none"

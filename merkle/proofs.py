@@ -4,9 +4,9 @@ Invariants:
 
 1. the shape of a proof follows from index and sizes alone; nothing in the proof can change it;
 2. too few and too many hashes are refused, even where the root would fit;
-3. a root is compared, never trusted: it must come from a signed head or checkpoint, and so must the size. A bare
-   proof does not bind the size everywhere (the path of leaf 0 looks the same in trees of 5 to 8 leaves), so sizes
-   are always taken from what was signed together with the root.
+3. a root is compared, never trusted: it must come from a signed head or checkpoint, and so must the size. A
+   bare proof does not bind the size everywhere (the path of leaf 0 looks the same in trees of 5 to 8 leaves),
+   so sizes are always taken from what was signed together with the root.
 
 Every function returns None or raises; there is no False to be forgotten.
 """
@@ -51,7 +51,8 @@ def verify_subtree_inclusion(
 
     Raises:
         SubtreeRangeError: the range is no subtree.
-        TreeSizeError, LeafIndexError, HashLengthError, ProofLengthError, ProofRootError: as `verify_inclusion`.
+        TreeSizeError, LeafIndexError, HashLengthError, ProofLengthError, ProofRootError: as
+        `verify_inclusion`.
     """
     check_subtree(start, end)
     verify_inclusion(leaf, index - start, end - start, path, root)

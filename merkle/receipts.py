@@ -96,7 +96,7 @@ def parse_receipt(raw: bytes, where: str = "") -> Receipt:
 
 
 def verify_receipt(receipt: Receipt, entry: bytes, policy: Policy, where: str = "") -> Approval:
-    """Check that the entry is in a log the policy trusts, by the steps of this module; returns who vouches for it.
+    """Check by the steps of this module that the entry is in a trusted log; returns who vouches for it.
 
     Raises:
         CheckpointSyntaxError, OriginUnknownError, KeyUnknownError, SignatureInvalidError: step 1.

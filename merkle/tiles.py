@@ -1,7 +1,7 @@
-"""C2SP tlog-tiles: a log as static files, 256 hashes wide; pure names, layouts and a reader over somebody's files.
+"""C2SP tlog-tiles: a log as static files, 256 hashes wide; names, layouts, a reader of them, no I/O.
 
-Tile (l, n) holds the hashes of complete subtrees n * 256 ... of 256**l leaves; hashes in between are recomputed.
-Entry bundles hold the entries themselves, 256 to a file, each behind its length in two bytes.
+Tile (l, n) holds the hashes of complete subtrees n * 256 ... of 256**l leaves; hashes in between are
+recomputed. Entry bundles hold the entries themselves, 256 to a file, each behind its length in two bytes.
 """
 
 from __future__ import annotations
@@ -131,6 +131,13 @@ def check_tile(tile: Tile, data: bytes) -> None:
     """
     if len(data) != tile.width * HASH_BYTES:
         raise TileError(f"{len(data)} bytes instead of {tile.width} hashes", where=tile.path())
+
+
+def tile_root(data: bytes) -> bytes:
+    """Hash above a full tile: its place in the level above."""
+    for _ in range(_HEIGHT):
+        data = parent_hashes(data)
+    return data
 
 
 def encode_bundle(entries: Sequence[bytes]) -> bytes:

@@ -22,8 +22,8 @@ _CHUNK: Final = 2 * HASH_BYTES * 4096
 class Tree:
     """Complete subtrees as one bytearray a level: 32 bytes a node, 64 MB for a million leaves.
 
-    Invariant: level k holds the hashes of the `size >> k` complete subtrees of 2**k leaves, in order. They never
-    change, so earlier sizes remain provable.
+    Invariant: level k holds the hashes of the `size >> k` complete subtrees of 2**k leaves, in order. They
+    never change, so earlier sizes remain provable.
     """
 
     def __init__(self, leaf_hashes: bytes | bytearray | memoryview = b"") -> None:
@@ -94,6 +94,12 @@ class Tree:
         if not (0 <= level < len(self._levels) and 0 <= index < self.size >> level):
             raise LeafIndexError(f"no complete subtree {index} of 2**{level} leaves in a tree of {self.size}")
         return self._read(level, index)
+
+    def nodes(self, level: int, start: int, count: int) -> bytes:
+        """Hashes of `count` neighbouring complete subtrees of 2**level leaves; fewer where the tree ends."""
+        if level >= len(self._levels):
+            return b""
+        return bytes(self._levels[level][start * HASH_BYTES : (start + count) * HASH_BYTES])
 
     def _read(self, level: int, index: int) -> bytes:
         return bytes(self._levels[level][index * HASH_BYTES : (index + 1) * HASH_BYTES])
