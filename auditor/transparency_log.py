@@ -108,9 +108,10 @@ class TransparencyLog:
         except OSError as error:
             fix = "make one with `audit log init`"
             raise LogStateError(f"no log: {error.strerror}", where=str(folder), fix=fix) from None
-        self.origin, self.size = state.get("origin"), state.get("size")
-        if not isinstance(self.origin, str) or not isinstance(self.size, int) or self.size < 0:
+        origin, size = state.get("origin"), state.get("size")
+        if not isinstance(origin, str) or type(size) is not int or size < 0:
             raise LogStateError("names no origin and size", where=str(state_file))
+        self.origin, self.size = origin, size
 
     @classmethod
     def create(cls, folder: Path, origin: str) -> TransparencyLog:

@@ -132,9 +132,7 @@ def test_every_single_bit_flip_of_leaf_path_root_and_index_is_refused(size):
         assert all(refused(verify_inclusion, leaf, index, size, proof, bad) for bad in flips(root))
         for i, value in enumerate(proof):
             for bad in flips(value):
-                assert refused(
-                    verify_inclusion, leaf, index, size, [*proof[:i], bad, *proof[i + 1 :]], root
-                )
+                assert refused(verify_inclusion, leaf, index, size, [*proof[:i], bad, *proof[i + 1 :]], root)
         for bit in range(64):
             assert refused(verify_inclusion, leaf, index ^ 1 << bit, size, proof, root)
 
