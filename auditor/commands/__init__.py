@@ -42,7 +42,21 @@ def cli() -> None:
     """
 
 
-for command in (demo, verify, calibrate, plan, generate, seed, record, probe, provider, doctor, bench, keys, log):
+for command in (
+    demo,
+    verify,
+    calibrate,
+    plan,
+    generate,
+    seed,
+    record,
+    probe,
+    provider,
+    doctor,
+    bench,
+    keys,
+    log,
+):
     cli.add_command(command)
 
 
