@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core proof profiles engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle proof profiles engines clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ bench: setup $(PEER)/.installed
 # About ten minutes: the core beside transformers on the demo model and on a 0.5B shape.
 bench-core: setup
 	$(BIN)/python tests/bench/core.py
+
+# Half a minute: a million leaves.
+bench-merkle: setup
+	$(BIN)/python tests/bench/merkle_tree.py
 
 $(PEER)/.installed: tests/bench/peer-constraints.txt
 	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)

@@ -142,3 +142,191 @@ class TraceIncompleteError(CannotScoreError):
     """A trace that lacks what a replay needs: token ids, a prompt, or a seed."""
 
     code = "trace-incomplete"
+
+
+class VerificationFailedError(AuditError):
+    """Something that was signed, proved or committed to does not hold; exit status 1, never a pass."""
+
+    code = "verification-failed"
+
+
+class HashLengthError(UnusableInputError):
+    """A hash that is not 32 bytes long."""
+
+    code = "hash-length"
+
+
+class TreeSizeError(UnusableInputError):
+    """A tree size that cannot be: negative, zero where a leaf is needed, or beyond what the tree holds."""
+
+    code = "tree-size"
+
+
+class LeafIndexError(UnusableInputError):
+    """A leaf index at or beyond the tree's size, or a set of them that is not sorted and distinct."""
+
+    code = "leaf-index"
+
+
+class SubtreeRangeError(UnusableInputError):
+    """A range of leaves that is not a subtree: start not a multiple of the covering power of two."""
+
+    code = "subtree-range"
+
+
+class ProofLengthError(VerificationFailedError):
+    """A proof with fewer or more hashes than its sizes and indices call for."""
+
+    code = "proof-length"
+
+
+class ProofRootError(VerificationFailedError):
+    """A proof that leads to another root than the one claimed."""
+
+    code = "proof-root"
+
+
+class NoteSyntaxError(UnusableInputError):
+    """Bytes that are no signed note (C2SP signed-note)."""
+
+    code = "note-syntax"
+
+
+class CheckpointSyntaxError(UnusableInputError):
+    """A note whose text is no checkpoint (C2SP tlog-checkpoint)."""
+
+    code = "checkpoint-syntax"
+
+
+class ReceiptSyntaxError(UnusableInputError):
+    """Bytes that are no receipt (C2SP tlog-proof)."""
+
+    code = "receipt-syntax"
+
+
+class PolicySyntaxError(UnusableInputError):
+    """A trust policy that cannot be read (C2SP tlog-policy)."""
+
+    code = "policy-syntax"
+
+
+class KeySyntaxError(UnusableInputError):
+    """A public or private key that cannot be read, or whose key id does not fit it."""
+
+    code = "key-syntax"
+
+
+class KeyFileError(UnusableInputError):
+    """A key file that is missing, readable by others, encrypted with another passphrase, or in the way."""
+
+    code = "key-file"
+
+
+class KeyUnknownError(VerificationFailedError):
+    """A note that none of the trusted keys has signed."""
+
+    code = "key-unknown"
+
+
+class SignatureInvalidError(VerificationFailedError):
+    """A signature line of a trusted key that does not verify."""
+
+    code = "signature-invalid"
+
+
+class QuorumMissingError(VerificationFailedError):
+    """A checkpoint with fewer witness cosignatures than the policy asks for."""
+
+    code = "quorum-missing"
+
+
+class OriginUnknownError(VerificationFailedError):
+    """A checkpoint of another log than the one expected."""
+
+    code = "origin-unknown"
+
+
+class LogForkError(VerificationFailedError):
+    """A tree that does not continue the one that was signed before."""
+
+    code = "log-fork"
+
+
+class LogShrinkError(VerificationFailedError):
+    """A tree smaller than the one that was signed before."""
+
+    code = "log-shrink"
+
+
+class LogStateError(UnusableInputError):
+    """A log's or witness's folder that is missing, in the way, or contradicts itself."""
+
+    code = "log-state"
+
+
+class TileError(UnusableInputError):
+    """A tile or entry bundle that is missing, or whose name or length is wrong (C2SP tlog-tiles)."""
+
+    code = "tile-invalid"
+
+
+class EntrySizeError(UnusableInputError):
+    """A log entry longer than an entry bundle can hold (65,535 bytes)."""
+
+    code = "entry-size"
+
+
+class WitnessRequestError(UnusableInputError):
+    """A witness request that is malformed, or says an old size beyond the new one (HTTP 400)."""
+
+    code = "witness-request"
+
+
+class WitnessConflictError(VerificationFailedError):
+    """A witness request that starts from another size than the witness saw last (HTTP 409).
+
+    Args:
+        size: leaves of the last checkpoint the witness cosigned.
+    """
+
+    code = "witness-conflict"
+
+    def __init__(self, message: str, *, size: int, where: str = "", fix: str = "") -> None:
+        super().__init__(message, where=where, fix=fix)
+        self.size = size
+
+
+class CommitmentFieldError(UnusableInputError):
+    """A field of a token commitment that is out of range or of the wrong length."""
+
+    code = "commitment-field"
+
+
+class CommitmentHeadError(UnusableInputError):
+    """A signed note that is no token head."""
+
+    code = "commitment-head"
+
+
+class HeadChainError(VerificationFailedError):
+    """Streamed heads of one response that contradict each other, or do not end in a final one."""
+
+    code = "head-chain"
+
+
+class ChallengeMismatchError(VerificationFailedError):
+    """An opening of another challenge, or a challenge of another head."""
+
+    code = "challenge-mismatch"
+
+
+class OpeningIncompleteError(VerificationFailedError):
+    """An opening that withholds challenged tokens or brings others."""
+
+    code = "opening-incomplete"
+
+
+class ExposureError(UnusableInputError):
+    """A challenge that would show the auditor more of a response than agreed."""
+
+    code = "exposure"

@@ -1,1 +1,1 @@
-"""Trees, proofs, signed notes and token commitments: pure, hashlib only, no I/O. Nothing is built yet."""
+"""Trees, proofs, signed notes and token commitments: pure, no I/O. `README.md` is the map."""

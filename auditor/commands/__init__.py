@@ -16,6 +16,8 @@ from auditor.commands.calibrate import calibrate
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
+from auditor.commands.keys import keys
+from auditor.commands.log import log
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
 from auditor.commands.provider import provider
@@ -40,7 +42,21 @@ def cli() -> None:
     """
 
 
-for command in (demo, verify, calibrate, plan, generate, seed, record, probe, provider, doctor, bench):
+for command in (
+    demo,
+    verify,
+    calibrate,
+    plan,
+    generate,
+    seed,
+    record,
+    probe,
+    provider,
+    doctor,
+    bench,
+    keys,
+    log,
+):
     cli.add_command(command)
 
 

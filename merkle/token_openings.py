@@ -1,0 +1,178 @@
+"""Challenges of a token commitment, and what has to be opened in answer.
+
+Which blocks are opened is drawn from the signed head and the auditor's nonce, both fixed before the draw, so
+that neither side chooses. With an empty nonce the draw is Fiat-Shamir: anyone can repeat it, but a provider
+can try several heads until it likes the draw; a nonce made after the head was received closes that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+
+from auditor.errors import (
+    ChallengeMismatchError,
+    CommitmentFieldError,
+    ExposureError,
+    OpeningIncompleteError,
+    TreeSizeError,
+)
+from auditor.merkle.multiproof import prove_many, verify_many
+from auditor.merkle.nodes import NodeReader
+from auditor.merkle.token_heads import TokenHead
+from auditor.merkle.token_leaves import TokenLeaf
+
+MAX_NONCE_BYTES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """Which blocks of which head are to be opened.
+
+    Args:
+        head: SHA-256 of the head's text.
+        nonce: the auditor's random bytes; empty for Fiat-Shamir.
+        blocks: sorted block numbers.
+    """
+
+    head: bytes
+    nonce: bytes
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """The answer: every token of every challenged block, with one proof for all.
+
+    Args:
+        head, nonce: those of the challenge.
+        leaves: the tokens, by index.
+        proof: hashes of `multiproof.prove_many`.
+    """
+
+    head: bytes
+    nonce: bytes
+    leaves: Mapping[int, TokenLeaf]
+    proof: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """How much of a response's hidden tokens the auditor has seen."""
+
+    seen: int
+    hidden: int
+
+    @property
+    def share(self) -> float:
+        """Seen part of all hidden tokens, 0 to 1."""
+        return self.seen / self.hidden if self.hidden else 0.0
+
+
+def head_digest(head: TokenHead) -> bytes:
+    """What binds a challenge to its head."""
+    return sha256(head.text().encode()).digest()
+
+
+def draw_challenge(
+    head: TokenHead,
+    nonce: bytes,
+    count: int,
+    *,
+    seen: Collection[int] = (),
+    max_share: float = 1.0,
+) -> Challenge:
+    """Draw distinct blocks uniformly.
+
+    Args:
+        head: a final head.
+        nonce: up to 64 bytes, made after the head was received; empty for Fiat-Shamir.
+        count: blocks to open; all when there are fewer.
+        seen: blocks opened before, for the bound.
+        max_share: the largest share of the hidden tokens that may be seen in all.
+
+    Raises:
+        TreeSizeError: the head has no hidden token.
+        CommitmentFieldError: no block asked for, or a nonce too long.
+        ExposureError: more would be seen than `max_share`.
+    """
+    if head.hidden == 0:
+        raise TreeSizeError("a head of no hidden tokens has nothing to open")
+    if count < 1 or len(nonce) > MAX_NONCE_BYTES:
+        raise CommitmentFieldError(f"{count} blocks with a nonce of {len(nonce)} bytes")
+    digest = head_digest(head)
+    seed = sha256(b"auditor.challenge/v1" + digest + bytes([len(nonce)]) + nonce).digest()
+    count = min(count, head.blocks)
+    drawn: set[int] = set()
+    counter = 0
+    # The least multiple of `blocks` below 2**256 accepts all but a negligible share of the draws.
+    limit = (1 << 256) // head.blocks * head.blocks
+    while len(drawn) < count:
+        value = int.from_bytes(sha256(seed + counter.to_bytes(8, "big")).digest(), "big")
+        counter += 1
+        if value < limit:
+            drawn.add(value % head.blocks)
+    would_see = exposure(head, {*seen, *drawn})
+    if would_see.share > max_share:
+        raise ExposureError(
+            f"{would_see.seen} of {head.hidden} hidden tokens would be seen, over {max_share:.0%}"
+        )
+    return Challenge(digest, nonce, tuple(sorted(drawn)))
+
+
+def exposure(head: TokenHead, blocks: Collection[int]) -> Exposure:
+    """Tokens of these blocks among all hidden ones."""
+    return Exposure(sum(len(head.block_range(block)) for block in set(blocks)), head.hidden)
+
+
+def _indices(head: TokenHead, challenge: Challenge) -> list[int]:
+    return [index for block in challenge.blocks for index in head.block_range(block)]
+
+
+def open_blocks(
+    read: NodeReader, leaves: Sequence[TokenLeaf], head: TokenHead, challenge: Challenge
+) -> Opening:
+    """The provider's answer.
+
+    Args:
+        read: stored nodes of the response's tree (`Tree.node`).
+        leaves: all hidden tokens.
+        head: the challenged head.
+        challenge: what to open.
+
+    Raises:
+        ChallengeMismatchError: the challenge is of another head.
+    """
+    if challenge.head != head_digest(head):
+        raise ChallengeMismatchError("the challenge is of another head")
+    indices = _indices(head, challenge)
+    opened = {index: leaves[index] for index in indices}
+    return Opening(challenge.head, challenge.nonce, opened, tuple(prove_many(read, indices, head.hidden)))
+
+
+def check_opening(opening: Opening, head: TokenHead, challenge: Challenge) -> Exposure:
+    """Check that an opening answers this challenge of this head in full; returns what was seen.
+
+    Withholding is failure: a block that is not there whole is an error, whatever the rest shows.
+
+    Raises:
+        ChallengeMismatchError: head, challenge and opening are not of one another (a swapped head or replayed
+        answer). OpeningIncompleteError: tokens missing, or others than asked for.
+        HashLengthError, ProofLengthError, ProofRootError: tokens, salts or proof do not lead to the signed
+        root.
+    """
+    if challenge.head != head_digest(head) or (opening.head, opening.nonce) != (
+        challenge.head,
+        challenge.nonce,
+    ):
+        raise ChallengeMismatchError("head, challenge and opening are not of one another")
+    indices = _indices(head, challenge)
+    missing = [index for index in indices if index not in opening.leaves]
+    if missing or len(opening.leaves) != len(indices):
+        raise OpeningIncompleteError(f"{len(missing)} of {len(indices)} challenged tokens are withheld")
+    for index, leaf in opening.leaves.items():
+        if leaf.index != index or leaf.request_id != head.request:
+            raise OpeningIncompleteError(f"token {index} is one of another place or response")
+    verify_many({i: leaf.hash() for i, leaf in opening.leaves.items()}, head.hidden, opening.proof, head.root)
+    return exposure(head, challenge.blocks)

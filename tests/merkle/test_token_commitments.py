@@ -1,0 +1,272 @@
+"""Hidden tokens: the dictionary attack, streamed heads, challenges, and every way to cheat in an opening."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from auditor.errors import (
+    ChallengeMismatchError,
+    CommitmentFieldError,
+    CommitmentHeadError,
+    ExposureError,
+    HeadChainError,
+    KeyUnknownError,
+    OpeningIncompleteError,
+    ProofLengthError,
+    ProofRootError,
+    SignatureInvalidError,
+    TreeSizeError,
+)
+from auditor.merkle.compact_range import CompactRange
+from auditor.merkle.keys import Algorithm, SeedSigner
+from auditor.merkle.token_heads import TokenHead, check_chain, open_head, parse_head_text, sign_head
+from auditor.merkle.token_leaves import Salts, TokenLeaf
+from auditor.merkle.token_openings import check_opening, draw_challenge, exposure, head_digest, open_blocks
+from auditor.merkle.tree import Tree
+
+VOCABULARY = 1_000
+KEY = SeedSigner("provider.example", Algorithm.ED25519, b"\x05" * 32)
+DIGEST = "sha256:" + "ab" * 32
+TOKENS = [(i * 7919) % VOCABULARY for i in range(100)]
+
+
+def leaves_of(tokens, key=b"k" * 32, request="req-1"):
+    salts = Salts(key, request)
+    return [TokenLeaf(request, i, t, salts.salt(i), bytes([t % 256] * 8)) for i, t in enumerate(tokens)]
+
+
+LEAVES = leaves_of(TOKENS)
+TREE = Tree(b"".join(leaf.hash() for leaf in LEAVES))
+HEAD = TokenHead("req-1", 0, 100, 20, TREE.root(), 8, DIGEST, DIGEST, "none", 1_700_000_000, True)
+
+
+def dictionary_attack(hashes, guess):
+    """Tokens an auditor learns from leaf hashes alone by trying the whole vocabulary at every place."""
+    return sum(
+        any(guess(index, token).hash() == wanted for token in range(VOCABULARY)) for index, wanted in hashes
+    )
+
+
+def test_a_dictionary_of_the_vocabulary_opens_no_salted_leaf_and_every_unsalted_one():
+    seen = [(i, leaf.hash()) for i, leaf in enumerate(LEAVES[:20])]
+    attacker = Salts(b"guessed key" * 3, "req-1")
+
+    def fingerprint(token):
+        return bytes([token % 256] * 8)
+
+    for guess in (
+        lambda i, t: TokenLeaf("req-1", i, t, bytes(16), fingerprint(t)),
+        lambda i, t: TokenLeaf("req-1", i, t, attacker.salt(i), fingerprint(t)),
+        lambda i, t: TokenLeaf("req-1", i, t, LEAVES[50].salt, fingerprint(t)),  # an opened neighbour's salt
+    ):
+        assert dictionary_attack(seen, guess) == 0
+    # The control: with salts off the same attack finds all.
+    bare = [replace(leaf, salt=bytes(16)) for leaf in LEAVES[:20]]
+    found = dictionary_attack(
+        [(i, leaf.hash()) for i, leaf in enumerate(bare)],
+        lambda i, t: TokenLeaf("req-1", i, t, bytes(16), fingerprint(t)),
+    )
+    assert found == 20
+
+
+def test_salts_differ_by_index_request_and_key():
+    salts = {
+        Salts(key, request).salt(i)
+        for key in (b"a" * 32, b"b" * 32)
+        for request in ("r", "s")
+        for i in range(50)
+    }
+    assert len(salts) == 200
+    with pytest.raises(CommitmentFieldError):
+        Salts(b"short", "r")
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.tuples(
+        st.sampled_from(["a", "ab", "b"]), st.integers(0, 300), st.integers(0, 300), st.binary(max_size=3)
+    ),
+    st.tuples(
+        st.sampled_from(["a", "ab", "b"]), st.integers(0, 300), st.integers(0, 300), st.binary(max_size=3)
+    ),
+)
+def test_different_leaves_have_different_bytes(one, other):
+    a, b = (TokenLeaf(r, i, t, bytes(16), f).encode() for r, i, t, f in (one, other))
+    assert (a == b) == (one == other)
+
+
+def test_a_leafs_bytes_are_frozen():
+    leaf = TokenLeaf("r", 1, 2, bytes(range(16)), b"\x03")
+    assert leaf.encode().hex() == (
+        b"auditor.token-leaf/v1".hex()
+        + "010000000172" + "02000000080000000000000001" + "03000000080000000000000002" + "040000000103"
+        + "0500000010000102030405060708090a0b0c0d0e0f"
+    )  # fmt: skip
+
+
+def test_heads_are_read_back_and_bind_every_field():
+    assert parse_head_text(HEAD.text()) == HEAD
+    raw = sign_head(HEAD, KEY)
+    assert open_head(raw, [KEY.public]) == HEAD
+    for change in ({"hidden": 101}, {"visible": 21}, {"block": 9}, {"root": bytes(32)}, {"request": "req-2"},
+                   {"sequence": 1}, {"model": "sha256:" + "ac" * 32}, {"time": 0}, {"final": False}):  # fmt: skip
+        forged = replace(HEAD, **change).text().encode() + raw[len(HEAD.text().encode()) :]
+        with pytest.raises(SignatureInvalidError):
+            open_head(forged, [KEY.public])
+    with pytest.raises(KeyUnknownError):
+        open_head(raw, [SeedSigner("provider.example", Algorithm.ED25519, b"\x06" * 32).public])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [("hidden 100", "hidden 0100"), ("final yes", "final maybe"), ("block 8", "block 0"), ("/v1", "/v2"),
+     ("visible 20\n", ""), ("embedder none", "embedder any"), ("final yes\n", "final yes\nmore 1\n")],
+)  # fmt: skip
+def test_what_is_no_head(change):
+    with pytest.raises(CommitmentHeadError):
+        parse_head_text(HEAD.text().replace(*change))
+
+
+def stream(sizes, leaves=LEAVES):
+    heads, growing = [], CompactRange()
+    for number, size in enumerate(sizes):
+        for leaf in leaves[growing.size : size]:
+            growing = growing.append(leaf.hash())
+        last = number == len(sizes) - 1
+        heads.append(
+            replace(HEAD, sequence=number, hidden=size, visible=20 if last else 0, root=growing.root(),
+                    time=1_700_000_000 + number, final=last)
+        )  # fmt: skip
+    return heads, [TREE.consistency_proof(a, b) for a, b in pairwise(sizes)]
+
+
+def test_streamed_heads_end_in_the_final_one():
+    heads, proofs = stream([0, 16, 33, 33, 100])
+    assert check_chain(heads, proofs) == heads[-1]
+    assert heads[-1].root == HEAD.root
+
+
+def test_filler_put_in_after_a_head_was_sent_breaks_the_chain():
+    heads, proofs = stream([16, 33, 100])
+    filler = leaves_of([*TOKENS[:10], 1, 2, 3, *TOKENS[10:97]])
+    tree = Tree(b"".join(leaf.hash() for leaf in filler))
+    forged = replace(heads[2], root=tree.root())
+    with pytest.raises(ProofRootError):
+        check_chain([*heads[:2], forged], [proofs[0], tree.consistency_proof(33, 100)])
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda *_: ([], []),
+        lambda h, p: (h[:2], p[:1]),
+        lambda h, p: ([h[0], h[2]], [p[0]]),
+        lambda h, p: (h, p[:1]),
+        lambda h, p: ([replace(h[0], final=True), *h[1:]], p),
+        lambda h, p: ([replace(h[0], block=4), *h[1:]], p),
+        lambda h, p: ([replace(h[0], request="req-2"), *h[1:]], p),
+        lambda h, p: ([replace(h[0], visible=21), *h[1:]], p),
+        lambda h, p: ([replace(h[0], hidden=34), *h[1:]], p),
+        lambda h, p: ([replace(h[0], time=1_800_000_000), *h[1:]], p),
+    ],
+)
+def test_heads_that_contradict_each_other(spoil):
+    with pytest.raises(HeadChainError):
+        check_chain(*spoil(*stream([16, 33, 100])))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.binary(max_size=16), st.integers(1, 20))
+def test_an_honest_opening_is_accepted_and_its_exposure_counted(nonce, count):
+    challenge = draw_challenge(HEAD, nonce, count)
+    assert challenge == draw_challenge(HEAD, nonce, count)
+    assert len(challenge.blocks) == min(count, 13)
+    opening = open_blocks(TREE.node, LEAVES, HEAD, challenge)
+    seen = check_opening(opening, HEAD, challenge)
+    assert (seen.seen, seen.hidden) == (len(opening.leaves), 100)
+
+
+def test_blocks_are_drawn_evenly():
+    drawn = Counter(
+        block for i in range(1300) for block in draw_challenge(HEAD, i.to_bytes(4, "big"), 2).blocks
+    )
+    # 200 expected each, standard deviation 13; the draw is a fixed function, so this cannot flicker.
+    assert set(drawn) == set(range(13))
+    assert all(140 < n < 260 for n in drawn.values())
+
+
+def test_every_way_to_cheat_in_an_opening_has_its_error():
+    challenge = draw_challenge(HEAD, b"nonce", 3)
+    good = open_blocks(TREE.node, LEAVES, HEAD, challenge)
+    first = min(good.leaves)
+    foreign = Salts(b"z" * 32, "req-1").salt(first)
+    other_head = replace(HEAD, visible=21)
+    outside = next(i for i in range(100) if i not in good.leaves)
+
+    def with_leaf(leaf):
+        return replace(good, leaves={**good.leaves, first: leaf})
+
+    truncated = {i: leaf for i, leaf in good.leaves.items() if i != first}
+    cases = [
+        (replace(good, leaves=truncated), HEAD, challenge, OpeningIncompleteError),
+        (replace(good, leaves={}), HEAD, challenge, OpeningIncompleteError),
+        (
+            replace(good, leaves={**truncated, outside: LEAVES[outside]}),
+            HEAD,
+            challenge,
+            OpeningIncompleteError,
+        ),
+        (with_leaf(LEAVES[outside]), HEAD, challenge, OpeningIncompleteError),
+        (with_leaf(replace(LEAVES[first], request_id="req-2")), HEAD, challenge, OpeningIncompleteError),
+        (
+            with_leaf(replace(LEAVES[first], token_id=LEAVES[first].token_id + 1)),
+            HEAD,
+            challenge,
+            ProofRootError,
+        ),
+        (with_leaf(replace(LEAVES[first], salt=foreign)), HEAD, challenge, ProofRootError),
+        (with_leaf(replace(LEAVES[first], fingerprint=b"")), HEAD, challenge, ProofRootError),
+        (replace(good, proof=good.proof[:-1]), HEAD, challenge, ProofLengthError),
+        (replace(good, proof=(*good.proof, good.proof[0])), HEAD, challenge, ProofLengthError),
+        (good, other_head, challenge, ChallengeMismatchError),
+        (good, HEAD, draw_challenge(HEAD, b"another nonce", 3), ChallengeMismatchError),
+        (replace(good, head=head_digest(other_head)), HEAD, challenge, ChallengeMismatchError),
+    ]
+    for opening, head, asked, error in cases:
+        with pytest.raises(error):
+            check_opening(opening, head, asked)
+    check_opening(good, HEAD, challenge)
+    with pytest.raises(ChallengeMismatchError):
+        open_blocks(TREE.node, LEAVES, other_head, challenge)
+
+
+def test_exposure_is_bounded_over_challenges():
+    first = draw_challenge(HEAD, b"1", 3, max_share=0.3)
+    assert exposure(HEAD, first.blocks).share <= 0.3
+    with pytest.raises(ExposureError):
+        draw_challenge(HEAD, b"2", 13, max_share=0.3)
+    with pytest.raises(ExposureError):
+        draw_challenge(HEAD, b"2", 3, seen=range(4), max_share=0.3)
+    with pytest.raises(TreeSizeError):
+        draw_challenge(replace(HEAD, hidden=0, root=Tree().root()), b"", 1)
+    with pytest.raises(CommitmentFieldError):
+        draw_challenge(HEAD, b"", 0)
+    with pytest.raises(CommitmentFieldError):
+        draw_challenge(HEAD, b"x" * 65, 1)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"index": -1}, {"token_id": 1 << 63}, {"salt": b"short"}, {"fingerprint": bytes(5000)}, {"request_id":
+    ""},
+     {"request_id": "a b"}, {"request_id": "a\n"}, {"request_id": "x" * 257}],
+)  # fmt: skip
+def test_fields_out_of_range(change):
+    with pytest.raises(CommitmentFieldError):
+        replace(LEAVES[0], **change)
