@@ -193,7 +193,7 @@ def newest(
     """
     rows, heads, _ = queries.shape
     far, near = keys.transpose(0, 1)[None], values.transpose(0, 1)[None]
-    grouped = queries.reshape(rows, far.shape[1], heads // far.shape[1], -1).split(1)
+    grouped = torch.split(queries.reshape(rows, far.shape[1], heads // far.shape[1], -1), 1)
     attended = [
         _FUSED_CPU(own, far.narrow(2, *run), near.narrow(2, *run), scale=softmax.scale)[0]
         for own, run in zip(grouped, runs, strict=True)
