@@ -142,3 +142,39 @@ class TraceIncompleteError(CannotScoreError):
     """A trace that lacks what a replay needs: token ids, a prompt, or a seed."""
 
     code = "trace-incomplete"
+
+
+class FingerprintError(CannotScoreError):
+    """An activation fingerprint that cannot be read: not this format, cut short, or with bytes left over."""
+
+    code = "fingerprint-malformed"
+
+
+class FingerprintUnsupportedError(FingerprintError):
+    """A fingerprint of a version, code or layer that is not known here."""
+
+    code = "fingerprint-unsupported"
+
+
+class FingerprintLengthError(FingerprintError):
+    """A fingerprint that covers another number of tokens than the output has."""
+
+    code = "fingerprint-length"
+
+
+class FingerprintValueError(FingerprintError):
+    """A fingerprint that holds NaN, infinity or a level outside its code."""
+
+    code = "fingerprint-value"
+
+
+class FingerprintReplayedError(FingerprintError):
+    """A fingerprint that was made for another request."""
+
+    code = "fingerprint-replayed"
+
+
+class FingerprintUncalibratedError(CannotScoreError):
+    """A fingerprint of a kind for which the profile holds no honest distances."""
+
+    code = "fingerprint-uncalibrated"
