@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -61,6 +61,7 @@ class Profile:
         noise_scale: (estimate, low, high) of the noise scale s; the bounds at 95 %.
         smallest_alpha: factor on the noise scale -> smallest false-alarm rate that can convict it.
         deviations: cause -> simulated evidence; empty when it was not measured.
+        fingerprints: kind of activation fingerprint -> distance of each honest request that carried one.
     """
 
     key: ProfileKey
@@ -72,6 +73,7 @@ class Profile:
     noise_scale: tuple[float, float, float]
     smallest_alpha: Mapping[str, float]
     deviations: Mapping[str, Deviated]
+    fingerprints: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def honest_tokens(self) -> int:
@@ -104,6 +106,8 @@ def _counts_to_json(requests: tuple[RequestCounts, ...]) -> list[dict[str, Any]]
 def profile_to_json(profile: Profile) -> dict[str, Any]:
     """The profile as JSON data, without its id."""
     estimate, low, high = profile.noise_scale
+    # Absent when empty: profiles from before fingerprints keep their id.
+    fingerprints = {kind: list(distances) for kind, distances in profile.fingerprints.items()}
     return {
         "schema": SCHEMA,
         "created": profile.created,
@@ -133,6 +137,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
             }
             for name, deviated in profile.deviations.items()
         },
+        **({"fingerprints": fingerprints} if fingerprints else {}),
     }
 
 
@@ -186,6 +191,7 @@ class _ProfileWire(_Wire):
     honest: _HonestWire
     smallest_alpha: dict[str, float]
     deviations: dict[str, dict[str, _DeviatedWire]]
+    fingerprints: dict[str, list[Annotated[float, Field(ge=0)]]] = Field(default_factory=dict)
 
 
 def parse_profile(raw: bytes, *, where: str) -> Profile:
@@ -235,6 +241,7 @@ def _from_wire(wire: _ProfileWire) -> Profile:
             )
             for name, modes in wire.deviations.items()
         },
+        fingerprints={kind: tuple(distances) for kind, distances in wire.fingerprints.items()},
     )
 
 
