@@ -178,3 +178,9 @@ class FingerprintUncalibratedError(CannotScoreError):
     """A fingerprint of a kind for which the profile holds no honest distances."""
 
     code = "fingerprint-uncalibrated"
+
+
+class FingerprintOpeningError(FingerprintError):
+    """An answer to a challenge that does not fit what was committed to or asked for."""
+
+    code = "fingerprint-opening"
