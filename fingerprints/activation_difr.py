@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,6 @@ FINAL = -1
 MOST_WINDOW = 255
 SEED_BYTES = 16
 BINDING_BYTES = 8
-
-Rows = TypeVar("Rows", npt.NDArray[np.float32], "torch.Tensor")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +116,9 @@ def basis_of(kind: FingerprintKind, projection_seed: bytes, width: int) -> SignB
     return sign_basis(projection_key(projection_seed, kind.layer), kind.features, width)
 
 
-def windowed(hidden: Rows, kind: FingerprintKind, projection_seed: bytes) -> Rows:
+def windowed(
+    hidden: npt.NDArray[np.float32] | torch.Tensor, kind: FingerprintKind, projection_seed: bytes
+) -> npt.NDArray[np.float32] | torch.Tensor:
     """Rows [n, d] added up by window with random signs, over the root of their number: [windows, d].
 
     Tensors are added in float32. The sign of row t is bit 63 of SplitMix64 word t of the key xor 1.

@@ -71,10 +71,10 @@ def _rows_of(coded: Coded) -> np.ndarray[Any, np.dtype[np.uint8]]:
     n = len(coded.levels)
     if coded.code == "bf16":
         return np.ascontiguousarray(coded.levels.astype(">u2")).view(np.uint8).reshape(n, -1)
-    levels = coded.levels.view(np.uint8)
+    levels: np.ndarray[Any, np.dtype[np.uint8]] = coded.levels.view(np.uint8)
     if coded.code == "int4":
-        if levels.shape[1] % 2:
-            levels = np.concatenate([levels, np.zeros((n, 1), np.uint8)], axis=1)
+        padding = np.zeros((n, levels.shape[1] % 2), np.uint8)
+        levels = np.concatenate([levels, padding], axis=1)
         levels = ((levels[:, ::2] & 0xF) << 4) | (levels[:, 1::2] & 0xF)
     return np.concatenate([coded.scale[:, None], levels], axis=1)
 
