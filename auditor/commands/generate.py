@@ -160,7 +160,8 @@ def fingerprint_kind(text: str) -> FingerprintKind:
         OptionError: not of this form, or out of range.
     """
     from auditor.errors import OptionError  # noqa: PLC0415
-    from auditor.fingerprints.activation_difr import CODES, FingerprintKind  # noqa: PLC0415
+    from auditor.fingerprints.activation_difr import FingerprintKind  # noqa: PLC0415
+    from auditor.kernels.value_codes import CODES  # noqa: PLC0415
 
     parts = text.split(":")
     fix = "write CODE:K or CODE:K:WINDOW, e.g. int8:16"
