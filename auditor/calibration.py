@@ -81,6 +81,7 @@ def calibrate(
         smallest_alpha={factor: smallest_alpha(grid, steps) for factor, steps in _FACTORS.items()},
         deviations=deviations,
         contradicted=sum(bool(s.findings) for s in scored),
+        fingerprints=_fingerprints(scored),
     )
 
 
@@ -94,6 +95,8 @@ def _all_scored(traces: Iterable[Trace | AuditError], reference: Reference) -> I
     for scored in counted_once(replay(good(), reference)):
         if scored.problem is not None:
             raise scored.problem
+        if scored.fingerprint_problem is not None:
+            raise scored.fingerprint_problem
         if scored.scores is not None:
             yield scored
 
@@ -113,6 +116,15 @@ def _one_key(scored: Sequence[Scored], reference: Reference) -> ProfileKey:
             fix="pass --engine-recipe",
         )
     return ProfileKey(reference.model.digest, recipe, reference.recipe, family)
+
+
+def _fingerprints(scored: Sequence[Scored]) -> dict[str, tuple[float, ...]]:
+    """Distances of the honest requests, by kind of fingerprint."""
+    found: dict[str, list[float]] = {}
+    for s in scored:
+        for f in s.fingerprints:
+            found.setdefault(f.kind, []).append(f.distance)
+    return {kind: tuple(distances) for kind, distances in sorted(found.items())}
 
 
 def _margins(scored: Sequence[Scored]) -> F64:

@@ -330,3 +330,45 @@ class ExposureError(UnusableInputError):
     """A challenge that would show the auditor more of a response than agreed."""
 
     code = "exposure"
+
+
+class FingerprintError(CannotScoreError):
+    """An activation fingerprint that cannot be read: not this format, cut short, or with bytes left over."""
+
+    code = "fingerprint-malformed"
+
+
+class FingerprintUnsupportedError(FingerprintError):
+    """A fingerprint of a version, code or layer that is not known here."""
+
+    code = "fingerprint-unsupported"
+
+
+class FingerprintLengthError(FingerprintError):
+    """A fingerprint that covers another number of tokens than the output has."""
+
+    code = "fingerprint-length"
+
+
+class FingerprintValueError(FingerprintError):
+    """A fingerprint that holds NaN, infinity or a level outside its code."""
+
+    code = "fingerprint-value"
+
+
+class FingerprintReplayedError(FingerprintError):
+    """A fingerprint that was made for another request."""
+
+    code = "fingerprint-replayed"
+
+
+class FingerprintUncalibratedError(CannotScoreError):
+    """A fingerprint of a kind for which the profile holds no honest distances."""
+
+    code = "fingerprint-uncalibrated"
+
+
+class FingerprintOpeningError(FingerprintError):
+    """An answer to a challenge that does not fit what was committed to or asked for."""
+
+    code = "fingerprint-opening"

@@ -16,6 +16,13 @@ from typing import Any
 import torch
 
 from auditor.errors import OptionError
+from auditor.fingerprints.activation_difr import (
+    SEED_BYTES,
+    FingerprintKind,
+    fingerprint,
+    request_binding,
+)
+from auditor.fingerprints.wire import to_entry
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
 from auditor.reference.decode import Ask
 from auditor.reference.decode import generate as decode
@@ -83,6 +90,11 @@ def derived_seed(master: int, index: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def derived_projection_seed(master: int, index: int) -> bytes:
+    """Projection seed of request `index`, 16 bytes."""
+    return hashlib.sha256(f"auditor projection {master} {index}".encode()).digest()[:SEED_BYTES]
+
+
 def generate(
     provider: Provider,
     conversations: Sequence[Sequence[Mapping[str, Any]]],
@@ -92,6 +104,7 @@ def generate(
     noise: str = "gumbel-pos-v1",
     sampling: SamplingSpec | None = None,
     other_model: ReferenceModel | None = None,
+    fingerprints: FingerprintKind | None = None,
     now: datetime | None = None,
 ) -> Iterator[Trace]:
     """Serve conversations and log them, in order, a batch at a time.
@@ -100,6 +113,8 @@ def generate(
         seed: master seed (`derived_seed`).
         sampling: declared parameters; `max_tokens` defaults to 200.
         other_model: what `model/substituted` serves.
+        fingerprints: the kind to write beside each output, of the states that were really computed; none when
+            None. Their projection is public, as no commitment comes before it.
 
     Raises:
         NoiseUnknownError: unknown `noise`.
@@ -129,8 +144,20 @@ def generate(
             )
             for i, (ids, messages) in enumerate(zip(prompts, batch, strict=True))
         ]
-        for i, output in enumerate(decode(deviant, asks, batch_size=provider.batch_size)):
+        states: list[torch.Tensor] = []
+        keep = states.append if fingerprints is not None else None
+        outputs = decode(deviant, asks, batch_size=provider.batch_size, on_hidden=keep)
+        for i, output in enumerate(outputs):
             text, finish_reason = _ending(output, asks[i].spec, ends, provider.tokenizer)
+            entries: tuple[dict[str, str], ...] = ()
+            if fingerprints is not None:
+                own = fingerprint(
+                    states.pop(),
+                    fingerprints,
+                    projection_seed=derived_projection_seed(seed, start + i),
+                    binding=request_binding(prompts[i], output, derived_seed(seed, start + i)),
+                )
+                entries = (to_entry(own),)
             yield Trace(
                 id=f"req-{derived_seed(seed, start + i):016x}",
                 model=provider.model.directory.name,
@@ -149,6 +176,7 @@ def generate(
                 finish_reason=finish_reason,
                 usage=Usage(prompt_tokens=len(prompts[i]), completion_tokens=len(output)),
                 engine=engine,
+                fingerprints=entries,
             )
 
 

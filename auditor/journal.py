@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from auditor.errors import OptionError
+from auditor.fingerprint_scores import FingerprintScore
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.noise_model import RequestCounts
 
 _VERSION = 2
-Entry = tuple[TokenScores, RequestCounts, tuple[str, ...]]
+Entry = tuple[TokenScores, RequestCounts, tuple[str, ...], tuple[FingerprintScore, ...]]
 
 
 class Journal:
@@ -35,7 +36,7 @@ class Journal:
         """Remember a result; on disk when this returns."""
         if self._stream is None or not raw_digest:
             return
-        scores, counts, notes = entry
+        scores, counts, notes, fingerprints = entry
         line = {
             "journal": _VERSION,
             "key": self._key,
@@ -47,6 +48,7 @@ class Journal:
                 sorted((d, m, n) for (d, m), n in counts.missed.items()),
             ],
             "notes": notes,
+            "fingerprints": [[getattr(f, name) for name in FingerprintScore.__slots__] for f in fingerprints],
         }
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
@@ -96,4 +98,5 @@ def _entry(value: dict[str, Any]) -> Entry:
     scores["forbidden"] = tuple(scores["forbidden"])
     tokens, matched, missed = value["counts"]
     counts = RequestCounts(tokens, dict(map(tuple, matched)), {(d, m): n for d, m, n in missed})
-    return TokenScores(**scores), counts, tuple(value["notes"])
+    fingerprints = tuple(FingerprintScore(*fields) for fields in value["fingerprints"])
+    return TokenScores(**scores), counts, tuple(value["notes"]), fingerprints

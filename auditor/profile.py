@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -62,6 +62,7 @@ class Profile:
         smallest_alpha: factor on the noise scale -> smallest false-alarm rate that can convict it.
         deviations: cause -> simulated evidence; empty when it was not measured.
         contradicted: honest requests whose end contradicts them (`stop_decisions.py`): a habit of the log.
+        fingerprints: kind of activation fingerprint -> distance of each honest request that carried one.
     """
 
     key: ProfileKey
@@ -74,6 +75,7 @@ class Profile:
     smallest_alpha: Mapping[str, float]
     deviations: Mapping[str, Deviated]
     contradicted: int = 0
+    fingerprints: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def honest_tokens(self) -> int:
@@ -106,6 +108,8 @@ def _counts_to_json(requests: tuple[RequestCounts, ...]) -> list[dict[str, Any]]
 def profile_to_json(profile: Profile) -> dict[str, Any]:
     """The profile as JSON data, without its id."""
     estimate, low, high = profile.noise_scale
+    # Absent when empty: profiles from before fingerprints keep their id.
+    fingerprints = {kind: list(distances) for kind, distances in profile.fingerprints.items()}
     return {
         "schema": SCHEMA,
         "created": profile.created,
@@ -136,6 +140,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
             }
             for name, deviated in profile.deviations.items()
         },
+        **({"fingerprints": fingerprints} if fingerprints else {}),
     }
 
 
@@ -190,6 +195,7 @@ class _ProfileWire(_Wire):
     honest: _HonestWire
     smallest_alpha: dict[str, float]
     deviations: dict[str, dict[str, _DeviatedWire]]
+    fingerprints: dict[str, list[Annotated[float, Field(ge=0)]]] = Field(default_factory=dict)
 
 
 def parse_profile(raw: bytes, *, where: str) -> Profile:
@@ -240,6 +246,7 @@ def _from_wire(wire: _ProfileWire) -> Profile:
             for name, modes in wire.deviations.items()
         },
         contradicted=wire.honest.contradicted,
+        fingerprints={kind: tuple(distances) for kind, distances in wire.fingerprints.items()},
     )
 
 

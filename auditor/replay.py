@@ -17,12 +17,14 @@ from auditor.errors import (
     AuditError,
     CannotScoreError,
     ContextLengthError,
+    FingerprintError,
     NoiseUnknownError,
     SamplingUnsupportedError,
     TokenOutOfRangeError,
     TraceFieldError,
     TraceIncompleteError,
 )
+from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, measure
 from auditor.fingerprints.token_difr import TokenScores, token_scores
 from auditor.journal import Entry, Journal
 from auditor.noise_model import RequestCounts, count_request
@@ -97,6 +99,8 @@ class Scored:
     Attributes:
         findings: how the output ended against its request (`stop_decisions.py`).
         seed_free: with a problem, what the token ids say without their seed, where that is all that lacks.
+        fingerprints: one distance for each kind of activation fingerprint in the trace.
+        fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
     """
 
     trace: Trace
@@ -108,6 +112,8 @@ class Scored:
     notes: tuple[str, ...] = ()
     findings: tuple[str, ...] = ()
     seed_free: SeedFree | None = None
+    fingerprints: tuple[FingerprintScore, ...] = ()
+    fingerprint_problem: FingerprintError | None = None
 
     @property
     def contradictions(self) -> tuple[str, ...]:
@@ -143,7 +149,9 @@ def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | Non
     stream = iter(traces)
     while chunk := list(islice(stream, _CHUNK)):
         prepared = [_prepared(trace, reference, journal) for trace in chunk]
-        rows = reference.runner.score(item for item in prepared if isinstance(item, Request))
+        eyes = _Eyes(trace for trace, item in zip(chunk, prepared, strict=True) if isinstance(item, Request))
+        requests = (item for item in prepared if isinstance(item, Request))
+        rows = reference.runner.score(requests, on_hidden=eyes.see)
         unseeded = [without_seed(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
         laws = reference.runner.laws(request for request in unseeded if request is not None)
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
@@ -153,13 +161,45 @@ def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | Non
                     trace, family_of(trace), mode_of(trace.sampling), None, None, item, seed_free=free
                 )
                 continue
-            entry = _reduced(next(rows), trace, reference) if isinstance(item, Request) else item
-            if journal is not None and isinstance(item, Request):
-                journal.add(trace.raw_digest, entry)
-            scores, counts, notes = entry
-            findings = _findings(trace, reference)
+            problem = None
+            if isinstance(item, Request):
+                entry = _reduced(next(rows), trace, reference, eyes)
+                problem = eyes.problem
+                if journal is not None and problem is None:
+                    journal.add(trace.raw_digest, entry)
+            else:
+                entry = item
+            scores, counts, notes, seen = entry
             mode = mode_of(trace.sampling)
-            yield Scored(trace, family_of(trace), mode, scores, counts, None, notes, findings)
+            yield Scored(
+                trace,
+                family_of(trace),
+                mode,
+                scores,
+                counts,
+                None,
+                notes,
+                _findings(trace, reference),
+                fingerprints=seen,
+                fingerprint_problem=problem,
+            )
+
+
+class _Eyes:
+    """Sees the hidden states of one request after another, and keeps what its fingerprints are worth."""
+
+    def __init__(self, traces: Iterable[Trace]) -> None:
+        self._traces = iter(traces)
+        self.scores: tuple[FingerprintScore, ...] = ()
+        self.problem: FingerprintError | None = None
+
+    def see(self, request: Request, hidden: torch.Tensor) -> None:
+        trace = next(self._traces)
+        self.scores, self.problem = (), None
+        try:
+            self.scores = measure(trace, request, hidden)
+        except FingerprintError as problem:
+            self.problem = problem
 
 
 def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Request | Entry | AuditError:
@@ -171,7 +211,7 @@ def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Re
     return request if known is None else known
 
 
-def _reduced(rows: RowStats, trace: Trace, reference: Reference) -> Entry:
+def _reduced(rows: RowStats, trace: Trace, reference: Reference, eyes: _Eyes) -> Entry:
     evidence = rows.evidence
     scores = token_scores(
         margin=rows.margin,
@@ -186,7 +226,7 @@ def _reduced(rows: RowStats, trace: Trace, reference: Reference) -> Entry:
         forbidden=rows.forbidden,
     )
     counts = count_request(rows.slack[evidence], rows.margin[evidence], rows.matched[evidence])
-    return scores, counts, tuple(_notes(trace, reference))
+    return scores, counts, tuple(_notes(trace, reference)), eyes.scores
 
 
 def prepare(trace: Trace, reference: Reference) -> Request:
@@ -367,6 +407,8 @@ def _notes(trace: Trace, reference: Reference) -> Iterator[str]:
     if trace.logprobs is not None:
         mode = (trace.extra.get("sampling") or {}).get("logprobs_mode")
         yield f"the provider returned logprobs (mode {mode or 'not logged'}): kept with the trace, not scored"
+    if trace.fingerprints:
+        yield KNOWN_BEFOREHAND
     if trace.messages is not None and trace.prompt_token_ids and reference.tokenizer.template is not None:
         try:
             rendered = tuple(reference.tokenizer.encode_chat(trace.messages))

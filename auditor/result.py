@@ -114,6 +114,8 @@ def _trace(verdict: TraceVerdict) -> dict[str, Any]:
     notes = list(scored.notes)
     if scored.problem is not None:
         notes.append(f"{scored.problem.message} [{scored.problem.code}]")
+    if scored.fingerprint_problem is not None:
+        notes.append(f"{scored.fingerprint_problem.message} [{scored.fingerprint_problem.code}]")
     if scored.trace.asserted:
         notes.append(f"asserted, not logged: {', '.join(scored.trace.asserted)}")
     return {
@@ -130,6 +132,7 @@ def _trace(verdict: TraceVerdict) -> dict[str, Any]:
         "outside_support": scores.outside if scores else None,
         "mean_rank": None if scores is None or math.isnan(scores.mean_rank) else scores.mean_rank,
         "mean_log_probability": scores.mean_log_probability if scores else None,
+        "fingerprints": [{name: getattr(f, name) for name in type(f).__slots__} for f in scored.fingerprints],
         "spans": [list(span) for span in verdict.spans],
         "contradictions": list(scored.contradictions),
         "notes": notes,

@@ -22,10 +22,12 @@ from typing import Literal
 import numpy as np
 from scipy.special import betaln, logsumexp
 
+from auditor.errors import FingerprintUncalibratedError
 from auditor.evidence import STOP_PRIOR, margin_log_e, outside_log_e
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
+from auditor.rank_evidence import rank_log_e
 from auditor.replay import Scored
 from auditor.seed_free import seed_free_evidence
 
@@ -101,7 +103,7 @@ def judge(
     """
     recipe = scored[0].trace.engine.recipe
     usable = [s for s in scored if s.counts is not None and s.scores is not None]
-    reasons = _problems(scored)
+    reasons = (*_problems(scored), *_fingerprint_problems(scored, profile))
     if profile is None:
         traces = tuple(TraceVerdict(s, "inconclusive", 0.0, None, ()) for s in scored)
         return Verdict(
@@ -166,6 +168,20 @@ def _contradicted(usable: Sequence[Scored], profile: Profile) -> tuple[str, ...]
     return (f"{said}; the first, {first.trace.where}: {first.contradictions[0]}",)
 
 
+def _fingerprint_problems(scored: Sequence[Scored], profile: Profile | None) -> tuple[str, ...]:
+    """Fingerprints that were refused, and kinds without honest distances to hold them against."""
+    by_text: dict[str, int] = {}
+    for s in scored:
+        if s.fingerprint_problem is not None:
+            text = f"{s.fingerprint_problem.message} [{s.fingerprint_problem.code}]"
+            by_text[text] = by_text.get(text, 0) + 1
+    refused = [f"fingerprints of {n} of {len(scored)} traces were refused: {t}" for t, n in by_text.items()]
+    kinds = {f.kind for s in scored for f in s.fingerprints} - set(profile.fingerprints if profile else ())
+    code = FingerprintUncalibratedError.code
+    missing = [f"the profile has no honest distances of {kind} [{code}]" for kind in sorted(kinds)]
+    return (*refused, *(missing if profile else ()))
+
+
 def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str:
     if detectable is None:
         return "the profile holds no measured deviations, so nothing can be said to be excluded"
@@ -193,6 +209,11 @@ def _evidence(
     ends = sum(bool(s.findings) for s in usable)
     log_e = outside_log_e(profile.contradicted, len(profile.honest), ends, len(usable), STOP_PRIOR)
     found.append(Evidence(STOP_DECISIONS, ends / len(usable), log_e))
+    for kind, honest in profile.fingerprints.items():
+        distances = [f.distance for s in usable for f in s.fingerprints if f.kind == kind]
+        if distances:
+            log_e = rank_log_e(np.array(honest), np.array(distances))
+            found.append(Evidence(kind, float(np.mean(distances)), log_e))
     return tuple(found)
 
 

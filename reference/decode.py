@@ -59,6 +59,7 @@ class _Running:
         self.ask = ask
         self.spec = effective_sampling(ask.spec, ask.scheme)
         self.output: list[int] = []
+        self.states: list[torch.Tensor] = []
         self._draws = Draws(
             ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, filtered=self.spec.filtered
         )
@@ -87,21 +88,29 @@ class _Running:
 
 
 def generate(
-    model: ReferenceModel, asks: SequenceOf[Ask], *, batch_size: int = 32
+    model: ReferenceModel,
+    asks: SequenceOf[Ask],
+    *,
+    batch_size: int = 32,
+    on_hidden: Callable[[torch.Tensor], None] | None = None,
 ) -> Iterator[tuple[int, ...]]:
     """Output ids of each request, in order, decoded `batch_size` at a time.
+
+    `on_hidden` is shown the hidden states [output tokens, hidden] of each request just before its ids come.
 
     Raises:
         ContextLengthError: a prompt and its `max_tokens` exceed the model's context.
     """
     for start in range(0, len(asks), batch_size):
         running = [_Running(ask, model.config.vocab_size) for ask in asks[start : start + batch_size]]
-        _decode_batch(model, running)
+        _decode_batch(model, running, keep=on_hidden is not None)
         for request in running:
+            if on_hidden is not None:
+                on_hidden(torch.stack(request.states))
             yield tuple(request.output)
 
 
-def _decode_batch(model: ReferenceModel, requests: list[_Running]) -> None:
+def _decode_batch(model: ReferenceModel, requests: list[_Running], *, keep: bool) -> None:
     cache = model.new_cache()
     sequences = [Sequence() for _ in requests]
     for sequence, request in zip(sequences, requests, strict=True):
@@ -117,6 +126,9 @@ def _decode_batch(model: ReferenceModel, requests: list[_Running]) -> None:
     while alive:
         for sequence, _, span in alive:
             sequence.length += span.tokens.shape[0]
+        if keep:
+            for row, (_, request, _) in zip(hidden, alive, strict=True):
+                request.states.append(row)
         _sample(model.logits(hidden), [request for _, request, _ in alive])
         running = [(sequence, request) for sequence, request, _ in alive if not request.finished]
         alive = [

@@ -95,14 +95,25 @@ class Runner:
         self._shares = prefix_bytes > 0 and model.config.shares_prefixes
         self.prefixes = PrefixTree(self._cache, prefix_bytes if self._shares else 0)
 
-    def score(self, requests: Iterable[Request]) -> Iterator[RowStats]:
-        """Statistics of every output token, request by request, in order."""
+    def score(
+        self,
+        requests: Iterable[Request],
+        *,
+        on_hidden: Callable[[Request, torch.Tensor], None] | None = None,
+    ) -> Iterator[RowStats]:
+        """Statistics of every output token, request by request, in order.
+
+        `on_hidden` is shown the hidden states [output tokens, hidden] of each request just before its
+        statistics come; they are not kept.
+        """
         stream = iter(requests)
         while window := list(islice(stream, WINDOW)):
             self._store_shared([request.prompt for request in window])
             for batch in self._batches(window, lambda request: request):
                 hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
                 for request, rows in zip(batch, hidden, strict=True):
+                    if on_hidden is not None:
+                        on_hidden(request, rows)
                     yield self._score_one(request, rows)
 
     def laws(self, requests: Iterable[Request]) -> Iterator[RowLaw]:

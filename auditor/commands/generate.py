@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from auditor.commands import options
 from auditor.commands.rule_options import rule_options, rules_of
+
+if TYPE_CHECKING:
+    from auditor.fingerprints.activation_difr import FingerprintKind
 
 
 @click.command()
@@ -72,6 +75,14 @@ from auditor.commands.rule_options import rule_options, rules_of
     metavar="DIR",
     help="Model for model/substituted.",
 )
+@click.option(
+    "--fingerprints",
+    "fingerprint_text",
+    default=None,
+    metavar="CODE:K[:WINDOW]",
+    help="Write an activation fingerprint beside each output: K features (1 to 128) coded as int4, int8, fp8 "
+    "or bf16, one for WINDOW tokens, e.g. int8:16. [default: none]",
+)
 @options.threads_option
 def generate(
     model_directory: Path | None,
@@ -91,6 +102,7 @@ def generate(
     min_p: float,
     max_tokens: int,
     other_model: Path | None,
+    fingerprint_text: str | None,
     threads: int | None,
     **rules: Any,
 ) -> None:
@@ -103,6 +115,7 @@ def generate(
       audit generate --out honest.jsonl.gz --requests 200
       audit generate --out cheat.jsonl.gz --deviation weights/int4 --seed 1
       audit generate --out json.jsonl.gz --json-schema schema.json --repetition-penalty 1.1
+      audit generate --out graded.jsonl.gz --fingerprints int8:16
     """
     from auditor.generation import Provider  # noqa: PLC0415
     from auditor.generation import generate as run  # noqa: PLC0415
@@ -115,6 +128,7 @@ def generate(
 
     options.set_threads(threads)
     wanted = named(deviation)
+    kind = None if fingerprint_text is None else fingerprint_kind(fingerprint_text)
     provider = Provider.load(
         model_directory or options.demo_model(), dtype=dtype, batch_size=batch_size, adapter=adapter
     )
@@ -136,6 +150,7 @@ def generate(
         noise=noise,
         sampling=spec,
         other_model=load_model(other, dtype=provider.model.dtype) if other is not None else None,
+        fingerprints=kind,
     )
     tokens = 0
     with (
@@ -147,6 +162,28 @@ def generate(
             tokens += len(trace.output_token_ids or ())
             advance(1)
     click.echo(f"{out}: {len(conversations)} requests, {tokens:,} output tokens, {provider.recipe}", err=True)
+
+
+def fingerprint_kind(text: str) -> FingerprintKind:
+    """The kind that `CODE:K` or `CODE:K:WINDOW` names.
+
+    Raises:
+        OptionError: not of this form, or out of range.
+    """
+    from auditor.errors import OptionError  # noqa: PLC0415
+    from auditor.fingerprints.activation_difr import FingerprintKind  # noqa: PLC0415
+    from auditor.kernels.value_codes import CODES  # noqa: PLC0415
+
+    parts = text.split(":")
+    fix = "write CODE:K or CODE:K:WINDOW, e.g. int8:16"
+    codes = {str(code): code for code in CODES}
+    numbers = [int(part) for part in parts[1:] if part.isdecimal() and len(part) < 6]
+    if len(parts) not in (2, 3) or len(numbers) != len(parts) - 1 or parts[0] not in codes:
+        raise OptionError(f"{text!r} names no kind of fingerprint", where="--fingerprints", fix=fix)
+    try:
+        return FingerprintKind(codes[parts[0]], *numbers)
+    except ValueError as error:
+        raise OptionError(str(error), where="--fingerprints", fix=fix) from error
 
 
 def read_conversations(path: Path, most: int) -> list[tuple[dict[str, object], ...]]:

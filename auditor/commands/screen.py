@@ -89,7 +89,8 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
     for e in verdict.evidence:
         if e.name == STOP_DECISIONS and not e.statistic:
             continue
-        console.print(f"  {e.name}: {e.statistic:.6f} {UNITS[e.name]}, e-value {e_value(e.log_e):.3g}")
+        unit = UNITS.get(e.name, "of the states' size outside the codes, mean")
+        console.print(f"  {e.name}: {e.statistic:.6f} {unit}, e-value {e_value(e.log_e):.3g}")
     if verdict.profile is not None:
         p = verdict.profile
         scale, low, high = p.noise_scale

@@ -1,0 +1,217 @@
+"""Activation-DiFR: a few random features of the hidden state at each output token, coded in a few bytes.
+
+The provider projects the hidden states that it computed; the auditor computes its own and measures how far
+its features lie outside the cells of the provider's codes. Source: DiFR, arXiv 2511.20621 section 4.3, with
+a truly orthonormal projection, small codes, and windows: one fingerprint for several tokens, whose hidden
+states are added with random signs, so that differences add in square like those of separate tokens.
+
+What it can show: that the forward pass is consistent with the tokens. What it cannot: that the tokens were
+sampled from it (whoever runs the right model once over any text can fingerprint it), so it stands beside
+Token-DiFR. And a provider that knows the projection beforehand needs only to get k features right, not d
+dimensions: the seed must be drawn after it has committed, else the evidence is against carelessness only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from auditor.errors import FingerprintLengthError, FingerprintValueError
+from auditor.kernels.projection_codes import code_projections
+from auditor.kernels.sign_projection import MOST_ROWS, Backend, SignBasis, project, sign_basis
+from auditor.kernels.splitmix import F64, GOLDEN, mix
+from auditor.kernels.value_codes import CODES, Coded, CodeName, cells
+
+if TYPE_CHECKING:
+    import torch
+
+FINAL = -1
+"""The layer whose states follow the model's last norm (the input of the output matrix)."""
+
+MOST_WINDOW = 255
+SEED_BYTES = 16
+BINDING_BYTES = 8
+
+
+@dataclass(frozen=True, slots=True)
+class FingerprintKind:
+    """Everything on which honest distances depend besides the recipes.
+
+    Attributes:
+        code: how features are coded.
+        features: k, 1 to 128.
+        window: tokens in one fingerprint, 1 to 255; the last window of a request may be shorter.
+        layer: `FINAL`, or the decoder layer (0 the first) after which the residual stream is read.
+    """
+
+    code: CodeName = "int8"
+    features: int = 16
+    window: int = 1
+    layer: int = FINAL
+
+    def __post_init__(self) -> None:
+        if self.code not in CODES:
+            raise ValueError(f"code {self.code!r}; known: {', '.join(CODES)}")
+        if not 1 <= self.features <= MOST_ROWS:
+            raise ValueError(f"{self.features} features; between 1 and {MOST_ROWS}")
+        if not 1 <= self.window <= MOST_WINDOW:
+            raise ValueError(f"a window of {self.window} tokens; between 1 and {MOST_WINDOW}")
+        if not FINAL <= self.layer < 2**15:
+            raise ValueError(f"layer {self.layer}")
+
+    @property
+    def name(self) -> str:
+        """A key for profiles, say `activation-difr/v1 int8 k16 w1 final`."""
+        layer = "final" if self.layer == FINAL else f"layer{self.layer}"
+        return f"activation-difr/v1 {self.code} k{self.features} w{self.window} {layer}"
+
+    def windows(self, tokens: int) -> int:
+        """Fingerprints of an output of that many tokens."""
+        return -(-tokens // self.window)
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """One request's fingerprints at one layer.
+
+    Attributes:
+        projection_seed: 16 bytes from which the projection and the window signs are drawn.
+        binding: 8 bytes that tie it to the request (`request_binding`).
+        coded: one row for each window.
+    """
+
+    kind: FingerprintKind
+    projection_seed: bytes
+    binding: bytes
+    coded: Coded
+
+
+def request_binding(prompt: tuple[int, ...], output: tuple[int, ...], seed: int | None) -> bytes:
+    """The first 8 bytes of SHA-256 over prompt ids, output ids and the sampling seed.
+
+    It is no signature: it makes a fingerprint that was copied from another request visible as that.
+    """
+    text = f"auditor.fingerprint-binding/v1 {list(prompt)} {list(output)} {seed}"
+    return hashlib.sha256(text.encode()).digest()[:BINDING_BYTES]
+
+
+def projection_key(projection_seed: bytes, layer: int) -> int:
+    """The 64-bit key of a layer's projection: from SHA-256, so layers have independent matrices."""
+    if len(projection_seed) != SEED_BYTES:
+        raise ValueError(f"a projection seed of {len(projection_seed)} bytes; it has {SEED_BYTES}")
+    text = b"auditor.projection/v1\0" + projection_seed + layer.to_bytes(2, "big", signed=True)
+    return int.from_bytes(hashlib.sha256(text).digest()[:8], "big")
+
+
+def basis_of(kind: FingerprintKind, projection_seed: bytes, width: int) -> SignBasis:
+    """The projection of hidden states of that width.
+
+    Raises:
+        ValueError: more features than the width, or a seed of another length.
+    """
+    return sign_basis(projection_key(projection_seed, kind.layer), kind.features, width)
+
+
+def windowed(
+    hidden: npt.NDArray[np.float32] | torch.Tensor, kind: FingerprintKind, projection_seed: bytes
+) -> npt.NDArray[np.float32] | torch.Tensor:
+    """Rows [n, d] added up by window with random signs, over the root of their number: [windows, d].
+
+    Tensors are added in float32. The sign of row t is bit 63 of SplitMix64 word t of the key xor 1.
+    """
+    if kind.window == 1:
+        return hidden
+    n, width = hidden.shape
+    key = np.uint64(projection_key(projection_seed, kind.layer) ^ 1)
+    with np.errstate(over="ignore"):
+        words = mix(key + np.arange(1, n + 1, dtype=np.uint64) * GOLDEN)
+    starts = np.arange(0, n, kind.window)
+    counts = np.minimum(kind.window, n - starts)
+    weight = np.where(words >> np.uint64(63), -1.0, 1.0) / np.sqrt(np.repeat(counts, counts))
+    padded = np.zeros((len(starts) * kind.window,), np.float32)
+    padded[:n] = weight
+    if isinstance(hidden, np.ndarray):
+        full = np.zeros((len(padded), width), np.float32)
+        full[:n] = hidden
+        return np.asarray((full * padded[:, None]).reshape(len(starts), kind.window, width).sum(axis=1))
+    full_tensor = hidden.new_zeros((len(padded), width)).float()
+    full_tensor[:n] = hidden
+    scaled = full_tensor * full_tensor.new_tensor(padded)[:, None]
+    return scaled.view(len(starts), kind.window, width).sum(dim=1)
+
+
+def fingerprint(
+    hidden: npt.NDArray[np.float32] | torch.Tensor,
+    kind: FingerprintKind,
+    *,
+    projection_seed: bytes,
+    binding: bytes,
+    backend: Backend = "torch",
+) -> Fingerprint:
+    """Fingerprint one request's hidden states, [output tokens, d], n >= 1.
+
+    Raises:
+        FingerprintValueError: NaN, infinity, or values too large for the code.
+        ValueError: more features than dimensions, or a seed of another length.
+    """
+    basis = basis_of(kind, projection_seed, hidden.shape[1])
+    rows = windowed(hidden, kind, projection_seed)
+    try:
+        coded = code_projections(rows, basis, kind.code, backend=backend)
+    except ValueError as error:
+        raise FingerprintValueError(str(error)) from error
+    return Fingerprint(kind, projection_seed, binding, coded)
+
+
+@dataclass(frozen=True, slots=True)
+class Residuals:
+    """How far the reference's features lie outside the provider's cells.
+
+    Attributes:
+        outside: float64 [windows, k], signed distance to the nearest edge of the cell, 0 inside.
+        features: float64 [windows, k], the reference's own.
+        energy: float64 [windows], mean square of the reference's hidden state (all of its dimensions).
+    """
+
+    outside: F64
+    features: F64
+    energy: F64
+
+    @property
+    def plain(self) -> F64:
+        """Relative distance of each window: root mean square outside, over that of the hidden state."""
+        square = (self.outside**2).mean(axis=1)
+        return np.asarray(np.sqrt(square / np.maximum(self.energy, np.finfo(np.float64).tiny)))
+
+
+def residuals(
+    given: Fingerprint, hidden: npt.NDArray[np.float32] | torch.Tensor, *, backend: Backend = "torch"
+) -> Residuals:
+    """Compare a provider's fingerprint with the reference's hidden states [output tokens, d].
+
+    Raises:
+        FingerprintLengthError: the fingerprint covers another number of windows.
+        FingerprintValueError: the reference's own states are not finite.
+    """
+    wanted = given.kind.windows(len(hidden))
+    if len(given.coded.levels) != wanted:
+        raise FingerprintLengthError(
+            f"{len(given.coded.levels)} fingerprints for {len(hidden)} output tokens; {wanted} are due"
+        )
+    rows = windowed(hidden, given.kind, given.projection_seed)
+    features = project(rows, basis_of(given.kind, given.projection_seed, hidden.shape[1]), backend=backend)
+    energy = _mean_square(rows)
+    if not (np.isfinite(features).all() and np.isfinite(energy).all()):
+        raise FingerprintValueError("the reference's own hidden states are not finite")
+    low, high = cells(given.coded)
+    return Residuals(np.maximum(features - high, 0.0) + np.minimum(features - low, 0.0), features, energy)
+
+
+def _mean_square(rows: npt.NDArray[np.float32] | torch.Tensor) -> F64:
+    if isinstance(rows, np.ndarray):
+        return np.asarray((rows.astype(np.float64) ** 2).mean(axis=1))
+    return np.asarray((rows.double() ** 2).mean(dim=1).cpu().numpy(), np.float64)
