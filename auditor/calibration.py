@@ -13,13 +13,14 @@ from auditor.errors import AuditError, OptionError
 from auditor.evidence import smallest_alpha
 from auditor.log_checks import counted_once
 from auditor.noise_model import F64, SCALES, RequestCounts, count_request, log_likelihoods
+from auditor.preparation import prepare
 from auditor.profile import Deviated, Profile, ProfileKey
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import noise_scheme
 from auditor.reference.runner import Request
 from auditor.reference.sampling import SamplingSpec
-from auditor.replay import Reference, Scored, prepare, prompt_of, replay
+from auditor.replay import Reference, Scored, prompt_of, replay
 from auditor.trace import Trace
 
 SHADOW_TOKENS = 4000

@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from auditor.errors import NoiseUnknownError
+from auditor.preparation import prepare
 from auditor.reference.batch import Span
 from auditor.reference.demo.prompts import TARGET
 from auditor.reference.noise import SCHEMES
 from auditor.reference.sampling import SamplingSpec
-from auditor.replay import Reference, family_of, prepare, replay
+from auditor.replay import Reference, family_of, replay
 from auditor.trace import Engine, Trace
 from auditor.trace_files import read_traces
 

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from auditor.errors import CannotScoreError, ContextLengthError, TokenOutOfRangeError
+from auditor.preparation import prepare
 from auditor.reference.demo.prompts import TARGET
-from auditor.replay import Reference, family_of, mode_of, prepare, replay
+from auditor.replay import Reference, family_of, mode_of, replay
 from auditor.trace import Engine, Speculation
 from auditor.trace_files import read_traces
 

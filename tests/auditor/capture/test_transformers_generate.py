@@ -8,9 +8,10 @@ import transformers
 
 from auditor.capture import recorded_generate
 from auditor.errors import OptionError, SamplingUnsupportedError
+from auditor.preparation import prepare
 from auditor.reference.demo.prompts import TARGET, demo_conversations
 from auditor.reference.tokenizer import Tokenizer
-from auditor.replay import Reference, prepare, replay
+from auditor.replay import Reference, replay
 from auditor.trace_files import read_traces
 
 

@@ -20,9 +20,10 @@ from auditor.capture.vllm_selftest import DRAWS, check_noise
 from auditor.capture.vllm_trace import trace_line
 from auditor.errors import CaptureError, SamplingUnsupportedError, TraceFieldError
 from auditor.kernels.splitmix import bits53, gumbel
+from auditor.preparation import prepare
 from auditor.reference.demo.prompts import TARGET
 from auditor.reference.noise import noise_scheme
-from auditor.replay import Reference, prepare
+from auditor.replay import Reference
 from auditor.trace_format import parse_trace
 
 RECORDED = json.loads(

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from auditor.preparation import prepare
 from auditor.reference.checkpoint.key_value import Float8KeyValue
 from auditor.reference.model import Model
 from auditor.reference.runner import Runner
-from auditor.replay import Reference, prepare
+from auditor.replay import Reference
 from auditor.trace_format import parse_trace
 
 ROOT = Path(__file__).parents[3]
