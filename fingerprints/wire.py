@@ -71,7 +71,8 @@ def _rows_of(coded: Coded) -> np.ndarray[Any, np.dtype[np.uint8]]:
     n = len(coded.levels)
     if coded.code == "bf16":
         return np.ascontiguousarray(coded.levels.astype(">u2")).view(np.uint8).reshape(n, -1)
-    levels: np.ndarray[Any, np.dtype[np.uint8]] = np.asarray(coded.levels.astype(np.int64) & 0xFF, np.uint8)
+    bits = coded.levels.astype(np.int64) & 0xFF
+    levels: np.ndarray[Any, np.dtype[np.uint8]] = bits.astype(np.uint8)
     if coded.code == "int4":
         padding = np.zeros((n, levels.shape[1] % 2), np.uint8)
         levels = np.concatenate([levels, padding], axis=1)
