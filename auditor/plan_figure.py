@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import secrets
 from pathlib import Path
+from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def power_figure(plan: Plan, suffix: str) -> bytes:
 
     Causes that no size looked at detects half the time are named in the legend and not drawn in front.
     """
-    style = {"svg.fonttype": "none", "svg.hashsalt": "auditor", "text.parse_math": False}
+    style: Any = {"svg.fonttype": "none", "svg.hashsalt": "auditor", "text.parse_math": False}
     with rc_context(style):
         figure = Figure(figsize=(8.4, 5.0), layout="constrained")
         axes = figure.add_subplot()
