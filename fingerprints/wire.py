@@ -76,7 +76,7 @@ def _rows_of(coded: Coded) -> np.ndarray[Any, np.dtype[np.uint8]]:
     if coded.code == "int4":
         padding = np.zeros((n, levels.shape[1] % 2), np.uint8)
         levels = np.concatenate([levels, padding], axis=1)
-        levels = ((levels[:, ::2] & 0xF) << 4) | (levels[:, 1::2] & 0xF)
+        levels = (((levels[:, ::2] & 0xF) << 4) | (levels[:, 1::2] & 0xF)).astype(np.uint8)
     return np.concatenate([coded.scale[:, None], levels], axis=1)
 
 
