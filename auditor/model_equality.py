@@ -18,8 +18,8 @@ most powerful for its size, and a prompt without completions on both sides adds 
 
 **What the null leaves out.** An honest provider's rounding differs from the reference's, so the two
 distributions are never exactly equal. The Hamming kernel sees marginals of places, on which rounding has no
-direction; `tests/proofs/seed_free.py` measures the false alarms of honest bfloat16 against a float32
-reference. Draw the reference in the dtype that the provider declares.
+direction, but how often honest bfloat16 is rejected beside a float32 reference has not been measured yet
+(`tests/proofs/seed_free.py` can). Draw the reference in the dtype that the provider declares.
 """
 
 from __future__ import annotations
