@@ -112,7 +112,7 @@ def judge(
     calibration = log_likelihoods(profile.honest).sum(axis=0)
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
     unseeded = [s.seed_free for s in scored if s.seed_free is not None]
-    evidence = _evidence(usable, profile, calibration, grids) if usable else ()
+    evidence = gather_evidence(usable, profile, calibration, grids) if usable else ()
     if unseeded:
         found = seed_free_evidence(unseeded, calibration)
         evidence += (
@@ -195,9 +195,14 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
     return f"too small a sample to exclude {causes}: {needed}"
 
 
-def _evidence(
+def gather_evidence(
     usable: Sequence[Scored], profile: Profile, calibration: F64, grids: F64
 ) -> tuple[Evidence, ...]:
+    """Every test of requests that were scored (not empty); fuse with `fused_log_e`.
+
+    Args:
+        calibration: the profile's summed log-likelihood grid. grids: that of each request.
+    """
     scores = [s.scores for s in usable if s.scores is not None]
     tokens = max(1, sum(s.evidence for s in scores))
     mean_margin = sum(s.mean_margin(profile.clip) * s.evidence for s in scores) / tokens

@@ -139,8 +139,6 @@ def test_a_release_whose_noise_is_not_replayed_claims_none(engine):
 @pytest.mark.parametrize(
     ("given", "named"),
     [
-        ({"bad_words": ["x"]}, "bad_words"),
-        ({"allowed_token_ids": [1, 2]}, "allowed_token_ids"),
         ({"thinking_token_budget": 5}, "thinking_token_budget"),
         ({"extra_args": {"audit_id": "a", "steer": 3}}, "extra_args"),
         ({"parameter_of_a_later_release": 1}, None),
