@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.reference.head import NoiseRows, RowStats, score_rows
+from auditor.reference.head import NoiseRows, RowStats, draw_rows, score_rows
 from auditor.reference.noise import NoiseScheme
 from auditor.reference.prefix_rules import Ruled, RuledRequest
 from auditor.reference.sampling import SamplingSpec
@@ -43,6 +43,20 @@ def score_ruled(
     if request is None:
         return score_rows(logits, claimed, spec, scheme, draws)
     return _score(request.apply(logits, output, start), claimed, spec, scheme, draws)
+
+
+def draw_ruled(
+    logits: torch.Tensor,
+    spec: SamplingSpec,
+    scheme: NoiseScheme,
+    draws: NoiseRows,
+    request: RuledRequest | None,
+    output: npt.NDArray[np.int64],
+    start: int,
+) -> npt.NDArray[np.int64]:
+    """The token each row samples, int64 [R]; arguments as `score_ruled` has them."""
+    allowed = logits if request is None else request.apply(logits, output, start).logits
+    return draw_rows(allowed, spec, scheme, draws)
 
 
 def _score(

@@ -24,7 +24,7 @@ from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix import PrefixTree, shared_prefixes
 from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.row_law import RowLaw, row_law
-from auditor.reference.ruled_head import score_ruled
+from auditor.reference.ruled_head import draw_ruled, score_ruled
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence, SlotKV
 from auditor.reference.tokenizer import Tokenizer
@@ -290,16 +290,10 @@ class _Shadow:
 
     def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor, start: int) -> None:
         rows = len(logits)
-        drawn = score_ruled(
-            wrong_logits,
-            wrong_logits.argmax(dim=1).numpy(),
-            self._wrong_spec,
-            self._scheme,
-            self._wrong_draws.take(rows),
-            self._wrong_rules,
-            self._output,
-            start,
-        ).winner
+        wrong_noise = self._wrong_draws.take(rows)
+        drawn = draw_ruled(
+            wrong_logits, self._wrong_spec, self._scheme, wrong_noise, self._wrong_rules, self._output, start
+        )
         noise = self._draws.take(rows)
         self.tiles.append(
             score_ruled(logits, drawn, self._spec, self._scheme, noise, self._rules, self._output, start)

@@ -20,10 +20,10 @@ from transformers import (
 from auditor.errors import SamplingUnsupportedError, TokenOutOfRangeError
 from auditor.reference.demo.prompts import TARGET
 from auditor.reference.head import effective_sampling
-from auditor.reference.noise import SCHEMES, Draws
+from auditor.reference.noise import SCHEMES, Draws, noise_scheme, vllm_gpu
 from auditor.reference.penalties import LLAMA_CPP_WINDOW, Penalties, penalise, penalise_reference
 from auditor.reference.prefix_rules import MASKED, RuledRequest, resolve
-from auditor.reference.ruled_head import FORBIDDEN_MARGIN, score_ruled
+from auditor.reference.ruled_head import FORBIDDEN_MARGIN, draw_ruled, score_ruled
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
 
@@ -282,3 +282,16 @@ def test_a_rule_about_an_id_beyond_the_vocabulary_is_unusable(spec):
 
 def test_a_request_without_rules_has_none():
     assert resolve(SamplingSpec(temperature=0.3, top_k=5, stop=("x",)), "vllm", None, V) is None
+
+
+def test_what_a_provider_draws_is_not_what_a_claim_is_forgiven(monkeypatch):
+    """The benefit of the doubt is for logged tokens; a simulated provider draws by its noise."""
+    monkeypatch.setattr(vllm_gpu, "FLOAT32_TOLERANCE", 1e3)
+    scheme = noise_scheme("vllm-gpu-v2/murmur32")
+    logits = torch.randn(40, 300, generator=torch.Generator().manual_seed(1))
+    likeliest, spec, output = logits.argmax(dim=1).numpy(), SamplingSpec(), np.zeros(40, np.int64)
+    draws = scheme.row_keys(3, 10, 0, 40)
+    scored = score_ruled(logits, likeliest, spec, scheme, draws, None, output, 0)
+    drawn = draw_ruled(logits, spec, scheme, draws, None, output, 0)
+    assert scored.winner.tolist() == likeliest.tolist()
+    assert (drawn != likeliest).sum() > 30
