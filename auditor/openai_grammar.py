@@ -15,7 +15,7 @@ from auditor.strict_json import load_json
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_KINDS = {
+KINDS = {
     "json": ("json_schema", "schema"),
     "regex": ("regex", "pattern"),
     "choice": ("choice", "choices"),
@@ -58,7 +58,7 @@ def grammar_of(request: Mapping[str, Any], *, where: str) -> dict[str, Any] | No
 
 
 def _constraint(name: str, value: Any, where: str) -> dict[str, Any]:
-    kind, field = _KINDS[name]
+    kind, field = KINDS[name]
     if field is None:
         return {"kind": kind}
     if name == "json" and isinstance(value, str):
@@ -100,7 +100,7 @@ def _from_structured_outputs(value: Any, where: str) -> list[dict[str, Any]]:
     options = _object(value, "structured_outputs", where)
     found = [
         _constraint(name, options[name], where)
-        for name in _KINDS
+        for name in KINDS
         if options.get(name) is not None and options[name] is not False
     ]
     if options.get("disable_any_whitespace") is True:

@@ -15,14 +15,15 @@ Rule, in order:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from scipy.special import betaln, logsumexp
 
-from auditor.errors import FingerprintUncalibratedError
+from auditor.errors import AuditError, FingerprintUncalibratedError
 from auditor.evidence import STOP_PRIOR, margin_log_e, outside_log_e
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
@@ -140,12 +141,13 @@ def judge(
     return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, diagnosis, detectable, traces, profile)
 
 
+def _counted(problems: Iterable[AuditError | None]) -> Counter[str]:
+    """How often each was said, in order of first appearance."""
+    return Counter(f"{problem.message} [{problem.code}]" for problem in problems if problem is not None)
+
+
 def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
-    by_text: dict[str, int] = {}
-    for s in scored:
-        if s.problem is not None:
-            text = f"{s.problem.message} [{s.problem.code}]"
-            by_text[text] = by_text.get(text, 0) + 1
+    by_text = _counted(s.problem for s in scored)
     found = [
         f"{count} of {len(scored)} traces could not be scored: {text}" for text, count in by_text.items()
     ]
@@ -170,11 +172,7 @@ def _contradicted(usable: Sequence[Scored], profile: Profile) -> tuple[str, ...]
 
 def _fingerprint_problems(scored: Sequence[Scored], profile: Profile | None) -> tuple[str, ...]:
     """Fingerprints that were refused, and kinds without honest distances to hold them against."""
-    by_text: dict[str, int] = {}
-    for s in scored:
-        if s.fingerprint_problem is not None:
-            text = f"{s.fingerprint_problem.message} [{s.fingerprint_problem.code}]"
-            by_text[text] = by_text.get(text, 0) + 1
+    by_text = _counted(s.fingerprint_problem for s in scored)
     refused = [f"fingerprints of {n} of {len(scored)} traces were refused: {t}" for t, n in by_text.items()]
     kinds = {f.kind for s in scored for f in s.fingerprints} - set(profile.fingerprints if profile else ())
     code = FingerprintUncalibratedError.code

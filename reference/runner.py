@@ -123,11 +123,10 @@ class Runner:
             for request, rows in zip(batch, hidden, strict=True):
                 spec = effective_sampling(request.spec, request.scheme)
                 claimed = np.asarray(request.output, np.int64)
-                tiles = []
-                for start in range(0, len(claimed), self._tile_rows):
-                    part = slice(start, start + self._tile_rows)
-                    logits = self.model.logits(rows[part]).cpu()
-                    tiles.append(row_law(logits, claimed[part], spec, request.scheme.filters))
+                tiles = [
+                    row_law(self.model.logits(rows[part]).cpu(), claimed[part], spec, request.scheme.filters)
+                    for part in self._tiles(len(claimed))
+                ]
                 yield RowLaw.concatenate(tiles)
 
     def shadow(
@@ -235,6 +234,11 @@ class Runner:
             yield model.forward([span], cache)
             sequence.length += len(chunk)
 
+    def _tiles(self, rows: int) -> Iterator[slice]:
+        """Rows whose logits are held at a time."""
+        for start in range(0, rows, self._tile_rows):
+            yield slice(start, start + self._tile_rows)
+
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
         spec = effective_sampling(request.spec, request.scheme)
         vocabulary = self.model.config.vocab_size
@@ -242,12 +246,11 @@ class Runner:
         rules = request.rules(spec, vocabulary)
         claimed = np.asarray(request.output, np.int64)
         tiles = []
-        for start in range(0, len(claimed), self._tile_rows):
-            part = slice(start, start + self._tile_rows)
+        for part in self._tiles(len(claimed)):
             logits = self.model.logits(hidden[part])
             noise = draws.take(len(logits))
             tiles.append(
-                score_ruled(logits, claimed[part], spec, request.scheme, noise, rules, claimed, start)
+                score_ruled(logits, claimed[part], spec, request.scheme, noise, rules, claimed, part.start)
             )
         return RowStats.concatenate(tiles)
 
@@ -260,11 +263,10 @@ class Runner:
         deviant: ReferenceModel,
     ) -> Iterator[tuple[str, RowStats]]:
         samplers = {name: _Shadow(request, deviation, self.model) for name, request in variants.items()}
-        for start in range(0, len(hidden), self._tile_rows):
-            part = slice(start, start + self._tile_rows)
+        for part in self._tiles(len(hidden)):
             logits, wrong_logits = self.model.logits(hidden[part]), deviant.logits(other[part])
             for sampler in samplers.values():
-                sampler.score(logits, wrong_logits, start)
+                sampler.score(logits, wrong_logits, part.start)
         for name, sampler in samplers.items():
             yield name, RowStats.concatenate(sampler.tiles)
 

@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from auditor.openai_grammar import KINDS
+
 AUDIT_ID = "audit_id"
 """The client's own name of a request, sent as `vllm_xargs` or `extra_args`."""
 
@@ -36,15 +38,6 @@ _DECIDE_NOTHING = frozenset(
 _ELSEWHERE = frozenset(
     {"temperature", "top_k", "stop", "stop_token_ids", "logit_bias", "structured_outputs", "extra_args"}
 )
-
-_GRAMMARS = {
-    "json": ("json_schema", "schema"),
-    "regex": ("regex", "pattern"),
-    "choice": ("choice", "choices"),
-    "grammar": ("grammar", "grammar"),
-    "json_object": ("json_object", None),
-    "structural_tag": ("structural_tag", "structural_tag"),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +74,8 @@ def sampling_of_params(params: Any, grammars: GrammarEngine) -> dict[str, Any]:
 def _grammar(outputs: Any, grammars: GrammarEngine) -> dict[str, Any] | None:
     if outputs is None:
         return None
-    name = next(name for name in _GRAMMARS if getattr(outputs, name) not in (None, False))
-    kind, field = _GRAMMARS[name]
+    name = next(name for name in KINDS if getattr(outputs, name) not in (None, False))
+    kind, field = KINDS[name]
     value = getattr(outputs, name)
     if name == "json" and isinstance(value, str):
         value = json.loads(value)

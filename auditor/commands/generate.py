@@ -58,23 +58,15 @@ if TYPE_CHECKING:
     metavar="SCHEME",
     help="Noise scheme to sample with.",
 )
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@options.dtype_option
+@options.batch_size_option
 @click.option("--temperature", type=click.FloatRange(min=0), default=1.0, show_default=True)
 @click.option("--top-k", type=click.IntRange(min=0), default=0, show_default=True, help="0 is off.")
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
 @click.option("--min-p", type=click.FloatRange(0, 1), default=0.0, show_default=True)
 @rule_options
 @click.option("--max-tokens", type=click.IntRange(min=1), default=200, show_default=True)
-@click.option(
-    "--other-model",
-    type=click.Path(path_type=Path),
-    default=None,
-    metavar="DIR",
-    help="Model for model/substituted.",
-)
+@options.other_model_option
 @click.option(
     "--fingerprints",
     "fingerprint_text",

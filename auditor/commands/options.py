@@ -66,6 +66,17 @@ noise_option = click.option(
     metavar="SCHEME",
     help="Noise scheme to assert with --engine-recipe. [default: the engine's]",
 )
+dtype_option = click.option(
+    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True
+)
+batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+other_model_option = click.option(
+    "--other-model",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Model for model/substituted.",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=None, help="CPU threads. [default: all cores]"
 )

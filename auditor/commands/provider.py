@@ -22,18 +22,10 @@ from auditor.commands.extras import service_extra
     metavar="NAME",
     help="What is run instead; `audit generate --list` names them.",
 )
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True
-)
-@click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
+@options.dtype_option
+@options.batch_size_option
 @click.option("--name", default=None, help="Model name that clients ask for. [default: the directory's]")
-@click.option(
-    "--other-model",
-    type=click.Path(path_type=Path),
-    default=None,
-    metavar="DIR",
-    help="Model for model/substituted.",
-)
+@options.other_model_option
 @options.threads_option
 def provider(
     model_directory: Path | None,
