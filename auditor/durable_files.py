@@ -1,11 +1,14 @@
-"""Files that are whole or not there, on disk before the call returns, and locked while they are changed."""
+"""Files that are whole or not there, on disk before the call returns, and locked while they are changed.
+
+Lines are appended whole or not at all.
+"""
 
 from __future__ import annotations
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -34,6 +37,23 @@ def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def append_whole(descriptor: int, data: bytes) -> None:
+    """Append to an open file all of `data`, or nothing; the caller keeps others from appending meanwhile.
+
+    Raises:
+        OSError: the disk is full or gone; the file was cut back to what it was, if that could be done.
+    """
+    start = os.fstat(descriptor).st_size
+    left = memoryview(data)
+    try:
+        while left:
+            left = left[os.write(descriptor, left) :]
+    except OSError:
+        with suppress(OSError):
+            os.ftruncate(descriptor, start)
+        raise
 
 
 @contextmanager

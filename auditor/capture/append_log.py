@@ -18,6 +18,7 @@ import os
 from pathlib import Path
 from typing import Self
 
+from auditor.durable_files import append_whole
 from auditor.errors import CaptureError
 
 _MODE = 0o600
@@ -53,12 +54,8 @@ class AppendLog:
             raise CaptureError("is closed", where=str(self.path))
         try:
             fcntl.lockf(self._file, fcntl.LOCK_EX)
-            start = os.lseek(self._file, 0, os.SEEK_END)
             try:
-                _write_all(self._file, line)
-            except OSError:
-                os.ftruncate(self._file, start)
-                raise
+                append_whole(self._file, line)
             finally:
                 fcntl.lockf(self._file, fcntl.LOCK_UN)
         except OSError as error:
@@ -76,12 +73,6 @@ class AppendLog:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _write_all(file: int, line: bytes) -> None:
-    left = memoryview(line)
-    while left:
-        left = left[os.write(file, left) :]
 
 
 def is_recorded(path: Path) -> bool:

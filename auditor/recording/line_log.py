@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from auditor.durable_files import append_whole
 from auditor.errors import TraceFileError
 
 
@@ -45,14 +45,9 @@ class LineLog:
         Raises:
             TraceFileError: the disk is full or gone.
         """
-        size = os.fstat(self._descriptor).st_size
         try:
-            written = os.write(self._descriptor, line)
-            while written < len(line):
-                written += os.write(self._descriptor, line[written:])
+            append_whole(self._descriptor, line)
         except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._descriptor, size)
             raise TraceFileError(f"cannot be written: {error.strerror}", where=str(self.path)) from None
 
     def sync(self) -> None:
