@@ -22,14 +22,14 @@ import numpy as np
 from auditor.calibration import calibrate
 from auditor.errors import OptionError
 from auditor.generation import Provider, derived_seed, generate
-from auditor.noise_model import F64, RequestCounts, log_likelihoods
+from auditor.noise_model import RequestCounts, log_likelihoods
 from auditor.power import MUST_DETECT, detection_power
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.deviations import DEVIATIONS, HONEST, deviation
 from auditor.reference.loading import ReferenceModel, load_model
-from auditor.replay import Reference, Scored
+from auditor.replay import Reference
 from auditor.result import e_value
-from auditor.verdict import fused_log_e, gather_evidence
+from auditor.verdict import evidence_curve
 from auditor.verification import Result, verify
 
 if TYPE_CHECKING:
@@ -262,9 +262,9 @@ def _audited(stage: _Stage, cause: str, traces: Sequence[Trace], profile: Profil
     )
     verdict = result.verdicts[0]
     scored = [t.scored for t in verdict.traces]
-    counts = [s.counts for s in scored if s.counts is not None]
-    tokens = np.cumsum([c.tokens for c in counts])
-    log_e = evidence_curve(profile, [s for s in scored if s.counts is not None])
+    usable = [s for s in scored if s.counts is not None]
+    tokens = np.cumsum([s.counts.tokens for s in usable if s.counts is not None])
+    log_e = evidence_curve(usable, profile)
     crossed = np.flatnonzero(log_e >= -math.log(alpha))
     power = {d.cause: d.power for d in verdict.detectable or ()}
     return Audit(
@@ -276,14 +276,6 @@ def _audited(stage: _Stage, cause: str, traces: Sequence[Trace], profile: Profil
         tokens_to_convict=int(tokens[crossed[0]]) if len(crossed) else None,
         power=power.get(cause),
     )
-
-
-def evidence_curve(profile: Profile, scored: Sequence[Scored]) -> F64:
-    """Log e-value of the verdict's fused tests after each scored request, [R]."""
-    calibration = log_likelihoods(profile.honest).sum(axis=0)
-    grids = log_likelihoods(s.counts for s in scored if s.counts is not None)
-    seen = range(1, len(scored) + 1)
-    return np.array([fused_log_e(gather_evidence(scored[:n], profile, calibration, grids[:n])) for n in seen])
 
 
 def _power_table(profile: Profile, alpha: float) -> dict[str, tuple[float | None, ...]]:

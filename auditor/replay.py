@@ -13,12 +13,7 @@ from pathlib import Path
 
 import torch
 
-from auditor.errors import (
-    AuditError,
-    CannotScoreError,
-    FingerprintError,
-    TraceFieldError,
-)
+from auditor.errors import AuditError, CannotScoreError, FingerprintError, TraceFieldError
 from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, measure
 from auditor.fingerprints.token_difr import TokenScores, token_scores
 from auditor.journal import Entry, Journal
@@ -28,9 +23,7 @@ from auditor.reference.checkpoint.digests import template_digest, tokenizer_dige
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.loading import ReferenceModel, load_model
-from auditor.reference.noise import (
-    SCHEMES,
-)
+from auditor.reference.noise import SCHEMES
 from auditor.reference.runner import Request, Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer

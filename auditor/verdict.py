@@ -233,6 +233,18 @@ def fused_log_e(evidence: Sequence[Evidence]) -> float:
     return float(logsumexp([e.log_e for e in evidence], b=weights))
 
 
+def evidence_curve(scored: Sequence[Scored], profile: Profile) -> F64:
+    """Log e-value of the fused tests after each request, [R]: what looking early would have seen.
+
+    Args:
+        scored: requests that were scored, in the order in which they were seen.
+    """
+    calibration = log_likelihoods(profile.honest).sum(axis=0)
+    grids = log_likelihoods(s.counts for s in scored if s.counts is not None)
+    seen = range(1, len(scored) + 1)
+    return np.array([fused_log_e(gather_evidence(scored[:n], profile, calibration, grids[:n])) for n in seen])
+
+
 def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
     tokens: dict[str, int] = {}
     for s in usable:

@@ -21,6 +21,8 @@ import torch
 import triton
 import triton.language as tl
 
+from auditor.kernels.splitmix_triton import token_words
+
 _BLOCK, _TILE_TOKENS, _TILE_WIDTH = 1024, 128, 64
 # Programs to start where no GPU says how many it runs at once.
 _PROGRAMS = 3
@@ -42,15 +44,6 @@ class Partials(NamedTuple):
     top: torch.Tensor
     total: torch.Tensor
     claimed: torch.Tensor
-
-
-@triton.jit
-def _words(keys, tokens):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    """`splitmix.mix` of keys and tokens, uint64."""
-    z = keys + (tokens + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    return z ^ (z >> 31)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -87,7 +80,7 @@ def _advance(x, tokens, row, state, TAIL_SAFE: tl.constexpr):  # type: ignore[no
     shift = tl.where(new_top == float("-inf"), 0.0, new_top)
     weights = tl.exp(x - shift[:, None])
     total = total * tl.exp((top - shift).to(tl.float64)) + tl.sum(weights, axis=1).to(tl.float64)
-    words = _words(keys[:, None], tokens[None, :])
+    words = token_words(keys[:, None], tokens[None, :])
     leading = ((words if TAIL_SAFE else words ^ 0xFFFFFFFFFFFFFFFF) >> 33).to(tl.int32).to(tl.float32)
     # The bound of `keyed_race.bound`, wider since a GPU's exponential is coarser. Beyond a gap of 45 a weight
     # that matters could underflow: then all pass.
@@ -142,7 +135,7 @@ def _race_logits(  # type: ignore[no-untyped-def]  # noqa: ANN202
     key = tl.load(keys + r + one).to(tl.uint64, bitcast=True)
     y = tl.load(claimed + r + one)
     own = tl.math.div_rn(tl.load(logits + r * stride + y).to(tl.float32), temperature)
-    score = own.to(tl.float64) + _gumbel(_words(key, y), TAIL_SAFE)
+    score = own.to(tl.float64) + _gumbel(token_words(key, y), TAIL_SAFE)
     state = _start(score, y)
     for start in range(part * BLOCK, vocabulary, parts * BLOCK):
         tokens = (start + tl.arange(0, BLOCK)).to(tl.int64)

@@ -16,18 +16,10 @@ import triton
 import triton.language as tl
 
 from auditor.kernels.sign_projection import SignBasis
+from auditor.kernels.splitmix_triton import token_words
 from auditor.kernels.value_codes import SCALES, TOPS, Coded, CodeName
 
 _ROWS = 16
-
-
-@triton.jit
-def _words(keys, place):  # type: ignore[no-untyped-def]  # noqa: ANN202
-    """`splitmix.mix` of row keys and a word's place, uint64."""
-    z = keys + (place + 1).to(tl.uint64) * 0x9E3779B97F4A7C15
-    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
-    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
-    return z ^ (z >> 31)
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -42,7 +34,7 @@ def _project(  # type: ignore[no-untyped-def]  # noqa: ANN202
         column = start + bit
         inside = (r < rows)[:, None] & (column < WIDTH)[None, :]
         a = tl.load(hidden + r[:, None].to(tl.int64) * WIDTH + column[None, :], mask=inside, other=0.0)
-        words = _words(keys[None, :], bit[:, None] * 0 + start // 64)
+        words = token_words(keys[None, :], bit[:, None] * 0 + start // 64)
         negative = (words >> bit[:, None].to(tl.uint64)) & 1
         signs = 1.0 - 2.0 * negative.to(tl.int32).to(tl.float32)
         y = tl.dot(a.to(tl.float32), signs, y, input_precision="ieee")

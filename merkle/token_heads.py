@@ -144,10 +144,9 @@ def check_chain(heads: Sequence[TokenHead], proofs: Sequence[Sequence[bytes]]) -
 
     Raises:
         HeadChainError: a gap, another response or declaration, a count that falls, a head after the final
-        one, or
-            none that is final.
+            one, or none that is final.
         TreeSizeError, HashLengthError, ProofLengthError, ProofRootError: a head does not extend the one
-        before.
+            before.
     """
     if not heads or len(proofs) != len(heads) - 1:
         raise HeadChainError(f"{len(heads)} heads with {len(proofs)} proofs between them")

@@ -45,17 +45,6 @@ def _traffic(provider, deviation, other, *, seed, tokens):
         yield kept
 
 
-def _curve(calibration, scored):
-    """Tokens seen and log e-value after each request."""
-    import numpy as np
-
-    from auditor.evidence import margin_log_e
-    from auditor.noise_model import log_likelihoods
-
-    grids = np.cumsum(log_likelihoods(s.counts for s in scored), axis=0)
-    return np.cumsum([s.counts.tokens for s in scored]).tolist(), margin_log_e(calibration, grids).tolist()
-
-
 def run_batch(number):
     """Units number * UNITS_TOGETHER onwards: generated together (a quicker decode), judged each by itself."""
     from auditor.calibration import calibrate
@@ -87,13 +76,15 @@ def run_batch(number):
 
 
 def _audit(traces, profile, reference):
-    from auditor.noise_model import log_likelihoods
+    import numpy as np
+
     from auditor.replay import replay
-    from auditor.verdict import judge
+    from auditor.verdict import evidence_curve, judge
 
     scored = list(replay(traces, reference))
     verdict = judge(scored, profile, alpha=ALPHA)
-    tokens, curve = _curve(log_likelihoods(profile.honest).sum(axis=0), scored)
+    tokens = np.cumsum([s.counts.tokens for s in scored]).tolist()
+    curve = evidence_curve(scored, profile).tolist()
     needed = next((n for n, log_e in zip(tokens, curve, strict=True) if log_e >= -math.log(ALPHA)), None)
     return {
         "tokens": tokens[-1],
