@@ -146,9 +146,10 @@ def _scale_interval(grid: F64) -> tuple[float, float, float]:
 
 @dataclass(frozen=True, slots=True)
 class _Shadowed:
-    """One honest request and its prompt, to be replayed by simulated providers."""
+    """One honest request, how it was sampled, and its prompt, to be replayed by simulated providers."""
 
     request: Request
+    mode: str
     prompt: Prompt
 
 
@@ -164,19 +165,23 @@ def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int
         length = len(request.prompt) + len(request.output) + _ROOM_FOR_TAMPERING
         if length > reference.model.config.context_length:
             continue
-        chosen.append(_Shadowed(request, prompt_of(s.trace, request, reference)))
+        chosen.append(_Shadowed(request, s.mode, prompt_of(s.trace, request, reference)))
     return chosen
 
 
-def _modes(request: Request) -> dict[str, Request]:
-    """The request under each sampling mode; a greedy log gets position-keyed noise where one is needed."""
+def _modes(shadowed: _Shadowed) -> dict[str, Request]:
+    """The request under each sampling mode; a greedy log gets position-keyed noise where one is needed.
+
+    Speculation is measured where the calibration has it, with the filters and drafts of its own requests.
+    """
+    request = shadowed.request
     scheme, seed = request.scheme, request.seed
     if scheme.name == "greedy" or seed is None:
         scheme, seed = noise_scheme("gumbel-pos-v1"), sum(request.prompt)
     temperature = request.spec.temperature or 1.0
     top_p = request.spec.top_p if request.spec.top_p < 1.0 else 0.9
     plain = SamplingSpec(temperature=temperature)
-    base = replace(request, scheme=scheme, seed=seed)
+    base = replace(request, scheme=scheme, seed=seed, speculated=None)
     modes = {
         "sampled": replace(base, spec=plain),
         "nucleus": replace(base, spec=replace(plain, top_p=top_p, top_k=request.spec.top_k)),
@@ -184,6 +189,8 @@ def _modes(request: Request) -> dict[str, Request]:
     }
     if scheme.family != "icdf":  # its greedy requests are another family
         modes["greedy"] = replace(base, spec=SamplingSpec(temperature=0.0))
+    if request.speculated is not None:
+        modes[shadowed.mode] = request
     return modes
 
 
@@ -214,9 +221,7 @@ def _simulate(
     by_mode: dict[str, list[RequestCounts]] = {}
     outside: dict[str, int] = {}
     filtered: dict[str, int] = {}
-    for mode, rows in reference.runner.shadow(
-        [(_modes(s.request), s.prompt) for s in shadows], deviation, deviant
-    ):
+    for mode, rows in reference.runner.shadow([(_modes(s), s.prompt) for s in shadows], deviation, deviant):
         by_mode.setdefault(mode, []).append(count_request(rows.slack, rows.margin, rows.matched))
         outside[mode] = outside.get(mode, 0) + int(rows.outside.sum())
         filtered[mode] = filtered.get(mode, 0) + int(rows.filtered.sum())

@@ -24,16 +24,17 @@ from auditor.fingerprints.activation_difr import (
 )
 from auditor.fingerprints.wire import to_entry
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
-from auditor.reference.decode import Ask
+from auditor.reference.decode import Ask, Steps
 from auditor.reference.decode import generate as decode
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.speculation import find_rule
 from auditor.reference.stop_strings import stop_string_place
 from auditor.reference.tokenizer import Tokenizer
 from auditor.replay import VERSION
-from auditor.trace import Engine, Trace, Usage
+from auditor.trace import Engine, Speculation, Trace, Usage
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -95,6 +96,21 @@ def derived_projection_seed(master: int, index: int) -> bytes:
     return hashlib.sha256(f"auditor projection {master} {index}".encode()).digest()[:SEED_BYTES]
 
 
+@dataclass(frozen=True, slots=True)
+class Drafting:
+    """How a provider speculates.
+
+    Attributes:
+        rule: a keyed rule (`reference/speculation/rules.py`).
+        model: proposes its likeliest token at each position.
+        logged: whether the drafts are written into the log.
+    """
+
+    rule: str
+    model: ReferenceModel
+    logged: bool = True
+
+
 def generate(
     provider: Provider,
     conversations: Sequence[Sequence[Mapping[str, Any]]],
@@ -105,6 +121,7 @@ def generate(
     sampling: SamplingSpec | None = None,
     other_model: ReferenceModel | None = None,
     fingerprints: FingerprintKind | None = None,
+    drafting: Drafting | None = None,
     now: datetime | None = None,
 ) -> Iterator[Trace]:
     """Serve conversations and log them, in order, a batch at a time.
@@ -115,9 +132,10 @@ def generate(
         other_model: what `model/substituted` serves.
         fingerprints: the kind to write beside each output, of the states that were really computed; none when
             None. Their projection is public, as no commitment comes before it.
+        drafting: plain decoding when None.
 
     Raises:
-        NoiseUnknownError: unknown `noise`.
+        NoiseUnknownError: unknown `noise`, or a rule of speculation whose coins are not known for it.
         OptionError: the deviation needs another model and none is given.
         SamplingUnsupportedError: a rule that the scheme's engine does not offer.
         ContextLengthError: a prompt and its outputs exceed the context.
@@ -128,6 +146,7 @@ def generate(
     created = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     engine = Engine("auditor", VERSION, provider.dtype, "cpu", provider.recipe)
     ends = frozenset(provider.tokenizer.eos_ids)
+    rule = None if drafting is None else find_rule(drafting.rule, noise_scheme(noise), None)
     for start in range(0, len(conversations), provider.batch_size):
         batch = [tuple(c) for c in conversations[start : start + provider.batch_size]]
         prompts = [tuple(provider.tokenizer.encode_chat(messages)) for messages in batch]
@@ -141,12 +160,21 @@ def generate(
                 max_tokens=spec.max_tokens or 200,
                 stop_ids=ends,
                 tokenizer=provider.tokenizer,
+                speculation=rule,
             )
             for i, (ids, messages) in enumerate(zip(prompts, batch, strict=True))
         ]
         states: list[torch.Tensor] = []
         keep = states.append if fingerprints is not None else None
-        outputs = decode(deviant, asks, batch_size=provider.batch_size, on_hidden=keep)
+        steps: list[Steps] = []
+        outputs = decode(
+            deviant,
+            asks,
+            batch_size=provider.batch_size,
+            drafter=None if drafting is None else drafting.model,
+            on_hidden=keep,
+            on_steps=steps.append,
+        )
         for i, output in enumerate(outputs):
             text, finish_reason = _ending(output, asks[i].spec, ends, provider.tokenizer)
             entries: tuple[dict[str, str], ...] = ()
@@ -176,8 +204,15 @@ def generate(
                 finish_reason=finish_reason,
                 usage=Usage(prompt_tokens=len(prompts[i]), completion_tokens=len(output)),
                 engine=engine,
+                speculation=_logged(drafting, steps.pop()),
                 fingerprints=entries,
             )
+
+
+def _logged(drafting: Drafting | None, steps: Steps) -> Speculation:
+    if drafting is None:
+        return Speculation()
+    return Speculation(drafting.rule, steps if drafting.logged else None)
 
 
 def _ending(

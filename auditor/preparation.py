@@ -27,7 +27,15 @@ from auditor.reference.noise import (
     noise_scheme,
 )
 from auditor.reference.runner import Request
-from auditor.trace import Trace
+from auditor.reference.speculation import (
+    LOSSLESS,
+    NO_DRAFT,
+    Speculated,
+    drafts_of_steps,
+    find_rule,
+    is_synchronised,
+)
+from auditor.trace import Speculation, Trace
 
 if TYPE_CHECKING:
     from auditor.replay import Reference
@@ -44,8 +52,8 @@ def prepare(trace: Trace, reference: Reference) -> Request:
     request's own rules are ones that its engine offers, its grammar compiles.
 
     Raises:
-        CannotScoreError: steps 1 to 6 and 8 (a subclass says which).
-        TokenOutOfRangeError, ContextLengthError: step 7.
+        CannotScoreError: steps 1 to 6, 8 and 9 (a subclass says which).
+        TokenOutOfRangeError, ContextLengthError: step 7. TraceFieldError: the drafts of step 8.
     """
     model = reference.model
     if trace.model_digest is not None and trace.model_digest != model.digest:
@@ -83,6 +91,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
         scheme,
         reference.tokenizer,
         _ruled_by(trace, scheme),
+        _speculated(trace, scheme, model.config.vocab_size),
     )
     try:
         request.rules(trace.sampling, model.config.vocab_size)
@@ -90,6 +99,29 @@ def prepare(trace: Trace, reference: Reference) -> Request:
         problem.where = trace.where
         raise
     return request
+
+
+def is_speculated(trace: Trace) -> bool:
+    """Whether the logged tokens may differ from those of plain sampling because of drafts."""
+    return not is_synchronised(trace.speculation.rule) and not trace.sampling.greedy
+
+
+def _speculated(trace: Trace, scheme: NoiseScheme, vocabulary: int) -> Speculated | None:
+    """How drafts decide this request's tokens; a greedy one's are compared with the likeliest token."""
+    if not is_speculated(trace):
+        return None
+    rule = find_rule(trace.speculation.rule, scheme, trace.engine.version, where=trace.where)
+    steps = trace.speculation.draft_token_ids
+    if steps is None:
+        return Speculated(rule, None)
+    drafts = drafts_of_steps(steps, trace.output_token_ids or (), where=trace.where)
+    if drafts.max() >= vocabulary or drafts.min() < NO_DRAFT:
+        raise TokenOutOfRangeError(
+            f"field speculation.draft_token_ids: an id outside the vocabulary of {vocabulary}",
+            where=trace.where,
+            fix="is this the right --model?",
+        )
+    return Speculated(rule, drafts)
 
 
 def _ruled_by(trace: Trace, scheme: NoiseScheme) -> NoiseScheme:
@@ -114,11 +146,13 @@ def without_seed(trace: Trace, problem: object, reference: Reference) -> Request
 
     Filters are cut in the order of the logged scheme; without one, only unfiltered requests have a
     distribution that every engine agrees on. What a request's own rules make of it is not worked out here.
+    Drafts are left out of account: rules that are known to be lossless leave the distribution alone.
     """
     if not isinstance(problem, TraceIncompleteError | NoiseUnknownError) or trace.sampling.greedy:
         return None
     if trace.sampling.ruled:
         return None
+    trace = replace(trace, speculation=Speculation())
     try:
         return prepare(replace(trace, seed=_ANY_SEED), reference)
     except (CannotScoreError, TraceFieldError):
@@ -169,6 +203,10 @@ def _refuse_unseeded(trace: Trace, scheme: NoiseScheme) -> None:
         raise TraceIncompleteError(what, where=trace.where, fix="send and log a seed")
 
 
+def _is_known(rule: str) -> bool:
+    return is_synchronised(rule) or rule in LOSSLESS
+
+
 # Fields of `sampling` that change what is returned of the result, not which tokens are sampled.
 _HARMLESS = frozenset({"logprobs", "prompt_logprobs", "logprobs_mode", "include_stop_str_in_output"})
 
@@ -178,7 +216,7 @@ def _refuse_unmodelled(trace: Trace) -> None:
     reasons = [
         name
         for name, is_on in (
-            (f"speculation rule {trace.speculation.rule!r}", trace.speculation.rule != "none"),
+            (f"speculation rule {trace.speculation.rule!r}", not _is_known(trace.speculation.rule)),
             # Dividing logits by less than this overflows float32; vLLM raises such temperatures itself.
             ("a temperature below 1e-4", 0.0 < spec.temperature < 1e-4),
             ("a declared policy", trace.policy is not None),

@@ -18,14 +18,13 @@ from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, measu
 from auditor.fingerprints.token_difr import TokenScores, token_scores
 from auditor.journal import Entry, Journal
 from auditor.noise_model import RequestCounts, count_request
-from auditor.preparation import prepare, prompt_ids, without_seed
+from auditor.preparation import is_speculated, prepare, prompt_ids, without_seed
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import SCHEMES
 from auditor.reference.runner import Request, Runner
-from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
 from auditor.stop_decisions import stop_findings
@@ -115,13 +114,17 @@ def family_of(trace: Trace) -> str:
     return "icdf" if inverse else "race"
 
 
-def mode_of(spec: SamplingSpec) -> str:
+def mode_of(trace: Trace) -> str:
     """How a request was sampled, as far as power goes.
 
-    `greedy`; else `penalised` (whatever the filters), `nucleus` (filtered) or `sampled`.
+    `greedy`; else by a keyed rule of speculation `drafted` (drafts logged) or `speculated` (not); else
+    `penalised` (whatever the filters), `nucleus` (filtered) or `sampled`.
     """
+    spec = trace.sampling
     if spec.greedy:
         return "greedy"
+    if is_speculated(trace):
+        return "speculated" if trace.speculation.draft_token_ids is None else "drafted"
     if spec.penalised:
         return "penalised"
     return "nucleus" if spec.filtered else "sampled"
@@ -140,9 +143,7 @@ def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | Non
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
-                yield Scored(
-                    trace, family_of(trace), mode_of(trace.sampling), None, None, item, seed_free=free
-                )
+                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, seed_free=free)
                 continue
             problem = None
             if isinstance(item, Request):
@@ -153,7 +154,7 @@ def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | Non
             else:
                 entry = item
             scores, counts, notes, seen = entry
-            mode = mode_of(trace.sampling)
+            mode = mode_of(trace)
             yield Scored(
                 trace,
                 family_of(trace),

@@ -7,6 +7,7 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from auditor.errors import AuditError
+from auditor.synchrony import Synchrony
 from auditor.verdict import TraceVerdict, Verdict
 from auditor.verification import Result
 
@@ -47,7 +48,7 @@ def result_to_json(result: Result) -> dict[str, Any]:
         ],
         "detectable": _detectable(lead),
         "reasons": [reason for v in result.verdicts for reason in v.reasons],
-        "groups": [_group(v) for v in result.verdicts],
+        "groups": [_group(v, s) for v, s in zip(result.verdicts, result.synchrony, strict=True)],
         "traces": [_trace(t) for v in result.verdicts for t in v.traces],
         "errors": [error_to_json(e) for e in result.errors],
         "selection": None
@@ -92,7 +93,7 @@ def _profile(verdict: Verdict | None) -> dict[str, Any] | None:
     return {"id": p.id, "honest_tokens": p.honest_tokens, "smallest_alpha": dict(p.smallest_alpha)}
 
 
-def _group(verdict: Verdict) -> dict[str, Any]:
+def _group(verdict: Verdict, synchrony: Synchrony | None) -> dict[str, Any]:
     return {
         "provider_recipe": verdict.recipe,
         "verdict": verdict.outcome,
@@ -103,6 +104,9 @@ def _group(verdict: Verdict) -> dict[str, Any]:
         "evidence": _evidence(verdict),
         "detectable": _detectable(verdict),
         "diagnosis": [{"cause": cause, "weight": weight} for cause, weight in verdict.diagnosis],
+        "synchrony": None
+        if synchrony is None
+        else {name: getattr(synchrony, name) for name in Synchrony.__slots__},
         "reasons": list(verdict.reasons),
         "profile": _profile(verdict),
     }

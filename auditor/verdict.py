@@ -186,7 +186,7 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
     weak = [d for d in detectable if d.required and (d.power is None or d.power < REQUIRED_POWER)]
     causes = ", ".join(f"{d.cause} (power {d.power:.2f})" for d in weak if d.power is not None)
     if not causes:
-        return "the profile lacks a required deviation"
+        return "the profile did not measure every required deviation on requests sampled this way"
     needed = "no log of this size times a thousand would do"
     if more is not None:
         needed = f"about {more:,} more output tokens are needed"

@@ -18,6 +18,7 @@ from auditor.log_checks import counted_once, of_one_model
 from auditor.profile import Profile, ProfileKey
 from auditor.replay import Reference, Scored, replay
 from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
+from auditor.synchrony import Synchrony, synchrony_of
 from auditor.trace import Trace
 from auditor.verdict import Outcome, Verdict, judge
 
@@ -31,6 +32,7 @@ class Result:
 
     Attributes:
         verdicts: one for each (recipe, score family) in the log; the whole has the worst of them.
+        synchrony: of each verdict's sampled tokens, None where nothing can be said.
         errors: bad lines, in order; they make the exit status 2 unless something is inconsistent.
         selection: None when the whole log was audited.
     """
@@ -41,6 +43,7 @@ class Result:
     errors: tuple[AuditError, ...]
     selection: Selection | None
     seconds: float
+    synchrony: tuple[Synchrony | None, ...]
 
     @property
     def outcome(self) -> Outcome:
@@ -152,7 +155,9 @@ def verify(
         _judge_group(group, recipe, family, reference, find_profile, alpha / len(groups))
         for (recipe, family), group in groups.items()
     )
-    return Result(alpha, reference, verdicts, tuple(errors), selection, time.monotonic() - started)
+    synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
+    seconds = time.monotonic() - started
+    return Result(alpha, reference, verdicts, tuple(errors), selection, seconds, synchrony)
 
 
 def _judge_group(

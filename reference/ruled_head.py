@@ -9,15 +9,18 @@ nothing about the provider: such a position is `forced`, and nobody counts it as
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from auditor.kernels.splitmix import U64
 from auditor.reference.head import NoiseRows, RowStats, draw_rows, score_rows
 from auditor.reference.noise import NoiseScheme
 from auditor.reference.prefix_rules import Ruled, RuledRequest
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.speculation import SpeculatedRows, draw_speculated, score_speculated
 
 FORBIDDEN_MARGIN = 100.0
 """Logits by which a token that a rule excludes counts as missed: beyond any margin of a real row."""
@@ -32,6 +35,7 @@ def score_ruled(
     request: RuledRequest | None,
     output: npt.NDArray[np.int64],
     start: int,
+    speculated: SpeculatedRows | None = None,
 ) -> RowStats:
     """Score the output tokens start, start + 1, ... of one request.
 
@@ -39,10 +43,11 @@ def score_ruled(
         logits, claimed, spec, scheme, draws: as `score_rows` takes them.
         request: the request's rules, None when it has none.
         output: int64, the logged output: what the rules have seen before each row.
+        speculated: coins and drafts of these rows, None when tokens were drawn one by one.
     """
     if request is None:
-        return score_rows(logits, claimed, spec, scheme, draws)
-    return _score(request.apply(logits, output, start), claimed, spec, scheme, draws)
+        return _score_allowed(logits, claimed, spec, scheme, draws, speculated)
+    return _score(request.apply(logits, output, start), claimed, spec, scheme, draws, speculated)
 
 
 def draw_ruled(
@@ -53,10 +58,26 @@ def draw_ruled(
     request: RuledRequest | None,
     output: npt.NDArray[np.int64],
     start: int,
+    speculated: SpeculatedRows | None = None,
 ) -> npt.NDArray[np.int64]:
     """The token each row samples, int64 [R]; arguments as `score_ruled` has them."""
     allowed = logits if request is None else request.apply(logits, output, start).logits
+    if speculated is not None:
+        return draw_speculated(allowed, spec, scheme, cast("U64", draws), speculated)
     return draw_rows(allowed, spec, scheme, draws)
+
+
+def _score_allowed(
+    logits: torch.Tensor,
+    claimed: npt.NDArray[np.int64],
+    spec: SamplingSpec,
+    scheme: NoiseScheme,
+    draws: NoiseRows,
+    speculated: SpeculatedRows | None,
+) -> RowStats:
+    if speculated is not None:
+        return score_speculated(logits, claimed, spec, scheme, cast("U64", draws), speculated)
+    return score_rows(logits, claimed, spec, scheme, draws)
 
 
 def _score(
@@ -65,13 +86,15 @@ def _score(
     spec: SamplingSpec,
     scheme: NoiseScheme,
     draws: NoiseRows,
+    speculated: SpeculatedRows | None,
 ) -> RowStats:
     here = np.arange(len(claimed))
     nowhere = np.zeros(len(claimed), np.bool_)
     forbidden = nowhere if ruled.masked is None else ruled.masked[here, claimed]
     # A stand-in that is allowed keeps every figure of the row finite; who wins does not depend on it.
     likeliest = ruled.logits.argmax(dim=1).numpy()
-    stats = score_rows(ruled.logits, np.where(forbidden, likeliest, claimed), spec, scheme, draws)
+    allowed = np.where(forbidden, likeliest, claimed)
+    stats = _score_allowed(ruled.logits, allowed, spec, scheme, draws, speculated)
     forced = ruled.forced & ~forbidden
     return replace(
         stats,

@@ -27,6 +27,7 @@ from auditor.reference.row_law import RowLaw, row_law
 from auditor.reference.ruled_head import draw_ruled, score_ruled
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence, SlotKV
+from auditor.reference.speculation import Speculated, SpeculatedRows
 from auditor.reference.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -46,6 +47,7 @@ class Request:
         seed: None only for greedy requests.
         tokenizer: what rules about texts and end ids need (`prefix_rules.py`).
         ruled_by: whose rules, None for the scheme's engine; a greedy request's scheme does not tell.
+        speculated: how drafts took part, None where every token is that of plain sampling.
     """
 
     prompt: tuple[int, ...]
@@ -55,6 +57,7 @@ class Request:
     scheme: NoiseScheme
     tokenizer: Tokenizer | None = None
     ruled_by: NoiseScheme | None = None
+    speculated: Speculated | None = None
 
     def rules(self, spec: SamplingSpec, vocabulary: int) -> RuledRequest | None:
         """The walk of this request's output through the rules of `spec`; None when it has none.
@@ -64,6 +67,12 @@ class Request:
         """
         rules = resolve_for(spec, self.ruled_by or self.scheme, self.tokenizer, vocabulary)
         return None if rules is None else RuledRequest(rules, self.prompt)
+
+    def speculated_rows(self, seed: int | None, part: slice) -> SpeculatedRows | None:
+        """Coins and drafts of a run of output tokens under a seed."""
+        if self.speculated is None or seed is None:
+            return None
+        return self.speculated.rows(seed, len(self.prompt), part.start, min(part.stop, len(self.output)))
 
 
 class Runner:
@@ -249,9 +258,8 @@ class Runner:
         for part in self._tiles(len(claimed)):
             logits = self.model.logits(hidden[part])
             noise = draws.take(len(logits))
-            tiles.append(
-                score_ruled(logits, claimed[part], spec, request.scheme, noise, rules, claimed, part.start)
-            )
+            place = (rules, claimed, part.start, request.speculated_rows(request.seed, part))
+            tiles.append(score_ruled(logits, claimed[part], spec, request.scheme, noise, *place))
         return RowStats.concatenate(tiles)
 
     def _shadow_one(
@@ -266,7 +274,7 @@ class Runner:
         for part in self._tiles(len(hidden)):
             logits, wrong_logits = self.model.logits(hidden[part]), deviant.logits(other[part])
             for sampler in samplers.values():
-                sampler.score(logits, wrong_logits, part.start)
+                sampler.score(logits, wrong_logits, part)
         for name, sampler in samplers.items():
             yield name, RowStats.concatenate(sampler.tiles)
 
@@ -277,6 +285,7 @@ class _Shadow:
     def __init__(self, request: Request, deviation: Deviation, model: ReferenceModel) -> None:
         seed, scheme = request.seed, request.scheme
         wrong_seed = None if seed is None else deviation.seed(seed)
+        self._request, self._wrong_seed = request, wrong_seed
         vocabulary = model.config.vocab_size
         self.tiles: list[RowStats] = []
         self._scheme = scheme
@@ -290,13 +299,13 @@ class _Shadow:
         self._rules = request.rules(self._spec, vocabulary)
         self._wrong_rules = request.rules(self._wrong_spec, vocabulary)
 
-    def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor, start: int) -> None:
+    def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor, part: slice) -> None:
         rows = len(logits)
-        wrong_noise = self._wrong_draws.take(rows)
-        drawn = draw_ruled(
-            wrong_logits, self._wrong_spec, self._scheme, wrong_noise, self._wrong_rules, self._output, start
-        )
+        place = (self._wrong_rules, self._output, part.start)
+        coins = self._request.speculated_rows(self._wrong_seed, part)
+        noise = self._wrong_draws.take(rows)
+        drawn = draw_ruled(wrong_logits, self._wrong_spec, self._scheme, noise, *place, coins)
+        place = (self._rules, self._output, part.start)
+        coins = self._request.speculated_rows(self._request.seed, part)
         noise = self._draws.take(rows)
-        self.tiles.append(
-            score_ruled(logits, drawn, self._spec, self._scheme, noise, self._rules, self._output, start)
-        )
+        self.tiles.append(score_ruled(logits, drawn, self._spec, self._scheme, noise, *place, coins))

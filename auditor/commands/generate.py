@@ -13,6 +13,7 @@ from auditor.commands.rule_options import rule_options, rules_of
 
 if TYPE_CHECKING:
     from auditor.fingerprints.activation_difr import FingerprintKind
+    from auditor.generation import Drafting, Provider
 
 
 @click.command()
@@ -75,6 +76,26 @@ if TYPE_CHECKING:
     help="Write an activation fingerprint beside each output: K features (1 to 128) coded as int4, int8, fp8 "
     "or bf16, one for WINDOW tokens, e.g. int8:16. [default: none]",
 )
+@click.option(
+    "--speculation",
+    default=None,
+    metavar="RULE",
+    help="Decode speculatively: `standard` keeps a draft d if p(d) exceeds a coin keyed by seed and "
+    "position. [default: no drafts]",
+)
+@click.option(
+    "--drafter",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Model that drafts, with the same vocabulary. [default: the demo model's own]",
+)
+@click.option(
+    "--log-drafts/--no-log-drafts",
+    default=True,
+    show_default=True,
+    help="Whether the traces say which drafts were judged.",
+)
 @options.threads_option
 def generate(
     model_directory: Path | None,
@@ -95,6 +116,9 @@ def generate(
     max_tokens: int,
     other_model: Path | None,
     fingerprint_text: str | None,
+    speculation: str | None,
+    drafter: Path | None,
+    log_drafts: bool,
     threads: int | None,
     **rules: Any,
 ) -> None:
@@ -108,6 +132,7 @@ def generate(
       audit generate --out cheat.jsonl.gz --deviation weights/int4 --seed 1
       audit generate --out json.jsonl.gz --json-schema schema.json --repetition-penalty 1.1
       audit generate --out graded.jsonl.gz --fingerprints int8:16
+      audit generate --out fast.jsonl.gz --speculation standard
     """
     from auditor.generation import Provider  # noqa: PLC0415
     from auditor.generation import generate as run  # noqa: PLC0415
@@ -143,6 +168,7 @@ def generate(
         sampling=spec,
         other_model=load_model(other, dtype=provider.model.dtype) if other is not None else None,
         fingerprints=kind,
+        drafting=None if speculation is None else drafting_by(speculation, drafter, log_drafts, provider),
     )
     tokens = 0
     with (
@@ -154,6 +180,34 @@ def generate(
             tokens += len(trace.output_token_ids or ())
             advance(1)
     click.echo(f"{out}: {len(conversations)} requests, {tokens:,} output tokens, {provider.recipe}", err=True)
+
+
+def drafting_by(rule: str, drafter: Path | None, logged: bool, provider: Provider) -> Drafting:
+    """How the provider speculates.
+
+    Raises:
+        OptionError: a rule that is not known, no model to draft with, or one of another vocabulary.
+        ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
+    """
+    from auditor.errors import OptionError  # noqa: PLC0415
+    from auditor.generation import Drafting  # noqa: PLC0415
+    from auditor.profiles import companion_model  # noqa: PLC0415
+    from auditor.reference.loading import load_model  # noqa: PLC0415
+    from auditor.reference.speculation import RULES  # noqa: PLC0415
+
+    known = dict.fromkeys(r.name for r in RULES)
+    if rule not in known:
+        raise OptionError(f"rule {rule!r} is not one of: {', '.join(known)}", where="--speculation")
+    directory = drafter or companion_model(provider.model.digest)
+    if directory is None:
+        raise OptionError("no model to draft with", where="--drafter", fix="name a smaller model's directory")
+    model = load_model(directory, dtype=provider.model.dtype)
+    vocabularies = [m.config.vocab_size for m in (model, provider.model)]
+    if vocabularies[0] != vocabularies[1]:
+        raise OptionError(
+            f"a vocabulary of {vocabularies[0]:,} tokens beside {vocabularies[1]:,}", where="--drafter"
+        )
+    return Drafting(rule, model, logged)
 
 
 def fingerprint_kind(text: str) -> FingerprintKind:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
+from auditor.synchrony import Synchrony
 from auditor.verdict import STOP_DECISIONS, Outcome, Verdict
 from auditor.verification import Result
 
@@ -73,13 +74,13 @@ def print_result(result: Result, console: Console | None = None) -> None:
             f"  a part of the log: {result.tokens:,} of {s.population_tokens:,} tokens; {s.at_random} "
             f"requests at random, {s.by_weight} by weight; --selection-seed {escape(s.seed)}"
         )
-    for verdict in result.verdicts:
-        _print_group(verdict, console, several=len(result.verdicts) > 1)
+    for verdict, synchrony in zip(result.verdicts, result.synchrony, strict=True):
+        _print_group(verdict, synchrony, console, several=len(result.verdicts) > 1)
     if result.errors:
         console.print(f"  [red]{len(result.errors)} unusable line(s), listed on standard error[/]")
 
 
-def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
+def _print_group(verdict: Verdict, synchrony: Synchrony | None, console: Console, *, several: bool) -> None:
     console.print(
         f"\n[bold]{escape(verdict.recipe or 'recipe unknown')}[/]  {len(verdict.traces)} requests", end=""
     )
@@ -102,9 +103,27 @@ def _print_group(verdict: Verdict, console: Console, *, several: bool) -> None:
     if verdict.diagnosis:
         ranked = ", ".join(f"{cause} {weight:.0%}" for cause, weight in verdict.diagnosis[:4])
         console.print(f"  most alike in simulation: {ranked}")
+    if synchrony is not None and synchrony.found == "distribution-lossless":
+        console.print(f"  [yellow]{escape(_lossless(synchrony))}[/]")
     _print_detectable(verdict, console)
     _print_traces(verdict, console)
     _print_contradictions(verdict, console)
+
+
+def _lossless(synchrony: Synchrony) -> str:
+    """What to think of tokens that do not follow the seed and yet the model's distribution."""
+    said = f"nothing in {synchrony.tokens:,} tokens speaks against the model's own distribution"
+    if synchrony.match is None or synchrony.unrelated is None:
+        return f"{said}; whether they follow a seed cannot be tested"
+    if synchrony.admitted is not None:
+        return (
+            f"{said}, and {synchrony.admitted:,} of the {synchrony.unexpected:,} that do not match are ones "
+            "that lossless speculation may return: was it on? Then declare it (speculation.rule standard)"
+        )
+    return (
+        f"{said}; they match as often ({synchrony.match:.4f}) as draws unrelated to the logged seed would "
+        f"({synchrony.unrelated:.4f}): another seed, noise scheme or speculation rather than another model"
+    )
 
 
 def _print_detectable(verdict: Verdict, console: Console) -> None:

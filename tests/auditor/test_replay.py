@@ -104,7 +104,7 @@ def test_a_sequence_longer_than_the_context_is_unusable_input():
 def test_greedy_needs_neither_seed_nor_noise():
     greedy = replace(sampling(honest(), temperature=0.0), seed=None, noise=None)
     assert prepare(greedy, reference()).scheme.name == "greedy"
-    assert (family_of(greedy), mode_of(greedy.sampling)) == ("race", "greedy")
+    assert (family_of(greedy), mode_of(greedy)) == ("race", "greedy")
 
 
 def test_prompt_ids_are_rendered_from_messages_when_not_logged():
