@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import numpy as np
 from scipy.special import logsumexp
 
-from auditor.errors import AuditError, OptionError
+from auditor.errors import AuditError, OptionError, SamplingUnsupportedError
 from auditor.evidence import smallest_alpha
 from auditor.log_checks import counted_once
 from auditor.noise_model import F64, SCALES, RequestCounts, count_request, log_likelihoods
@@ -169,10 +170,11 @@ def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int
     return chosen
 
 
-def _modes(shadowed: _Shadowed) -> dict[str, Request]:
+def _modes(shadowed: _Shadowed, vocabulary: int) -> dict[str, Request]:
     """The request under each sampling mode; a greedy log gets position-keyed noise where one is needed.
 
-    Speculation is measured where the calibration has it, with the filters and drafts of its own requests.
+    Penalties are left out where those of the engine are not known. Speculation is measured where the
+    calibration has it, with the filters and drafts of its own requests.
     """
     request = shadowed.request
     scheme, seed = request.scheme, request.seed
@@ -185,8 +187,11 @@ def _modes(shadowed: _Shadowed) -> dict[str, Request]:
     modes = {
         "sampled": replace(base, spec=plain),
         "nucleus": replace(base, spec=replace(plain, top_p=top_p, top_k=request.spec.top_k)),
-        "penalised": replace(base, spec=_penalised(request, plain)),
     }
+    penalised = replace(base, spec=_penalised(request, plain))
+    with suppress(SamplingUnsupportedError):
+        penalised.rules(penalised.spec, vocabulary)
+        modes["penalised"] = penalised
     if scheme.family != "icdf":  # its greedy requests are another family
         modes["greedy"] = replace(base, spec=SamplingSpec(temperature=0.0))
     if request.speculated is not None:
@@ -221,7 +226,9 @@ def _simulate(
     by_mode: dict[str, list[RequestCounts]] = {}
     outside: dict[str, int] = {}
     filtered: dict[str, int] = {}
-    for mode, rows in reference.runner.shadow([(_modes(s), s.prompt) for s in shadows], deviation, deviant):
+    vocabulary = reference.model.config.vocab_size
+    variants = [(_modes(s, vocabulary), s.prompt) for s in shadows]
+    for mode, rows in reference.runner.shadow(variants, deviation, deviant):
         by_mode.setdefault(mode, []).append(count_request(rows.slack, rows.margin, rows.matched))
         outside[mode] = outside.get(mode, 0) + int(rows.outside.sum())
         filtered[mode] = filtered.get(mode, 0) + int(rows.filtered.sum())

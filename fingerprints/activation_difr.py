@@ -63,6 +63,20 @@ class FingerprintKind:
         if not FINAL <= self.layer < 2**15:
             raise ValueError(f"layer {self.layer}")
 
+    @classmethod
+    def parse(cls, text: str) -> FingerprintKind:
+        """The kind that `CODE:K` or `CODE:K:WINDOW` names, say `int8:16`.
+
+        Raises:
+            ValueError: not of this form, or out of range.
+        """
+        parts = text.split(":")
+        codes = {str(code): code for code in CODES}
+        numbers = [int(part) for part in parts[1:] if part.isdecimal() and len(part) < 6]
+        if len(parts) not in (2, 3) or len(numbers) != len(parts) - 1 or parts[0] not in codes:
+            raise ValueError(f"{text!r} names no kind of fingerprint; write CODE:K or CODE:K:WINDOW")
+        return cls(codes[parts[0]], *numbers)
+
     @property
     def name(self) -> str:
         """A key for profiles, say `activation-difr/v1 int8 k16 w1 final`."""

@@ -81,9 +81,11 @@ def draw_columns(
 def draw_from_support(
     support: Support, uniforms: F64, temperature: float, *, by_id: bool, float32_sums: bool
 ) -> tuple[npt.NDArray[np.int64], F64, F64]:
-    """Inverse CDF over the kept prefix; a token at the edge moves every border, so both lengths are tried.
+    """Inverse CDF over the kept prefix; tokens at the edge move every border, so other lengths are tried too.
 
-    Candidates stand by falling logit, or by id. The column returned is the support's own.
+    Candidates stand by falling logit, or by id. By logit, two of them may change places: then each is drawn
+    where the other was, at the cost of their gap and however wide their intervals are. The column returned is
+    the support's own.
     """
     rows, columns = support.logits.shape
     here = np.arange(rows)
@@ -96,16 +98,30 @@ def draw_from_support(
     def cut(kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
         return np.where(order < kept[:, None], logits, -np.inf).astype(np.float32)
 
+    def swapped(column: npt.NDArray[np.int64]) -> F64:
+        """Cost of the claimed token's changing places with the one drawn."""
+        if by_id:
+            return np.full(rows, np.inf)
+        gap = np.abs(logits[here, claimed] - logits[here, column])
+        cost = np.maximum(gap, np.maximum(-support.claimed_edge, 0.0))
+        return np.where(claimed < 0, np.inf, cost)
+
     column, margin, slack = draw_columns(
         cut(support.kept), claimed, uniforms, temperature, float32_sums=float32_sums
     )
-    for step in (-1, 1):
+    margin = np.minimum(margin, swapped(column))
+    if not by_id:
+        away = np.abs(logits - logits[here, column][:, None])
+        away[here, column] = np.inf
+        slack = np.minimum(slack, np.where(order < support.kept[:, None], away, np.inf).min(axis=1))
+    for step in (-3, -2, -1, 1, 2, 3):
         kept = np.clip(support.kept + step, 1, columns)
-        at_edge = support.kept - 1 if step < 0 else np.minimum(support.kept, columns - 1)
-        moved = np.abs(support.edge[here, at_edge])
+        # The edge's costs fall along the row: the farthest token that crosses it costs the most.
+        at_edge = kept if step < 0 else kept - 1
+        moved = np.where(kept == support.kept, np.inf, np.abs(support.edge[here, at_edge % columns]))
         other, distance, _ = draw_columns(
             cut(kept), claimed, uniforms, temperature, float32_sums=float32_sums
         )
-        margin = np.minimum(margin, np.maximum(moved, distance))
+        margin = np.minimum(margin, np.maximum(moved, np.minimum(distance, swapped(other))))
         slack = np.where(other != column, np.minimum(slack, moved), slack)
     return order[here, column], np.where(np.isfinite(margin), margin, 0.0), slack

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 # What `sys.getrefcount` counts when only a `Served` refers to a list: its field, and the call's argument.
@@ -33,6 +33,8 @@ class Served:
         received: when it first entered the batch, in seconds since the epoch.
         continues: it is the next part of a session whose generator has drawn before, so its seed alone does
             not give its noise.
+        states: the hidden state [hidden] from which each output token was sampled, by its number; what a
+            prompt's part or a token that was computed again had there before is overwritten.
     """
 
     params: Any
@@ -40,6 +42,7 @@ class Served:
     output: list[int]
     received: float
     continues: bool = False
+    states: dict[int, Any] = field(default_factory=dict)
 
 
 class BatchUpdate(Protocol):
@@ -100,6 +103,18 @@ class Rows:
             for source, target, direction in change.moved:
                 self._move(source, target, swap=self._is_swap(direction))
         self._sweep()
+
+    def see(self, states: Any) -> bool:
+        """Take in a step's hidden states [rows, hidden], one for each row of the batch as last reported.
+
+        Returns:
+            Whether there is one for each; if not, none was taken.
+        """
+        if len(states) != len(self._rows) or set(self._rows) != set(range(len(states))):
+            return False
+        for row, served in self._rows.items():
+            served.states[len(served.output)] = states[row].clone()
+        return True
 
     def close(self) -> None:
         """Report everything that was ever in the batch: the engine is going down."""

@@ -9,6 +9,8 @@ What vLLM does that a recorder must survive (0.28 and 0.32):
 * Under speculative decoding it leaves plug-ins out without a word. But the front end calls `validate_params`
   of each request in any case: there, requests are refused while `AUDITOR_CAPTURE` is set and no engine on
   this machine records to that file (`append_log.is_recorded`).
+* `AUDITOR_CAPTURE_FINGERPRINTS=int8:16` adds an activation fingerprint to each trace (`vllm_states.py`). The
+  projection is drawn here, so the provider knows it: the weaker mode, and the auditor's report says so.
 * Each tensor-parallel worker samples the same tokens: rank 0 records.
 * A request that ends is written at the engine's next step, which comes even when nothing else is to be done.
   A server that is told to stop kills its workers at once: what is in flight then is lost, unless it is given
@@ -40,8 +42,10 @@ from auditor.capture.append_log import AppendLog, is_recorded
 from auditor.capture.rows import Rows, Served
 from auditor.capture.vllm_engine import RecordedEngine, recorded_engine
 from auditor.capture.vllm_selftest import DRAWS, check_noise, check_rows
-from auditor.capture.vllm_trace import trace_line
+from auditor.capture.vllm_states import watch_states
+from auditor.capture.vllm_trace import has_states, trace_line
 from auditor.errors import AuditError, CaptureError
+from auditor.fingerprints.activation_difr import FingerprintKind
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
@@ -49,6 +53,7 @@ except ImportError:  # releases before it had a V2 interface
     LogitsProcessorV2 = object
 
 VARIABLE = "AUDITOR_CAPTURE"
+FINGERPRINTS = "AUDITOR_CAPTURE_FINGERPRINTS"
 _V1_ARGUMENTS = 2
 
 
@@ -56,6 +61,19 @@ def capture_file() -> Path | None:
     """The file to record to, None when recording is off."""
     named = os.environ.get(VARIABLE)
     return Path(named).absolute() if named else None
+
+
+def fingerprint_kind() -> FingerprintKind | None:
+    """The kind of fingerprint that traces are to carry, None when they carry none.
+
+    Raises:
+        CaptureError: the variable names no kind.
+    """
+    text = os.environ.get(FINGERPRINTS)
+    try:
+        return FingerprintKind.parse(text) if text else None
+    except ValueError as error:
+        raise CaptureError(str(error), where=FINGERPRINTS, fix="for example int8:16") from error
 
 
 class TraceRecorder(LogitsProcessor, LogitsProcessorV2):  # type: ignore[misc]  # vllm is not installed here
@@ -123,13 +141,23 @@ class Recording:
             is_swap=lambda direction: direction == MoveDirectionality.SWAP,
             clock=time.time,
         )
-        self._written = self._empty = self._lost = 0
+        self._written = self._empty = self._lost = self._unseen = 0
+        self._kind, self._step_begins = fingerprint_kind(), False
+        if self._kind is not None:
+            watch_states(_runners(), Path(vllm_config.model_config.model), self._see)
         _say(f"recording to {path}; noise {self._engine.noise or 'of a scheme that is not replayed'}")
 
     def update(self, change: Any) -> None:
         """Take in what changed in the batch before a step."""
         if self._log is not None:
             self._rows.update(change)
+            self._step_begins = True
+
+    def _see(self, states: torch.Tensor) -> None:
+        """The first rows after the batch was reported are the step's; others are not of sampled positions."""
+        if self._step_begins and self._log is not None:
+            self._rows.see(states)
+        self._step_begins = False
 
     def _write(self, served: Served, reason: str | None) -> None:
         if not served.output:
@@ -139,7 +167,8 @@ class Recording:
             self._lost += 1
             return
         try:
-            self._log.write(trace_line(served, reason, self._engine, time.time()))
+            self._unseen += self._kind is not None and not has_states(served)
+            self._log.write(trace_line(served, reason, self._engine, time.time(), self._kind))
         except CaptureError as error:
             self._log = None
             self._lost += 1
@@ -159,7 +188,14 @@ class Recording:
         _say(
             f"{self._written} requests recorded, {self._empty} ended without output, "
             f"{self._lost + self._rows.sessions_cut} lost"
+            + ("" if self._kind is None else f", {self._unseen} without a fingerprint")
         )
+
+
+def _runners() -> list[type]:
+    from vllm.v1.worker import cpu_model_runner, gpu_model_runner  # noqa: PLC0415  # pulls in the engine
+
+    return [cpu_model_runner.CPUModelRunner, gpu_model_runner.GPUModelRunner]
 
 
 def _engine_choices(logits: Any, seeds: list[int]) -> Any:

@@ -6,21 +6,34 @@ import secrets
 from datetime import UTC, datetime
 from typing import Any
 
+import torch
+
 from auditor.capture.rows import Served
 from auditor.capture.vllm_engine import RecordedEngine
 from auditor.capture.vllm_sampling import AUDIT_ID, sampling_of_params
+from auditor.fingerprints.activation_difr import SEED_BYTES, FingerprintKind, fingerprint, request_binding
+from auditor.fingerprints.wire import to_entry
 from auditor.trace import SCHEMA
 from auditor.trace_format import trace_from_object, trace_to_line
 
 
-def trace_line(served: Served, reason: str | None, engine: RecordedEngine, now: float) -> bytes:
+def trace_line(
+    served: Served,
+    reason: str | None,
+    engine: RecordedEngine,
+    now: float,
+    kind: FingerprintKind | None = None,
+) -> bytes:
     """Make the line. The text is left out: the engine's front end makes it, elsewhere.
+
+    With a `kind` it carries a fingerprint of the states that were seen, if all of them were.
 
     Every trace has a fresh id; the client's own, sent as `audit_id`, is kept under that name, since one
     request with `n` outputs is several traces.
 
     Raises:
         TraceFieldError, TraceSyntaxError: a value which no trace may hold (an infinite penalty).
+        FingerprintValueError: states that are not finite.
     """
     sampling = sampling_of_params(served.params, engine.grammars)
     seed = served.params.seed
@@ -48,7 +61,21 @@ def trace_line(served: Served, reason: str | None, engine: RecordedEngine, now: 
     audit_id = (served.params.extra_args or {}).get(AUDIT_ID)
     if audit_id is not None:
         value[AUDIT_ID] = str(audit_id)
+    if kind is not None and has_states(served):
+        value["fingerprints"] = [_fingerprint(served, kind)]
     return trace_to_line(trace_from_object(value, file="capture", line=0, raw_digest=""))
+
+
+def has_states(served: Served) -> bool:
+    """Whether the hidden state of every output token was seen, under ids that an auditor has."""
+    return served.prompt is not None and all(t in served.states for t in range(len(served.output)))
+
+
+def _fingerprint(served: Served, kind: FingerprintKind) -> dict[str, str]:
+    states = torch.stack([served.states[t] for t in range(len(served.output))]).float().cpu()
+    binding = request_binding(tuple(served.prompt or ()), tuple(served.output), served.params.seed)
+    projection_seed = secrets.token_bytes(SEED_BYTES)
+    return to_entry(fingerprint(states, kind, projection_seed=projection_seed, binding=binding))
 
 
 def _time(seconds: float) -> str:

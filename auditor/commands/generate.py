@@ -218,18 +218,11 @@ def fingerprint_kind(text: str) -> FingerprintKind:
     """
     from auditor.errors import OptionError  # noqa: PLC0415
     from auditor.fingerprints.activation_difr import FingerprintKind  # noqa: PLC0415
-    from auditor.kernels.value_codes import CODES  # noqa: PLC0415
 
-    parts = text.split(":")
-    fix = "write CODE:K or CODE:K:WINDOW, e.g. int8:16"
-    codes = {str(code): code for code in CODES}
-    numbers = [int(part) for part in parts[1:] if part.isdecimal() and len(part) < 6]
-    if len(parts) not in (2, 3) or len(numbers) != len(parts) - 1 or parts[0] not in codes:
-        raise OptionError(f"{text!r} names no kind of fingerprint", where="--fingerprints", fix=fix)
     try:
-        return FingerprintKind(codes[parts[0]], *numbers)
+        return FingerprintKind.parse(text)
     except ValueError as error:
-        raise OptionError(str(error), where="--fingerprints", fix=fix) from error
+        raise OptionError(str(error), where="--fingerprints", fix="for example int8:16") from error
 
 
 def read_conversations(path: Path, most: int) -> list[tuple[dict[str, object], ...]]:

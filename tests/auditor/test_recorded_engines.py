@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from auditor.calibration import calibrate
+from auditor.profiles import shipped_profiles
 from auditor.reference.demo.prompts import DRAFT, TARGET
 from auditor.reference.model import Model
 from auditor.replay import Reference
@@ -203,3 +204,11 @@ def test_a_profile_of_another_recipe_does_not_fit():
     result = audit(traces("vllm-cpu-fp32-plain"), profile("vllm-cpu-bf16-plain"))
     assert result.exit_status == 3
     assert "no calibration profile" in result.verdicts[0].reasons[-1]
+
+
+def test_candidates_that_changed_places_do_not_convict_an_honest_llama_cpp():
+    """A run of `make engines` that a verdict once accused; see tests/traces/README.md."""
+    log = list(read_traces(TRACES / "llamacpp-f16-topk40-topp90.jsonl.gz"))
+    result = verify(lambda: iter(log), reference(), find_profile=shipped_profiles().get, alpha=0.001)
+    assert (result.tokens, result.matched) == (2497, 2494)
+    assert result.outcome == "consistent"

@@ -21,7 +21,7 @@ from auditor.profile import ProfileKey
 from auditor.profiles import shipped_profiles
 from auditor.reference.demo.prompts import DRAFT, TARGET
 from auditor.reference.model import Model
-from auditor.replay import Reference, replay
+from auditor.replay import Reference, family_of, replay
 from auditor.trace_files import read_traces
 from auditor.verdict import judge
 from tests.engines.cases import CALIBRATION, job_of
@@ -118,7 +118,7 @@ class Auditor:
         """The shipped profile of the recipe, else one of the calibration case's traces, else None."""
         trace, family = scored[0].trace, scored[0].family
         key = ProfileKey(self.reference.model.digest, trace.engine.recipe, self.reference.recipe, family)
-        if key not in self.profiles and calibration:
+        if key not in self.profiles and calibration and family == family_of(calibration[0]):
             profile = calibrate(
                 iter(calibration), self.reference, other_model=Model.load(DRAFT), shadow_tokens=2000
             )
@@ -148,7 +148,7 @@ def rows_of_run(environment, run, auditor):
         return [Row(environment.name, run.name, "probe", "observed", note=said(report))]
     by_case = named_traces(path, environment, run, report["returned"])
     calibration = [trace for _, trace in by_case.get(CALIBRATION.name, ())]
-    rows, together, profile = [], [], None
+    rows, together = [], []
     for case in run.cases:
         named = by_case.get(case.name, [])
         if not named:
@@ -156,14 +156,17 @@ def rows_of_run(environment, run, auditor):
             rows.append(Row(environment.name, run.name, case.name, "refused", note=note))
             continue
         scored = auditor.score([trace for _, trace in named])
-        profile = profile or auditor.profile_of(scored, calibration)
+        profile = auditor.profile_of(scored, calibration)
         same = sum(list(trace.output_token_ids) == report["returned"][name] for name, trace in named)
         rows.append(row_of(environment, run, case.name, scored, profile, same))
         print(rows[-1], flush=True)
         if case != CALIBRATION:
             together += [s for s in scored if s.problem is None]
-    if len(rows) > 1 and together:
-        rows.append(row_of(environment, run, "everything replayed", together, profile, None))
+    families = {s.family for s in together}
+    for family in sorted(families) if len(rows) > 1 else ():
+        alike = [s for s in together if s.family == family]
+        name = "everything replayed" if len(families) == 1 else f"everything replayed ({family})"
+        rows.append(row_of(environment, run, name, alike, auditor.profile_of(alike, calibration), None))
     return rows
 
 
@@ -177,7 +180,7 @@ def row_of(environment, run, case, scored, profile, as_returned):
         verdict.outcome,
         len(scored),
         sum(len(s.trace.output_token_ids) for s in scored),
-        sum(scores.tokens for scores in replayed),
+        sum(scores.evidence for scores in replayed),
         sum(scores.matched for scores in replayed),
         sum(scores.outside for scores in replayed),
         min((scores.match_rate for scores in replayed), default=None),

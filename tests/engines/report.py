@@ -13,9 +13,9 @@ with seeds and prompts that no recorded trace uses. vLLM is recorded by its plug
 is then audited at alpha {alpha} with the shipped profile of the recipe, or one calibrated on the run's own
 `calibration` case where none is shipped.
 
-*match*: share of output tokens that the replay in float32 would also have drawn. *worst*: the lowest share in one
-request. *outside*: tokens that the reference's own filters exclude (an honest one lies a rounding error outside).
-*as returned*: traces whose ids are those the engine's API returned.
+*match*: share of output tokens that the replay in float32 would also have drawn, of those with a choice. *worst*: the
+lowest share in one request. *outside*: tokens that the reference's own filters exclude (an honest one lies a rounding
+error outside). *as returned*: traces whose ids are those the engine's API returned.
 
 Machine: {machine}, instruction sets {flags}. The shipped profiles of vLLM, transformers and llama.cpp were calibrated
 on another one (AVX-512 with bfloat16).

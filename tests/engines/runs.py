@@ -65,7 +65,7 @@ RUNS = {
         Run(
             "f32",
             {"INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"},
-            (PLAIN, *FILTERS, PENALTIES),
+            (CALIBRATION, PLAIN, *FILTERS, PENALTIES),
         ),
         Run("default precision", {}, (PLAIN,)),
     ),

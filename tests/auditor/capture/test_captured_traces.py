@@ -78,6 +78,7 @@ def test_every_captured_trace_names_its_request_and_is_complete():
         log = list(read_traces(path))
         assert len({trace.id for trace in log}) == len({trace.extra["audit_id"] for trace in log}) == len(log)
         for trace in log:
-            assert (trace.grade, trace.noise) in {("B", "vllm-cpu-0.32/splitmix64"), ("B", "greedy")}
+            assert trace.grade == ("A" if trace.fingerprints else "B")
+            assert trace.noise in {"vllm-cpu-0.32/splitmix64", "greedy"}
             assert trace.finish_reason in ("stop", "length")
             assert (trace.output_token_ids[-1] == 2) == (trace.finish_reason == "stop")
