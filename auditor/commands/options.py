@@ -19,7 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from auditor.errors import AuditError
+from auditor.errors import AuditError, TraceFileError
 from auditor.trace import Trace
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -100,7 +100,10 @@ def demo_model() -> Path:
 def log_source(
     paths: tuple[str, ...], input_format: str, engine_recipe: str | None, noise: str | None
 ) -> Callable[[], Iterator[Trace | AuditError]]:
-    """A function that reads the logs from the start, with what the auditing side asserts filled in."""
+    """A function that reads the logs from the start, with what the auditing side asserts filled in.
+
+    One of several files that cannot be read is a bad item among the others'; a single one is raised.
+    """
     from auditor.reference.noise import noise_of_recipe  # noqa: PLC0415
     from auditor.trace_files import assert_recipe, read_traces  # noqa: PLC0415
 
@@ -108,11 +111,19 @@ def log_source(
 
     def read() -> Iterator[Trace | AuditError]:
         for path in paths:
-            for item in read_traces(path, input_format=input_format):  # type: ignore[arg-type]
-                if isinstance(item, Trace) and engine_recipe is not None:
-                    yield assert_recipe(item, engine_recipe, scheme)
-                else:
-                    yield item
+            try:
+                yield from one(path)
+            except TraceFileError as problem:
+                if len(paths) == 1:
+                    raise
+                yield problem
+
+    def one(path: str) -> Iterator[Trace | AuditError]:
+        for item in read_traces(path, input_format=input_format):  # type: ignore[arg-type]
+            if isinstance(item, Trace) and engine_recipe is not None:
+                yield assert_recipe(item, engine_recipe, scheme)
+            else:
+                yield item
 
     return read
 

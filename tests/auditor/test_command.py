@@ -173,6 +173,14 @@ def test_missing_log_leaves_nothing_behind(audit, tmp_path, arguments):
     assert not [p for p in tmp_path.iterdir() if p.suffix == ".json" or p.name.endswith(".tmp")]
 
 
+def test_one_unreadable_file_of_several_is_an_error_and_the_others_are_audited(audit):
+    done = audit("verify", TRACES / "vllm-cpu-seed-plus-1.jsonl.gz", "missing.jsonl", "--format", "json")
+    result = json.loads(done.stdout)
+    assert (done.returncode, result["verdict"]) == (1, "inconsistent")
+    assert [error["code"] for error in result["errors"]] == ["trace-file"]
+    assert "missing.jsonl" in done.stderr
+
+
 def test_calibration_on_a_log_with_a_bad_line_writes_no_profile(audit, log, tmp_path):
     values, write = log
     done = audit("calibrate", write([json.dumps(values[0]), "{"]), "--out", "p.json")

@@ -66,7 +66,11 @@ REFUSED = {
         lambda t: replace(t, extra={"sampling": {"typical_p": 0.9}}),
         "sampling-unsupported",
     ),
-    "speculation": (lambda t: replace(t, speculation=Speculation("standard")), "sampling-unsupported"),
+    "lossy speculation": (lambda t: replace(t, speculation=Speculation("typical")), "sampling-unsupported"),
+    "coins that nobody has read": (
+        lambda t: replace(t, speculation=Speculation("standard")),
+        "noise-unknown",
+    ),
     "a declared policy": (lambda t: replace(t, policy="kv/h2o budget=64"), "sampling-unsupported"),
     "no prompt at all": (
         lambda t: replace(t, prompt_token_ids=None, messages=None, prompt_text=None),
