@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import numpy as np
@@ -145,38 +145,32 @@ def _scale_interval(grid: F64) -> tuple[float, float, float]:
     return middle, low, high
 
 
-@dataclass(frozen=True, slots=True)
-class _Shadowed:
-    """One honest request, how it was sampled, and its prompt, to be replayed by simulated providers."""
-
-    request: Request
-    mode: str
-    prompt: Prompt
+Shadowed = tuple[dict[str, Request], Prompt]
 
 
-def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int) -> list[_Shadowed]:
-    """Requests spread evenly over the log, about `tokens` of output in all."""
+def _shadow_requests(scored: Sequence[Scored], reference: Reference, tokens: int) -> list[Shadowed]:
+    """Requests spread evenly over the log, about `tokens` of output in all, under every sampling mode."""
     total = sum(s.scores.tokens for s in scored if s.scores)
     step = max(1, total // tokens) if tokens else 0
     if not step:
         return []
     chosen = []
+    vocabulary = reference.model.config.vocab_size
     for s in scored[::step]:
         request = prepare(s.trace, reference)
         length = len(request.prompt) + len(request.output) + _ROOM_FOR_TAMPERING
         if length > reference.model.config.context_length:
             continue
-        chosen.append(_Shadowed(request, s.mode, prompt_of(s.trace, request, reference)))
+        chosen.append((_modes(request, s.mode, vocabulary), prompt_of(s.trace, request, reference)))
     return chosen
 
 
-def _modes(shadowed: _Shadowed, vocabulary: int) -> dict[str, Request]:
+def _modes(request: Request, mode: str, vocabulary: int) -> dict[str, Request]:
     """The request under each sampling mode; a greedy log gets position-keyed noise where one is needed.
 
     Penalties are left out where those of the engine are not known. Speculation is measured where the
     calibration has it, with the filters and drafts of its own requests.
     """
-    request = shadowed.request
     scheme, seed = request.scheme, request.seed
     if scheme.name == "greedy" or seed is None:
         scheme, seed = noise_scheme("gumbel-pos-v1"), sum(request.prompt)
@@ -195,7 +189,7 @@ def _modes(shadowed: _Shadowed, vocabulary: int) -> dict[str, Request]:
     if scheme.family != "icdf":  # its greedy requests are another family
         modes["greedy"] = replace(base, spec=SamplingSpec(temperature=0.0))
     if request.speculated is not None:
-        modes[shadowed.mode] = request
+        modes[mode] = request
     return modes
 
 
@@ -215,7 +209,7 @@ def _penalised(request: Request, plain: SamplingSpec) -> SamplingSpec:
 
 def _simulate(
     deviation: Deviation,
-    shadows: Sequence[_Shadowed],
+    shadows: Sequence[Shadowed],
     reference: Reference,
     other_model: ReferenceModel | None,
 ) -> Deviated:
@@ -226,9 +220,7 @@ def _simulate(
     by_mode: dict[str, list[RequestCounts]] = {}
     outside: dict[str, int] = {}
     filtered: dict[str, int] = {}
-    vocabulary = reference.model.config.vocab_size
-    variants = [(_modes(s, vocabulary), s.prompt) for s in shadows]
-    for mode, rows in reference.runner.shadow(variants, deviation, deviant):
+    for mode, rows in reference.runner.shadow(shadows, deviation, deviant):
         by_mode.setdefault(mode, []).append(count_request(rows.slack, rows.margin, rows.matched))
         outside[mode] = outside.get(mode, 0) + int(rows.outside.sum())
         filtered[mode] = filtered.get(mode, 0) + int(rows.filtered.sum())

@@ -17,7 +17,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import takewhile
 from typing import Literal
 
 import numpy as np
@@ -99,9 +98,14 @@ def _look(usable: Sequence[Scored], verdict: Verdict, reference: Reference) -> S
 
 
 def _first_tokens(scored: Sequence[Scored]) -> list[Scored]:
-    ends = np.cumsum([s.scores.tokens for s in scored if s.scores])
-    before = zip(scored, np.concatenate([[0], ends]), strict=False)
-    return [s for s, _ in takewhile(lambda pair: pair[1] < _LOOK_TOKENS, before)]
+    chosen: list[Scored] = []
+    tokens = 0
+    for s in scored:
+        if tokens >= _LOOK_TOKENS:
+            break
+        chosen.append(s)
+        tokens += s.scores.tokens if s.scores else 0
+    return chosen
 
 
 def _admitted(

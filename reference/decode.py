@@ -25,7 +25,6 @@ from auditor.reference.batch import Span, extend
 from auditor.reference.head import NoiseRows, draw_rows, effective_sampling
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
-from auditor.reference.noise.scheme import positions
 from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
@@ -251,7 +250,7 @@ def _speculative(
 ) -> list[int]:
     asks = [request.ask for request in requests]
     coins = [
-        rule.coins(ask.seed, positions(ask.noise_prompt_tokens - 1, at, at + 1))
+        rule.row_coins(ask.seed, ask.noise_prompt_tokens, at, at + 1)
         for ask, at in zip(asks, (len(request.output) for request in requests), strict=True)
     ]
     rows = SpeculatedRows(np.concatenate(coins), np.array(drafts, np.int64), rule.doubt)

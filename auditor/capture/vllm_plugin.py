@@ -31,7 +31,7 @@ import sys
 import time
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm
@@ -45,7 +45,9 @@ from auditor.capture.vllm_selftest import DRAWS, check_noise, check_rows
 from auditor.capture.vllm_states import watch_states
 from auditor.capture.vllm_trace import has_states, trace_line
 from auditor.errors import AuditError, CaptureError
-from auditor.fingerprints.activation_difr import FingerprintKind
+
+if TYPE_CHECKING:
+    from auditor.fingerprints.activation_difr import FingerprintKind
 
 try:
     from vllm.v1.worker.gpu.sample.logits_processor import LogitsProcessor as LogitsProcessorV2
@@ -70,8 +72,12 @@ def fingerprint_kind() -> FingerprintKind | None:
         CaptureError: the variable names no kind.
     """
     text = os.environ.get(FINGERPRINTS)
+    if not text:
+        return None
+    from auditor.fingerprints.activation_difr import FingerprintKind  # noqa: PLC0415  # imports a compiler
+
     try:
-        return FingerprintKind.parse(text) if text else None
+        return FingerprintKind.parse(text)
     except ValueError as error:
         raise CaptureError(str(error), where=FINGERPRINTS, fix="for example int8:16") from error
 
@@ -167,8 +173,9 @@ class Recording:
             self._lost += 1
             return
         try:
-            self._unseen += self._kind is not None and not has_states(served)
-            self._log.write(trace_line(served, reason, self._engine, time.time(), self._kind))
+            kind = self._kind if has_states(served) else None
+            self._unseen += kind is not self._kind
+            self._log.write(trace_line(served, reason, self._engine, time.time(), kind))
         except CaptureError as error:
             self._log = None
             self._lost += 1

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import secrets
 from datetime import UTC, datetime
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from auditor.capture.rows import Served
 from auditor.capture.vllm_engine import RecordedEngine
 from auditor.capture.vllm_sampling import AUDIT_ID, sampling_of_params
-from auditor.fingerprints.activation_difr import SEED_BYTES, FingerprintKind, fingerprint, request_binding
-from auditor.fingerprints.wire import to_entry
 from auditor.trace import SCHEMA
 from auditor.trace_format import trace_from_object, trace_to_line
+
+if TYPE_CHECKING:
+    from auditor.fingerprints.activation_difr import FingerprintKind
 
 
 def trace_line(
@@ -26,7 +25,7 @@ def trace_line(
 ) -> bytes:
     """Make the line. The text is left out: the engine's front end makes it, elsewhere.
 
-    With a `kind` it carries a fingerprint of the states that were seen, if all of them were.
+    With a `kind` it carries a fingerprint of the output's states, all of which must have been seen.
 
     Every trace has a fresh id; the client's own, sent as `audit_id`, is kept under that name, since one
     request with `n` outputs is several traces.
@@ -61,7 +60,7 @@ def trace_line(
     audit_id = (served.params.extra_args or {}).get(AUDIT_ID)
     if audit_id is not None:
         value[AUDIT_ID] = str(audit_id)
-    if kind is not None and has_states(served):
+    if kind is not None:
         value["fingerprints"] = [_fingerprint(served, kind)]
     return trace_to_line(trace_from_object(value, file="capture", line=0, raw_digest=""))
 
@@ -72,6 +71,15 @@ def has_states(served: Served) -> bool:
 
 
 def _fingerprint(served: Served, kind: FingerprintKind) -> dict[str, str]:
+    import torch  # noqa: PLC0415
+
+    from auditor.fingerprints.activation_difr import (  # noqa: PLC0415  # imports a compiler
+        SEED_BYTES,
+        fingerprint,
+        request_binding,
+    )
+    from auditor.fingerprints.wire import to_entry  # noqa: PLC0415
+
     states = torch.stack([served.states[t] for t in range(len(served.output))]).float().cpu()
     binding = request_binding(tuple(served.prompt or ()), tuple(served.output), served.params.seed)
     projection_seed = secrets.token_bytes(SEED_BYTES)

