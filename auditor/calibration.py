@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import logsumexp
 
 from auditor.errors import AuditError, OptionError, SamplingUnsupportedError
-from auditor.evidence import smallest_alpha
+from auditor.evidence import Calibration, smallest_alpha
 from auditor.log_checks import counted_once
 from auditor.noise_model import F64, SCALES, RequestCounts, count_request, log_likelihoods
 from auditor.preparation import prepare
@@ -63,7 +63,8 @@ def calibrate(
     requests = tuple(s.counts for s in scored if s.counts is not None and s.counts.tokens)
     if not requests:
         raise OptionError("no trace leaves the sampler a choice, so there is no noise to learn")
-    grid = log_likelihoods(requests).sum(axis=0)
+    grids = log_likelihoods(requests)
+    noise = Calibration.of_grids(grids)
     margins = _margins(scored)
     shadows = _shadow_requests(scored, reference, shadow_tokens)
     deviations: dict[str, Deviated] = {}
@@ -79,8 +80,8 @@ def calibrate(
         outside=sum(s.scores.outside for s in scored if s.scores),
         filtered=sum(s.scores.filtered for s in scored if s.scores),
         margin_quantiles={q: float(np.quantile(margins, float(q))) for q in _QUANTILES},
-        noise_scale=_scale_interval(grid),
-        smallest_alpha={factor: smallest_alpha(grid, steps) for factor, steps in _FACTORS.items()},
+        noise_scale=_scale_interval(grids.sum(axis=0)),
+        smallest_alpha={factor: smallest_alpha(noise, steps) for factor, steps in _FACTORS.items()},
         deviations=deviations,
         contradicted=sum(bool(s.findings) for s in scored),
         fingerprints=_fingerprints(scored),

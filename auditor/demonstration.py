@@ -21,8 +21,9 @@ import numpy as np
 
 from auditor.calibration import calibrate
 from auditor.errors import OptionError
+from auditor.evidence import Calibration
 from auditor.generation import Provider, derived_seed, generate
-from auditor.noise_model import RequestCounts, log_likelihoods
+from auditor.noise_model import RequestCounts
 from auditor.power import MUST_DETECT, detection_power
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.deviations import DEVIATIONS, HONEST, deviation
@@ -280,7 +281,7 @@ def _audited(stage: _Stage, cause: str, traces: Sequence[Trace], profile: Profil
 
 def _power_table(profile: Profile, alpha: float) -> dict[str, tuple[float | None, ...]]:
     """Power against each simulated cause at each log size, most visible first; sampled traffic."""
-    calibration = log_likelihoods(profile.honest).sum(axis=0)
+    calibration = Calibration.of(profile.honest)
     columns = [detection_power(profile, calibration, {"sampled": n}, alpha) for n in POWER_TOKENS]
     table = {row[0].cause: tuple(d.power for d in row) for row in zip(*columns, strict=True)}
     shown = {cause: powers for cause, powers in table.items() if any(p is not None for p in powers)}

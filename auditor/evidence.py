@@ -5,7 +5,9 @@ probability at most alpha (Markov), and 1/e is a p-value. Both tests here are *u
 (Wasserman, Ramdas, Balakrishnan, PNAS 2020) on calibration and audit together: the numerator averages
 over cheating providers, the denominator takes the best honest explanation of both samples at once. That
 is how the size of the calibration enters: a small profile leaves honest explanations open, which caps the
-e-value of subtle evidence while gross evidence still convicts.
+e-value of subtle evidence while gross evidence still convicts. The numerator's prior of honest noise is
+learned from a quarter of the calibration, which then is no part of the likelihoods: against a prior that has
+to allow for every scale this saves three to four nats, about a miss, at the price of that quarter.
 
 The honest set is wider than "same noise as calibrated": it allows the audited noise scale one grid step
 (a factor 1.26) more, since honest kernels and batch shapes differ a little among themselves.
@@ -13,10 +15,13 @@ The honest set is wider than "same noise as calibrated": it allows the audited n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+
 import numpy as np
 from scipy.special import betaln, logsumexp, xlogy
 
-from auditor.noise_model import F64, GROSS_RATES, I64, SCALES
+from auditor.noise_model import F64, GROSS_RATES, I64, SCALES, RequestCounts, log_likelihoods
 
 TOLERATED_STEPS = 1
 """Grid steps (ten a decade) by which an honest provider's noise scale may exceed the calibrated one."""
@@ -24,14 +29,50 @@ TOLERATED_STEPS = 1
 _WORSE_STEPS = (3, 5, 8, 11, 15, 20, 26, 33)  # cheating: noise scale times 2, 3.2, ... 2000
 _WORSE_RATES = (5, 6, 7, 8, 9, 10)  # cheating: gross misses at 0.1 % ... 30 %
 _NEGLIGIBLE = 40.0  # nats
-OUTSIDE_PRIOR = (1.0, 60.0)
-"""Beta prior of a cheating provider's rate of tokens outside the filters."""
-STOP_PRIOR = (0.5, 0.5)
+Rates = tuple[tuple[float, float], tuple[float, float]]
+OUTSIDE_PRIOR: Rates = ((0.5, 150.0), (1.0, 60.0))
+"""Beta priors of an honest and of a cheating provider's rate of tokens outside the filters: below 1 in 100,
+and about 1 in 60. Rates that they did not expect cost evidence, never validity."""
+STOP_PRIOR: Rates = ((0.5, 0.5), (0.5, 0.5))
 """The same of requests that end against their own parameters: rare or all of them."""
 
 
+_PRIOR_EVERY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """Honest requests, as the tests use them.
+
+    Attributes:
+        prior: log-weights [S, PI] of honest (s, pi), of unit mass, learned from every fourth request.
+        grid: summed log-likelihood [S, PI] of the others.
+    """
+
+    prior: F64
+    grid: F64
+
+    @classmethod
+    def of(cls, requests: Iterable[RequestCounts]) -> Calibration:
+        """From a profile's honest requests."""
+        return cls.of_grids(log_likelihoods(requests))
+
+    @classmethod
+    def of_grids(cls, grids: F64) -> Calibration:
+        """From each request's log-likelihoods, [R, S, PI]."""
+        early = np.arange(len(grids)) % _PRIOR_EVERY == 0
+        prior = log_prior() + grids[early].sum(axis=0)
+        return cls(np.asarray(prior - logsumexp(prior)), np.asarray(grids[~early].sum(axis=0)))
+
+    @property
+    def posterior(self) -> F64:
+        """Log-weights of honest (s, pi) given every request, of unit mass."""
+        weights = self.prior + self.grid
+        return np.asarray(weights - logsumexp(weights))
+
+
 def log_prior() -> F64:
-    """Prior of honest (s, pi) in the numerator, [S, PI]: flat in ln s, rare gross misses favoured."""
+    """Prior of honest (s, pi) before any request, [S, PI]: flat in ln s, rare gross misses favoured."""
     rates = 1.0 / (1.0 + np.arange(len(GROSS_RATES))) ** 2
     prior = np.ones(len(SCALES))[:, None] * (rates / rates.sum())[None, :]
     return np.asarray(np.log(prior / prior.sum()))
@@ -43,11 +84,10 @@ def _shift_scale(grid: F64, steps: int) -> F64:
     return np.asarray(grid[..., index, :])
 
 
-def margin_log_e(calibration: F64, audited: F64) -> F64:
+def margin_log_e(calibration: Calibration, audited: F64) -> F64:
     """Log e-value of the audited margins and slacks.
 
     Args:
-        calibration: log-likelihood grid [S, PI] of all honest requests of the profile.
         audited: log-likelihood grids [..., S, PI] of audited logs (each summed over its requests).
 
     Returns:
@@ -55,8 +95,8 @@ def margin_log_e(calibration: F64, audited: F64) -> F64:
     """
     tolerated = _shift_scale(audited, TOLERATED_STEPS)
     honest = np.maximum.accumulate(np.maximum.accumulate(tolerated, axis=-2), axis=-1)
-    denominator = (calibration + honest).max(axis=(-2, -1))
-    prior = log_prior() + calibration
+    denominator = (calibration.grid + honest).max(axis=(-2, -1))
+    prior = calibration.prior + calibration.grid
     # The numerator may leave out scales that the calibration rules out; that only lowers it.
     rows = np.flatnonzero(prior.max(axis=1) > prior.max() - _NEGLIGIBLE)
     numerator = logsumexp(prior[rows] + _alternative(audited, rows), axis=(-2, -1))
@@ -87,7 +127,7 @@ def outside_log_e(
     calibration_filtered: int,
     outside: int,
     filtered: int,
-    prior: tuple[float, float] = OUTSIDE_PRIOR,
+    priors: Rates = OUTSIDE_PRIOR,
 ) -> float:
     """Log e-value of tokens outside the request's filters, beyond what rounding at the edge explains.
 
@@ -96,10 +136,8 @@ def outside_log_e(
     """
     if not calibration_filtered or not filtered:
         return 0.0
-    a, b = prior
-    honest = betaln(0.5 + calibration_outside, 0.5 + calibration_filtered - calibration_outside) - betaln(
-        0.5, 0.5
-    )
+    (c, d), (a, b) = priors
+    honest = betaln(c + calibration_outside, d + calibration_filtered - calibration_outside) - betaln(c, d)
     cheating = betaln(a + outside, b + filtered - outside) - betaln(a, b)
     both, n = calibration_outside + outside, calibration_filtered + filtered
     pooled = both / n
@@ -108,13 +146,13 @@ def outside_log_e(
     return float(honest + cheating - xlogy(both, pooled) - xlogy(n - both, 1 - pooled))
 
 
-def smallest_alpha(calibration: F64, factor_steps: int) -> float:
+def smallest_alpha(calibration: Calibration, factor_steps: int) -> float:
     """The smallest false-alarm rate at which noise `factor_steps` grid steps above honest can ever convict.
 
     However long the audited log, "the calibrated scale was really that large" stays an honest
     explanation whose likelihood the calibration alone decides.
     """
-    excuse = _shift_scale(calibration, factor_steps - TOLERATED_STEPS)
-    best = np.unravel_index(calibration.argmax(), calibration.shape)
-    support = logsumexp(log_prior() + calibration) - float(excuse[best])
+    excuse = _shift_scale(calibration.grid, factor_steps - TOLERATED_STEPS)
+    best = np.unravel_index(calibration.grid.argmax(), calibration.grid.shape)
+    support = logsumexp(calibration.prior + calibration.grid) - float(excuse[best])
     return float(np.exp(min(0.0, -support)))

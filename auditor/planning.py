@@ -18,7 +18,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from auditor.errors import OptionError
-from auditor.evidence import margin_log_e
+from auditor.evidence import Calibration, margin_log_e
 from auditor.noise_model import F64, I64, RequestCounts, log_likelihoods
 from auditor.power import MUST_DETECT, can_show
 from auditor.profile import Profile
@@ -216,7 +216,7 @@ def _profile_rows(
         if cause not in known:
             choices = ", ".join(known)
             raise OptionError(f"no deviation {cause!r}", where="--cause", fix=f"choose from {choices}")
-    calibration = log_likelihoods(profile.honest).sum(axis=0)
+    calibration = Calibration.of(profile.honest)
     # A log under filters has a second test beside this one, and their e-values are averaged.
     bar = -math.log(alpha) + (math.log(2.0) if mode == "nucleus" else 0.0)
     for cause in causes or known:
@@ -242,7 +242,7 @@ def _profile_rows(
 def power_curve(
     cheating: Sequence[RequestCounts],
     honest: Sequence[RequestCounts],
-    calibration: F64,
+    calibration: Calibration,
     bar: float,
     fraction: float,
     generator: np.random.Generator,
@@ -255,7 +255,7 @@ def power_curve(
     Each simulated audit is one growing log; it ends early once every audit convicts at two sizes running.
 
     Args:
-        calibration: summed log-likelihood grid of the profile.
+        calibration: the profile's honest requests.
         bar: log e-value that convicts.
     """
     pool = [*cheating, *(honest if fraction < 1.0 else ())]
@@ -264,7 +264,7 @@ def power_curve(
     chances = np.full(len(pool), fraction / len(cheating))
     if fraction < 1.0:
         chances[len(cheating) :] = (1.0 - fraction) / len(honest)
-    total, tokens = np.zeros((draws, *calibration.shape)), np.zeros(draws)
+    total, tokens = np.zeros((draws, *calibration.grid.shape)), np.zeros(draws)
     first = np.full(draws, np.inf)
     sizes: list[tuple[int, float, float, float]] = []
     size = 0
@@ -284,7 +284,7 @@ def power_curve(
 
 
 def spot_checks(
-    requests: Sequence[RequestCounts], calibration: F64, bar: float, fraction: float, power: float
+    requests: Sequence[RequestCounts], calibration: Calibration, bar: float, fraction: float, power: float
 ) -> float:
     """Requests checked each by itself until one convicts with probability `power`; infinite if none can.
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from auditor.evidence import margin_log_e
+from auditor.evidence import Calibration, margin_log_e
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.profile import Deviated, Profile
 from auditor.reference.deviations import DEVIATIONS
@@ -39,7 +39,7 @@ class Detectable:
 
 
 def detection_power(
-    profile: Profile, calibration: F64, tokens_by_mode: Mapping[str, int], alpha: float
+    profile: Profile, calibration: Calibration, tokens_by_mode: Mapping[str, int], alpha: float
 ) -> list[Detectable]:
     """Share of simulated audits of each deviation that end in a conviction at `alpha`.
 
@@ -47,7 +47,7 @@ def detection_power(
     sampling mode has as many tokens as the audited log: requests, not tokens, are the unit.
 
     Args:
-        calibration: the profile's summed log-likelihood grid.
+        calibration: the profile's honest requests.
         tokens_by_mode: audited tokens by mode (`replay.mode_of`).
     """
     generator = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def detection_power(
         shows = [m for m, found in measured.items() if found is not None and can_show(cause, m)]
         power = None
         if shows:
-            total = np.zeros((DRAWS, *calibration.shape))
+            total = np.zeros((DRAWS, *calibration.grid.shape))
             for mode, tokens in tokens_by_mode.items():
                 requests = measured[mode] or ()
                 if requests:
@@ -80,7 +80,7 @@ def _measured(mode: str, deviated: Deviated) -> tuple[RequestCounts, ...] | None
 
 
 def more_tokens(
-    profile: Profile, calibration: F64, tokens_by_mode: Mapping[str, int], alpha: float
+    profile: Profile, calibration: Calibration, tokens_by_mode: Mapping[str, int], alpha: float
 ) -> int | None:
     """About how many more output tokens of the same traffic would let every required cause be excluded.
 

@@ -37,7 +37,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import logsumexp
 
-from auditor.evidence import TOLERATED_STEPS, log_prior
+from auditor.evidence import TOLERATED_STEPS, Calibration
 from auditor.noise_model import F64, GROSS_RATES, SCALES
 from auditor.reference.row_law import TILTS, RowLaw
 
@@ -141,12 +141,12 @@ class SeedFreeEvidence:
     log_e_rank: float
 
 
-def seed_free_evidence(requests: Sequence[SeedFree], calibration: F64) -> SeedFreeEvidence:
+def seed_free_evidence(requests: Sequence[SeedFree], calibration: Calibration) -> SeedFreeEvidence:
     """Both tests over all requests.
 
     Args:
         requests: at least one.
-        calibration: log-likelihood grid [S, PI] of the profile's honest requests.
+        calibration: the profile's honest requests.
     """
     used = sum(r.used for r in requests)
     bets = np.sum([r.log_bets for r in requests], axis=0)
@@ -165,7 +165,7 @@ def seed_free_evidence(requests: Sequence[SeedFree], calibration: F64) -> SeedFr
     )
 
 
-def _log_e(bets: F64, spreads: F64, used: int, calibration: F64) -> float:
+def _log_e(bets: F64, spreads: F64, used: int, calibration: Calibration) -> float:
     """Log of the mean over rivals of discounted bets, at the noisiest honest (s, pi) still possible."""
     if not used:
         return 0.0
@@ -173,5 +173,5 @@ def _log_e(bets: F64, spreads: F64, used: int, calibration: F64) -> float:
     # log is concave, so the mean spread's discount, `used` times, is at least the sum of the rows' own.
     slack = spreads[:, None, None] / used * noise[:, None] + GROSS_RATES * CAP
     earned = logsumexp(bets[:, None, None] - used * np.log1p(slack), axis=0) - np.log(len(bets))
-    possible = logsumexp(log_prior() + calibration) - calibration < -np.log(_MISS)
+    possible = logsumexp(calibration.prior + calibration.grid) - calibration.grid < -np.log(_MISS)
     return float(min(earned[possible].min(), np.log(LARGEST)) - np.log1p(LARGEST * _MISS))

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.special import betaln, logsumexp
+from scipy.special import logsumexp
 
 from auditor.errors import AuditError, FingerprintUncalibratedError
-from auditor.evidence import STOP_PRIOR, margin_log_e, outside_log_e
-from auditor.noise_model import F64, RequestCounts, log_likelihoods
+from auditor.evidence import STOP_PRIOR, Calibration, margin_log_e, outside_log_e
+from auditor.noise_model import F64, log_likelihoods
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
 from auditor.rank_evidence import rank_log_e
@@ -34,15 +34,13 @@ from auditor.seed_free import seed_free_evidence
 
 Outcome = Literal["consistent", "inconsistent", "inconclusive"]
 
-_CAUSE_REQUESTS = 12.0
-"""A log is weighed as if it had at most this many requests when causes are ranked: simulated causes are only
-alike, not equal, to real ones, and an untempered likelihood would be sure of the wrong one."""
-
-
 STOP_DECISIONS = "stop-decisions"
 """Name of the test of how outputs end (`stop_decisions.py`); its unit is traces, not tokens."""
 
 _STOP_WEIGHT = 0.05
+
+_MATCH_ODDS = 0.1
+_MOST_ODDS, _STRONG_ODDS = 30.0, 12.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +70,8 @@ class Verdict:
     Attributes:
         log_e: log of the fused e-value; the p-value is its inverse, at most 1.
         reasons: why the verdict is inconclusive; empty otherwise.
-        diagnosis: (cause, weight), weights summing to 1, only when inconsistent.
+        diagnosis: (cause, weight) by falling weight, only when inconsistent; `judge` leaves it empty, for
+            causes are told apart by replaying (`diagnosis.py`).
         detectable: power against each measured cause; None when the profile has no measurements.
     """
 
@@ -110,7 +109,7 @@ def judge(
         return Verdict(
             "inconclusive", alpha, recipe, 0.0, (), (*reasons, why_no_profile), (), None, traces, None
         )
-    calibration = log_likelihoods(profile.honest).sum(axis=0)
+    calibration = Calibration.of(profile.honest)
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
     unseeded = [s.seed_free for s in scored if s.seed_free is not None]
     evidence = gather_evidence(usable, profile, calibration, grids) if usable else ()
@@ -136,9 +135,8 @@ def judge(
         reasons = (*reasons, _too_small(detectable, more_tokens(profile, calibration, tokens, alpha)))
     else:
         outcome = "consistent"
-    diagnosis = _diagnose(usable, profile, grids) if usable and outcome == "inconsistent" else ()
     traces = tuple(_trace_verdicts(scored, profile, calibration, grids, alpha))
-    return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, diagnosis, detectable, traces, profile)
+    return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, (), detectable, traces, profile)
 
 
 def _counted(problems: Iterable[AuditError | None]) -> Counter[str]:
@@ -194,12 +192,12 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
 
 
 def gather_evidence(
-    usable: Sequence[Scored], profile: Profile, calibration: F64, grids: F64
+    usable: Sequence[Scored], profile: Profile, calibration: Calibration, grids: F64
 ) -> tuple[Evidence, ...]:
     """Every test of requests that were scored (not empty); fuse with `fused_log_e`.
 
     Args:
-        calibration: the profile's summed log-likelihood grid. grids: that of each request.
+        calibration: the profile's honest requests. grids: the log-likelihood grid of each audited one.
     """
     scores = [s.scores for s in usable if s.scores is not None]
     tokens = max(1, sum(s.evidence for s in scores))
@@ -239,7 +237,7 @@ def evidence_curve(scored: Sequence[Scored], profile: Profile) -> F64:
     Args:
         scored: requests that were scored, in the order in which they were seen.
     """
-    calibration = log_likelihoods(profile.honest).sum(axis=0)
+    calibration = Calibration.of(profile.honest)
     grids = log_likelihoods(s.counts for s in scored if s.counts is not None)
     seen = range(1, len(scored) + 1)
     return np.array([fused_log_e(gather_evidence(scored[:n], profile, calibration, grids[:n])) for n in seen])
@@ -253,7 +251,7 @@ def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
 
 
 def _trace_verdicts(
-    scored: Sequence[Scored], profile: Profile, calibration: F64, grids: F64, alpha: float
+    scored: Sequence[Scored], profile: Profile, calibration: Calibration, grids: F64, alpha: float
 ) -> list[TraceVerdict]:
     """Each trace by itself; convicted alone only at alpha shared among all traces (Bonferroni)."""
     bar = -math.log(alpha) + math.log(len(scored))
@@ -273,46 +271,31 @@ def _trace_verdicts(
 def suspicious_spans(scored: Scored, profile: Profile) -> tuple[tuple[int, int], ...]:
     """The run of tokens with the strongest evidence, if any is strong: the maximal-sum segment of scores.
 
-    A miss adds the log-odds of its margin against the calibrated noise scale (capped), a match subtracts a
-    little, so that a run ends where the text matches again.
+    A miss adds the log-odds of its margin against the calibrated noise scale (capped); a match takes off what
+    it says against a provider that shows in one token of ten. So a run would begin and end with a miss; but
+    what was tampered with reaches further, by as much as the matches around still allow (`_reach`).
     """
     if scored.scores is None:
         return ()
     scale = profile.noise_scale[2]
-    steps = {t: min(margin / scale, 30.0) for t, margin, _ in scored.scores.misses}
-    best, best_run, total, start = 0.0, (0, 0), 0.0, 0
-    for t in range(scored.scores.tokens):
+    misses = [(t, min(margin / scale, _MOST_ODDS)) for t, margin, _ in scored.scores.misses]
+    best, best_run, total, start, before = 0.0, (0, 0), 0.0, 0, 0
+    for t, odds in misses:
+        total -= _MATCH_ODDS * (t - before)
         if total <= 0.0:
             total, start = 0.0, t
-        total += steps.get(t, -0.5)
+        total, before = total + odds, t + 1
         if total > best:
             best, best_run = total, (start, t + 1)
-    return (best_run,) if best > 12.0 else ()
-
-
-def _diagnose(usable: Sequence[Scored], profile: Profile, grids: F64) -> tuple[tuple[str, float], ...]:
-    """Rank causes by how well what they left behind in simulation predicts the audited log."""
-    temper = min(1.0, _CAUSE_REQUESTS / len(usable))
-    modes = {mode: [i for i, s in enumerate(usable) if s.mode == mode] for mode in {s.mode for s in usable}}
-    names, fits = [], []
-    for cause, deviated in profile.deviations.items():
-        fit = 0.0
-        for mode, members in modes.items():
-            simulated: tuple[RequestCounts, ...] = deviated.requests.get(mode, ())
-            if not simulated:
-                continue
-            expected = log_likelihoods(simulated).sum(axis=0)
-            audited = grids[members].sum(axis=0) * temper
-            fit += float(logsumexp(expected + audited) - logsumexp(expected))
-            outside = sum(s.scores.outside for i in members if (s := usable[i]).scores)
-            filtered = sum(s.scores.filtered for i in members if (s := usable[i]).scores)
-            if filtered:
-                a, b = 0.5 + deviated.outside[mode], 0.5 + deviated.filtered[mode] - deviated.outside[mode]
-                fit += temper * float(betaln(a + outside, b + filtered - outside) - betaln(a, b))
-        names.append(cause)
-        fits.append(fit)
-    if not names:
+    if best <= _STRONG_ODDS:
         return ()
-    weights = np.exp(np.array(fits) - logsumexp(fits))
-    ranked = sorted(zip(names, weights.tolist(), strict=True), key=lambda pair: -pair[1])
-    return tuple((cause, weight) for cause, weight in ranked if weight >= 0.01)
+    first, end = best_run
+    earlier = max((t + 1 for t, _ in misses if t < first), default=0)
+    later = min((t for t, _ in misses if t >= end), default=scored.scores.tokens)
+    return ((first - _reach(first - earlier), end + _reach(later - end)),)
+
+
+def _reach(matches: int) -> int:
+    """Median of how many of the next matches belong to the run; each takes `_MATCH_ODDS` off."""
+    likelihood = np.exp(-_MATCH_ODDS * np.arange(matches + 1)).cumsum()
+    return int(np.searchsorted(likelihood, 0.5 * likelihood[-1]))

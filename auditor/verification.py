@@ -6,11 +6,12 @@ import math
 import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from scipy.special import logsumexp
 
+from auditor.diagnosis import diagnose
 from auditor.errors import AuditError, OptionError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.journal import open_journal
@@ -177,7 +178,11 @@ def _judge_group(
         f"no calibration profile for provider recipe {recipe} ({family}) "
         f"and reference recipe {reference.recipe}"
     )
-    return judge(group, profile, alpha=alpha, why_no_profile=why)
+    verdict = judge(group, profile, alpha=alpha, why_no_profile=why)
+    usable = [s for s in group if s.counts is not None]
+    if verdict.outcome != "inconsistent" or profile is None or not usable:
+        return verdict
+    return replace(verdict, diagnosis=diagnose(usable, profile, reference))
 
 
 def _choose(source: Source, budget: int, seed: str | None) -> tuple[Selection, frozenset[int]]:

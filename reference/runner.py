@@ -164,6 +164,21 @@ class Runner:
             for (variants, _), own_rows, other_rows in zip(batch, hidden, other, strict=True):
                 yield from self._shadow_one(variants, own_rows, other_rows, deviation, deviant)
 
+    def under(
+        self, items: Iterable[tuple[Mapping[str, Request], tuple[int, ...]]], deviant: ReferenceModel
+    ) -> Iterator[dict[str, RowStats]]:
+        """Scores of logged outputs as if another model had been served on other prompts by other samplers.
+
+        Args:
+            items: the same prompt and output under several named samplers, and the ids fed in the prompt's
+                place. Noise stays at the positions that the declared prompt gives it.
+        """
+        for batch in self._batches(items, lambda item: next(iter(item[0].values()))):
+            logged = [next(iter(variants.values())) for variants, _ in batch]
+            hidden = self._hidden(deviant, logged, [fed for _, fed in batch])
+            for (variants, _), rows in zip(batch, hidden, strict=True):
+                yield self._score_variants(variants, rows, deviant)
+
     def _batches(self, items: Iterable[T], request_of: Callable[[T], Request]) -> Iterator[list[T]]:
         batch: list[T] = []
         used = 0
@@ -249,18 +264,17 @@ class Runner:
             yield slice(start, start + self._tile_rows)
 
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
-        spec = effective_sampling(request.spec, request.scheme)
-        vocabulary = self.model.config.vocab_size
-        draws = Draws(request.scheme, request.seed, len(request.prompt), vocabulary, filtered=spec.filtered)
-        rules = request.rules(spec, vocabulary)
-        claimed = np.asarray(request.output, np.int64)
-        tiles = []
-        for part in self._tiles(len(claimed)):
-            logits = self.model.logits(hidden[part])
-            noise = draws.take(len(logits))
-            place = (rules, claimed, part.start, request.speculated_rows(request.seed, part))
-            tiles.append(score_ruled(logits, claimed[part], spec, request.scheme, noise, *place))
-        return RowStats.concatenate(tiles)
+        return self._score_variants({"declared": request}, hidden, self.model)["declared"]
+
+    def _score_variants(
+        self, variants: Mapping[str, Request], hidden: torch.Tensor, model: ReferenceModel
+    ) -> dict[str, RowStats]:
+        samplers = {name: _Replayed(request, model.config.vocab_size) for name, request in variants.items()}
+        for part in self._tiles(len(hidden)):
+            logits = model.logits(hidden[part])
+            for sampler in samplers.values():
+                sampler.score(logits, part)
+        return {name: RowStats.concatenate(sampler.tiles) for name, sampler in samplers.items()}
 
     def _shadow_one(
         self,
@@ -277,6 +291,25 @@ class Runner:
                 sampler.score(logits, wrong_logits, part)
         for name, sampler in samplers.items():
             yield name, RowStats.concatenate(sampler.tiles)
+
+
+class _Replayed:
+    """One request as one sampler serves it, scored tile by tile."""
+
+    def __init__(self, request: Request, vocabulary: int) -> None:
+        self._request = request
+        self._spec = effective_sampling(request.spec, request.scheme)
+        prompt, filtered = len(request.prompt), self._spec.filtered
+        self._draws = Draws(request.scheme, request.seed, prompt, vocabulary, filtered=filtered)
+        self._rules = request.rules(self._spec, vocabulary)
+        self._claimed = np.asarray(request.output, np.int64)
+        self.tiles: list[RowStats] = []
+
+    def score(self, logits: torch.Tensor, part: slice) -> None:
+        request, noise = self._request, self._draws.take(len(logits))
+        coins = request.speculated_rows(request.seed, part)
+        place = (self._rules, self._claimed, part.start, coins)
+        self.tiles.append(score_ruled(logits, self._claimed[part], self._spec, request.scheme, noise, *place))
 
 
 class _Shadow:

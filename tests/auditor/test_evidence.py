@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from auditor.evidence import margin_log_e, outside_log_e, smallest_alpha
+from auditor.evidence import Calibration, margin_log_e, outside_log_e, smallest_alpha
 from auditor.noise_model import GROSS_RATES, SCALES, count_request, log_likelihoods
 
 STEP = 10**0.1  # the grid's: ten scales a decade
@@ -65,7 +65,7 @@ def e_values(calibration_pool, audited_pool, *, calibration=40, audited=15, pair
             if audited_pool is calibration_pool
             else generator.permutation(len(audited_pool))
         )
-        null = calibration_pool[order[:calibration]].sum(axis=0)
+        null = Calibration.of_grids(calibration_pool[order[:calibration]])
         found.append(float(margin_log_e(null, audited_pool[others[:audited]].sum(axis=0))))
     return np.array(found)
 
@@ -118,7 +118,7 @@ def test_a_perfect_log_is_not_evidence_against_anyone(honest):
 
 
 def test_an_empty_log_is_no_evidence(honest):
-    assert margin_log_e(honest[:40].sum(axis=0), np.zeros(SHAPE)) <= 0
+    assert margin_log_e(Calibration.of_grids(honest[:40]), np.zeros(SHAPE)) <= 0
 
 
 # --- dishonest providers ------------------------------------------------------------------------------
@@ -138,10 +138,10 @@ def test_gross_misses_at_one_token_in_fifty_convict(honest):
 
 def test_gross_evidence_convicts_on_a_small_calibration_and_subtle_evidence_cannot(honest):
     """Three calibrated requests leave open that honest noise is a little larger, however long the log."""
-    null = honest[:3].sum(axis=0)
+    null = Calibration.of_grids(honest[:3])
     subtle = pool_of(22, 0.01 * STEP**3, count=300).sum(axis=0)
     gross = pool_of(23, gross=0.1, count=100).sum(axis=0)
-    much = honest.sum(axis=0)
+    much = Calibration.of_grids(honest)
     assert margin_log_e(null, subtle) < margin_log_e(much, subtle)
     assert margin_log_e(null, subtle) < math.log(1e4)
     assert margin_log_e(much, subtle) > math.log(1e6)
@@ -152,9 +152,9 @@ def test_gross_evidence_convicts_on_a_small_calibration_and_subtle_evidence_cann
 @pytest.mark.parametrize("steps", [3, 5, 10])
 def test_no_log_however_long_gets_below_the_smallest_alpha(honest, calibration, steps):
     """With the audited log repeated without end the e-value stops at the bound that the calibration sets."""
-    null = honest[:calibration].sum(axis=0)
+    null = Calibration.of_grids(honest[:calibration])
     once = pool_of(30 + steps, 0.01 * STEP**steps, count=100).sum(axis=0)
-    known = int(np.unravel_index(null.argmax(), SHAPE)[0])
+    known = int(np.unravel_index(null.grid.argmax(), SHAPE)[0])
     seen = int(np.unravel_index(once.argmax(), SHAPE)[0])
     cap = -math.log(smallest_alpha(null, seen - known))
     found = [float(margin_log_e(null, once * times)) for times in (1, 10, 1000)]
@@ -164,16 +164,16 @@ def test_no_log_however_long_gets_below_the_smallest_alpha(honest, calibration, 
 
 
 def test_more_calibration_and_larger_factors_allow_a_smaller_alpha(honest):
-    alphas = [smallest_alpha(honest[:n].sum(axis=0), 3) for n in (2, 20, 200)]
+    alphas = [smallest_alpha(Calibration.of_grids(honest[:n]), 3) for n in (2, 20, 200)]
     assert alphas == sorted(alphas, reverse=True)
-    null = honest[:30].sum(axis=0)
+    null = Calibration.of_grids(honest[:30])
     by_factor = [smallest_alpha(null, steps) for steps in (3, 5, 10)]
     assert by_factor == sorted(by_factor, reverse=True)
     assert all(0 <= alpha <= 1 for alpha in alphas + by_factor)
 
 
 def test_several_logs_at_once_are_judged_as_one_by_one(honest):
-    null = honest[:40].sum(axis=0)
+    null = Calibration.of_grids(honest[:40])
     logs = np.stack([pool_of(40, 0.05, count=20).sum(axis=0), honest[50:80].sum(axis=0), np.zeros(SHAPE)])
     together = margin_log_e(null, logs)
     assert together.shape == (3,)

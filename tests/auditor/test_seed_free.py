@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from auditor.noise_model import log_likelihoods
+from auditor.evidence import Calibration
 from auditor.profiles import shipped_profiles
 from auditor.reference.row_law import row_law
 from auditor.reference.sampling import SamplingSpec
@@ -28,7 +28,7 @@ def profile():
 
 @pytest.fixture(scope="module")
 def calibration(profile):
-    return log_likelihoods(profile.honest).sum(axis=0)
+    return Calibration.of(profile.honest)
 
 
 def request(generator, *, tokens=100, noise=0.0, temperature=1.0, spec=None):

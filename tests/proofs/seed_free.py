@@ -47,7 +47,7 @@ def interval(hits, total):
 
 
 def recorded(limit):
-    from auditor.noise_model import log_likelihoods
+    from auditor.evidence import Calibration
     from auditor.profiles import shipped_profiles
     from auditor.reference.demo.prompts import TARGET
     from auditor.replay import Reference, replay
@@ -56,7 +56,7 @@ def recorded(limit):
 
     reference = Reference.load(TARGET)
     profile = next(p for k, p in shipped_profiles().items() if k.provider_recipe == RECIPE)
-    calibration = log_likelihoods(profile.honest).sum(axis=0)
+    calibration = Calibration.of(profile.honest)
     worst = 0.0
     print(
         f"{AUDITS} audits of {REQUESTS} requests each from {limit} a log, looked at after every eighth request"

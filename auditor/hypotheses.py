@@ -1,0 +1,140 @@
+"""What may have happened instead, in a form that can be replayed: the candidates of a diagnosis.
+
+Each is a `Deviation`, a registered one or one of the cheap everyday mistakes below: a neighbouring seed,
+another temperature, a filter that was not asked for, an older or broken chat template, a shortened context.
+Another noise scheme is tried too (`other_schemes`). A wrong guess costs one pass over a dozen requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+
+from auditor.errors import AuditError
+from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
+from auditor.reference.noise import SCHEMES, Declared
+from auditor.reference.runner import Request
+from auditor.reference.sampling import SamplingSpec
+
+Messages = list[dict[str, object]]
+
+_SOURCE = "everyday mistakes of deployments; difr.md section 9.5"
+
+
+def _seed(name: str, change: Callable[[int], int]) -> Deviation:
+    return Deviation(f"seed/{name}", "none: a mistake", _SOURCE, seed=change, needs_noise=True)
+
+
+def _hotter_by(change: float) -> Deviation:
+    def sampling(spec: SamplingSpec) -> SamplingSpec:
+        # Not below what can be replayed; a greedy request stays greedy when made cooler.
+        moved = round(spec.temperature + change, 6)
+        return replace(spec, temperature=moved if moved > 0.0 else spec.temperature)
+
+    return Deviation(f"temperature/{change:+g}", "livelier or safer text", _SOURCE, sampling=sampling)
+
+
+def _at_temperature(value: float) -> Deviation:
+    return Deviation(
+        f"temperature/{value:g}",
+        "a default in place of what was asked",
+        _SOURCE,
+        sampling=lambda spec: spec if spec.greedy else replace(spec, temperature=value),
+        needs_noise=True,
+    )
+
+
+def _filtered(name: str, change: Callable[[SamplingSpec], SamplingSpec]) -> Deviation:
+    return Deviation(f"filter/{name}", "safer text", _SOURCE, sampling=change, needs_noise=True)
+
+
+def _cut_at_mass(p: float) -> Deviation:
+    return _filtered(f"top-p-{p}", lambda spec: replace(spec, top_p=min(spec.top_p, p)))
+
+
+def _cut_at_rank(k: int) -> Deviation:
+    return _filtered(f"top-k-{k}", lambda spec: replace(spec, top_k=spec.top_k or k))
+
+
+def _fed(name: str, prompt: Callable[[Prompt], Sequence[int]]) -> Deviation:
+    return Deviation(f"prompt/{name}", "none: a mistake", _SOURCE, prompt=prompt)
+
+
+def _rendered(
+    change: Callable[[Messages], Messages],
+) -> Callable[[Prompt], Sequence[int]]:
+    """A prompt whose messages are changed before the model's own template renders them."""
+
+    def prompt(declared: Prompt) -> Sequence[int]:
+        if declared.messages is None or declared.tokenizer.template is None:
+            return declared.token_ids
+        messages = change([dict(message) for message in declared.messages])
+        return declared.tokenizer.encode_chat(messages) if messages else declared.token_ids
+
+    return prompt
+
+
+def _without_system(messages: Messages) -> Messages:
+    return [m for m in messages if m.get("role") != "system"]
+
+
+def _system_as_user(messages: Messages) -> Messages:
+    return [{**m, "role": "user"} if m.get("role") == "system" else m for m in messages]
+
+
+def _last_turn(messages: Messages) -> Messages:
+    return messages[-1:]
+
+
+def _untemplated(declared: Prompt) -> Sequence[int]:
+    if declared.messages is None:
+        return declared.token_ids
+    text = "\n".join(f"{m.get('role')}: {m.get('content')}" for m in declared.messages)
+    return declared.tokenizer.encode(f"{text}\nassistant:", add_special_tokens=True)
+
+
+def _later_half(declared: Prompt) -> Sequence[int]:
+    ids = declared.token_ids
+    return (*ids[:1], *ids[1 + len(ids) // 2 :])
+
+
+EVERYDAY: tuple[Deviation, ...] = (
+    _seed("one-less", lambda seed: (seed - 1) % 2**63),
+    _seed("low-32-bits", lambda seed: seed & 0xFFFFFFFF),
+    _seed("zero", lambda _seed: 0),
+    _seed("42", lambda _seed: 42),
+    *(_hotter_by(change) for change in (-0.3, -0.2, -0.1, -0.05, 0.05, 0.2, 0.3)),
+    _at_temperature(1.0),
+    _at_temperature(0.7),
+    *(_cut_at_mass(p) for p in (0.8, 0.9, 0.95)),
+    *(_cut_at_rank(k) for k in (20, 50)),
+    _filtered("min-p-0.05", lambda s: replace(s, min_p=max(s.min_p, 0.05))),
+    _filtered("ignored", lambda s: replace(s, top_p=1.0, top_k=0, min_p=0.0)),
+    _fed("no-system", _rendered(_without_system)),
+    _fed("system-as-user", _rendered(_system_as_user)),
+    _fed("last-turn", _rendered(_last_turn)),
+    _fed("no-template", _untemplated),
+    _fed("later-half", _later_half),
+)
+
+
+def candidates() -> tuple[Deviation, ...]:
+    """Every deviation that can be replayed: those that serve another, unknown model cannot."""
+    return tuple(d for d in (*DEVIATIONS.values(), *EVERYDAY) if not d.needs_other_model)
+
+
+def other_schemes(request: Request, vocabulary: int) -> Iterator[tuple[str, Request]]:
+    """The request as other engines would draw it, named `seed/noise NAME`."""
+    if request.seed is None or request.speculated is not None:
+        return
+    spec = request.spec
+    for name, scheme in SCHEMES.items():
+        if name == request.scheme.name or scheme.family != request.scheme.family:
+            continue
+        try:
+            known = scheme.declared(Declared(vocabulary, None, spec.top_k, spec.top_p, spec.min_p))
+            other = replace(request, scheme=known, ruled_by=request.ruled_by or request.scheme)
+            other.rules(other.spec, vocabulary)
+        except AuditError:
+            continue
+        yield f"seed/noise {name}", other
