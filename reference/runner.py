@@ -251,7 +251,7 @@ class Runner:
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
         spec = effective_sampling(request.spec, request.scheme)
         vocabulary = self.model.config.vocab_size
-        draws = Draws(request.scheme, request.seed, len(request.prompt), vocabulary, filtered=spec.filtered)
+        draws = Draws(request.scheme, request.seed, len(request.prompt), vocabulary, spec)
         rules = request.rules(spec, vocabulary)
         claimed = np.asarray(request.output, np.int64)
         tiles = []
@@ -293,9 +293,8 @@ class _Shadow:
         self._spec = effective_sampling(request.spec, scheme)
         self._wrong_spec = effective_sampling(deviation.sampling(request.spec), scheme)
         prompt = len(request.prompt)
-        self._draws = Draws(scheme, seed, prompt, vocabulary, filtered=self._spec.filtered)
-        filtered = self._wrong_spec.filtered
-        self._wrong_draws = Draws(scheme, wrong_seed, prompt, vocabulary, filtered=filtered)
+        self._draws = Draws(scheme, seed, prompt, vocabulary, self._spec)
+        self._wrong_draws = Draws(scheme, wrong_seed, prompt, vocabulary, self._wrong_spec)
         self._rules = request.rules(self._spec, vocabulary)
         self._wrong_rules = request.rules(self._wrong_spec, vocabulary)
 

@@ -11,6 +11,9 @@ from tests.engines.cases import (
     PLAIN,
     PREFIX,
     REPETITION,
+    SIGMA,
+    TYPICAL,
+    XTC,
     Case,
     Run,
 )
@@ -54,12 +57,20 @@ RUNS = {
         *(run for run in _VLLM if run.name == "mixed batch"),
     ),
     "transformers-5.23.0": (
-        Run("bf16", {"dtype": "bfloat16"}, (PLAIN, FILTERS[0], FILTERS[2], FILTERS[5], REPETITION)),
+        Run("bf16", {"dtype": "bfloat16"}, (PLAIN, FILTERS[0], FILTERS[2], FILTERS[5], REPETITION, TYPICAL)),
         Run("fp32", {"dtype": "float32"}, (FILTERS[2],)),
     ),
     "llama-cpp-python-0.3.36": (
-        Run("f32 weights, f32 KV", {"weights": "f32", "kv": "f32"}, (PLAIN, *FILTERS, PENALTIES)),
-        Run("f16 weights, f16 KV", {"weights": "f16", "kv": "f16"}, (PLAIN, FILTERS[2])),
+        Run(
+            "f32 weights, f32 KV",
+            {"weights": "f32", "kv": "f32"},
+            (PLAIN, *FILTERS, PENALTIES, TYPICAL, SIGMA, XTC),
+        ),
+        Run(
+            "f16 weights, f16 KV",
+            {"weights": "f16", "kv": "f16"},
+            (PLAIN, FILTERS[2], TYPICAL, SIGMA, XTC),
+        ),
     ),
     "openvino-genai-2026.4.1": (
         Run(
