@@ -21,7 +21,8 @@ DEFAULTED = (
 """Parameters whose absence means "as the server likes"; assumed to be off (temperature: 1)."""
 
 SENT_AS_IS = (
-    *(*DEFAULTED, "logit_bias", "allowed_token_ids", "bad_words"),
+    *(*DEFAULTED, "typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold"),
+    *("logit_bias", "allowed_token_ids", "bad_words"),
     *("min_tokens", "stop_token_ids", "ignore_eos"),
 )
 """Parameters with the same name and meaning in a request and in `SamplingSpec`."""
@@ -29,11 +30,9 @@ SENT_AS_IS = (
 UNMODELLED: Mapping[str, Any] = {
     **dict.fromkeys(("use_beam_search", "logits_processors")),
     **dict.fromkeys(("thinking_token_budget", "repetition_detection", "vllm_xargs", "prompt_embeds")),
-    **dict.fromkeys(("mirostat", "xtc_probability", "dry_multiplier", "dynatemp_range", "top_a")),
+    **dict.fromkeys(("mirostat", "dry_multiplier", "dynatemp_range", "top_a")),
     "repeat_penalty": 1,  # llama.cpp's name, with a window that the log does not say
-    "typical_p": 1,
     "tfs_z": 1,
-    "top_n_sigma": -1,
 }
 """Request fields that change what is sampled and have no place in `SamplingSpec`, with the value that
 means "off" where that is not null, false, zero or empty."""

@@ -27,6 +27,7 @@ from auditor.reference.noise import (
     noise_scheme,
 )
 from auditor.reference.runner import Request
+from auditor.reference.shape_filters import check_shape
 from auditor.reference.speculation import (
     LOSSLESS,
     NO_DRAFT,
@@ -69,6 +70,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
     scheme = _scheme(trace, model.config.vocab_size)
     _refuse_unseeded(trace, scheme)
     _refuse_unmodelled(trace)
+    _refuse_shape(trace, scheme)
     prompt = prompt_ids(trace, reference)
     for name, ids in (("prompt_token_ids", prompt), ("output_token_ids", trace.output_token_ids)):
         worst = max(ids)
@@ -145,12 +147,13 @@ def without_seed(trace: Trace, problem: object, reference: Reference) -> Request
     """The request as far as its own distribution goes, if nothing but its noise cannot be replayed.
 
     Filters are cut in the order of the logged scheme; without one, only unfiltered requests have a
-    distribution that every engine agrees on. What a request's own rules make of it is not worked out here.
+    distribution that every engine agrees on. What a request's own rules make of it, or filters that keep no
+    prefix of it, is not worked out here.
     Drafts are left out of account: rules that are known to be lossless leave the distribution alone.
     """
     if not isinstance(problem, TraceIncompleteError | NoiseUnknownError) or trace.sampling.greedy:
         return None
-    if trace.sampling.ruled:
+    if trace.sampling.ruled or trace.sampling.shaped:
         return None
     trace = replace(trace, speculation=Speculation())
     try:
@@ -227,6 +230,13 @@ def _refuse_unmodelled(trace: Trace) -> None:
     ]
     if reasons:
         raise SamplingUnsupportedError(f"{', '.join(reasons)} cannot be replayed yet", where=trace.where)
+
+
+def _refuse_shape(trace: Trace, scheme: NoiseScheme) -> None:
+    try:
+        check_shape(trace.sampling, scheme, speculated=is_speculated(trace))
+    except SamplingUnsupportedError as refusal:
+        raise SamplingUnsupportedError(refusal.message, where=trace.where) from None
 
 
 def prompt_ids(trace: Trace, reference: Reference) -> tuple[int, ...]:

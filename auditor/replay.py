@@ -127,7 +127,7 @@ def mode_of(trace: Trace) -> str:
         return "speculated" if trace.speculation.draft_token_ids is None else "drafted"
     if spec.penalised:
         return "penalised"
-    return "nucleus" if spec.filtered else "sampled"
+    return "nucleus" if spec.filtered or spec.shaped else "sampled"
 
 
 def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | None = None) -> Iterator[Scored]:

@@ -10,9 +10,8 @@ Invariants:
   the library, version and digest of what was compiled.
 * What a scorer must not overlook is therefore in one place: `extra["sampling"]` holds the sampling
   features that `SamplingSpec` does not model.
-* `prompt_text` and `asserted`, and of `sampling` `allowed_token_ids`, `bad_words` and `bad_words_ids`, are
-  written only when set, every other field always. The place of a
-  trace (`file`, `line`, `raw_digest`) is not part of the line.
+* `prompt_text` and `asserted`, and of `sampling` the fields of `_RARE`, are written only when set, every
+  other field always. The place of a trace (`file`, `line`, `raw_digest`) is not part of the line.
 
 Token ids are checked against [0, 2**31) here, against the model's vocabulary where the model is known.
 """
@@ -91,6 +90,10 @@ class SamplingWire(Wire):
     top_k: Annotated[int, within("[-1, 9223372036854775808)")] = 0
     top_p: Annotated[float, within("(0, 1]")] = 1.0
     min_p: Annotated[float, within("[0, 1]")] = 0.0
+    typical_p: Annotated[float, within("(0, 1]")] = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: Annotated[float, within("[0, 1]")] = 0.0
+    xtc_threshold: Annotated[float, within("[0, 1]")] = 0.1
     repetition_penalty: Annotated[float, within("(0, inf)")] = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -218,9 +221,9 @@ def validate(model: type[_W], value: Mapping[str, Any], *, where: str, inside: s
 
 
 def sampling_of(wire: SamplingWire) -> SamplingSpec:
-    """Make the checked request the value every room uses; top_k -1 is another spelling of off."""
+    """Make the checked request the value every room uses; below 0 top_k and top_n_sigma are off."""
     known = {name: getattr(wire, name) for name in SamplingWire.model_fields}
-    known["top_k"] = max(wire.top_k, 0)
+    known["top_k"], known["top_n_sigma"] = max(wire.top_k, 0), max(wire.top_n_sigma, 0.0)
     known["logit_bias"] = {int(key): bias for key, bias in wire.logit_bias.items()}
     known["stop"] = tuple(wire.stop)
     known["stop_token_ids"] = tuple(wire.stop_token_ids)
@@ -314,7 +317,11 @@ def trace_to_json(trace: Trace) -> dict[str, Any]:
 
 
 _WRITTEN_WHEN_SET = ("prompt_text", "asserted")
-_RARE = ("allowed_token_ids", "bad_words", "bad_words_ids")  # of `sampling`: written when set
+_RARE = (  # of `sampling`: written when set
+    *("typical_p", "top_n_sigma", "xtc_probability", "xtc_threshold"),
+    *("allowed_token_ids", "bad_words", "bad_words_ids"),
+)
+_UNSET = SamplingSpec()
 _ORDER = (
     *("id", "created", "provider", "model", "model_digest", "tokenizer_digest", "template_digest"),
     *("messages", "prompt_text", "prompt_token_ids", "sampling", "seed", "noise", "output_token_ids"),
@@ -327,8 +334,9 @@ def _nested_to_json(value: SamplingSpec | Usage | Engine | Speculation) -> dict[
     result = {item.name: getattr(value, item.name) for item in fields(value)}
     if isinstance(value, SamplingSpec):
         result["logit_bias"] = {str(key): bias for key, bias in value.logit_bias.items()}
-        result["bad_words_ids"] = [list(sequence) for sequence in value.bad_words_ids]
-        result = {key: item for key, item in result.items() if key not in _RARE or item}
+        result = {k: item for k, item in result.items() if k not in _RARE or item != getattr(_UNSET, k)}
+        if value.bad_words_ids:
+            result["bad_words_ids"] = [list(sequence) for sequence in value.bad_words_ids]
     drafts = result.get("draft_token_ids")
     if drafts is not None:
         result["draft_token_ids"] = [list(draft) for draft in drafts]

@@ -39,6 +39,15 @@ def words(seed: int, start: int, stop: int) -> U32:
     return out
 
 
+def float_uniforms(seed: int, start: int, stop: int) -> F64:
+    """Numbers `start` to `stop - 1` of `std::uniform_real_distribution<float>`, float64 [stop - start].
+
+    libstdc++'s: one word, rounded to float32, / 2**32, below 1.
+    """
+    drawn = words(seed, start, stop).astype(np.float32) * np.float32(2.0**-32)
+    return np.asarray(np.minimum(drawn, np.float32(1.0 - 2.0**-24)).astype(np.float64))
+
+
 def skipped(state: U32, count: int) -> U32:
     """The state `count` words later; costs one twist a block, no word is made."""
     later = state.copy()

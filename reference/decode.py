@@ -27,6 +27,7 @@ from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.shape_filters import check_shape
 from auditor.reference.slots import Sequence
 from auditor.reference.speculation import (
     NO_DRAFT,
@@ -80,9 +81,8 @@ class _Running:
         self._steps: list[list[int]] = [[]]  # the first token comes of the prompt, without a draft
         self._step_ended = False
         self.states: list[torch.Tensor] = []
-        self._draws = Draws(
-            ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, filtered=self.spec.filtered
-        )
+        check_shape(ask.spec, ask.scheme, speculated=ask.speculation is not None)
+        self._draws = Draws(ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, self.spec)
         rules = resolve_for(self.spec, ask.scheme, ask.tokenizer, vocabulary)
         self._rules = None if rules is None else RuledRequest(rules, ask.prompt)
 

@@ -36,6 +36,7 @@ from auditor.kernels.splitmix import F64, U64
 from auditor.reference.inverse_cdf import draw_columns, draw_from_support
 from auditor.reference.noise import KeyedScheme, NoiseScheme, Tolerant, UniformScheme
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.shaped_head import score_shaped
 from auditor.reference.support import claimed_logits, cut_rows, find_support, log_normaliser, on_cpu
 
 # vLLM's v1 sampler raises 0 < T < 0.01 to 0.01 and treats T < 1e-5 as greedy; other engines divide as asked.
@@ -110,6 +111,7 @@ def effective_sampling(spec: SamplingSpec, scheme: NoiseScheme) -> SamplingSpec:
     if scheme.filters == "vllm" and 0 < temperature < _VLLM_LEAST_TEMPERATURE:
         temperature = 0.0 if temperature < _VLLM_GREEDY_BELOW else _VLLM_LEAST_TEMPERATURE
     if temperature == 0.0:
+        spec = replace(spec, typical_p=1.0, top_n_sigma=0.0, xtc_probability=0.0)
         return replace(spec, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0)
     return replace(spec, temperature=temperature)
 
@@ -132,7 +134,7 @@ def score_rows(
         spec: parameters as `effective_sampling` returns them.
         draws: the scheme's noise of these rows: keys uint64 [R] or [R, W] (keyed race), Gumbel rows float64
             [R, V] or, if filters are on, generator states uint32 [R, 625] (sequential race), uniform numbers
-            float64 [R] (inverse CDF), None (greedy).
+            float64 [R] (inverse CDF), with XTC its coins beside them [R, 2], None (greedy).
         top: how many of each row's largest logits to return.
         backend: of the kernels. With `triton` heads of sorted logits come from `torch.topk`; inverse CDFs
             and sequential races are scored on the CPU whatever it says.
@@ -161,6 +163,9 @@ def _score(
 ) -> RowStats:
     if spec.greedy or scheme.family == "greedy":
         return _score_greedy(logits, claimed, top, backend)
+    if spec.shaped:
+        assert draws is not None, "sampling has noise"
+        return _score_shaped(logits.cpu(), claimed, spec, scheme, draws, top)
     if scheme.family == "icdf":
         uniform = cast("UniformScheme", scheme)
         return _score_inverse_cdf(logits.cpu(), claimed, spec, uniform, cast("F64", draws), top)
@@ -337,6 +342,31 @@ def _score_filtered_race(
     )
 
 
+def _score_shaped(
+    logits: torch.Tensor,
+    claimed: npt.NDArray[np.int64],
+    spec: SamplingSpec,
+    scheme: NoiseScheme,
+    draws: U64 | U32 | F64,
+    top: int,
+) -> RowStats:
+    """Filters that keep no prefix."""
+    rows = score_shaped(logits.numpy(), claimed, spec, scheme, draws)
+    return RowStats(
+        claimed,
+        rows.winner,
+        rows.margin,
+        rows.slack,
+        rows.rank,
+        _claimed_log_probability(logits, claimed, spec.temperature),
+        rows.edge < 0,
+        np.maximum(-rows.edge, 0.0),
+        np.ones(len(claimed), np.bool_),
+        *_top_tokens(logits, top),
+        unmodelled=rows.unmodelled,
+    )
+
+
 def _score_inverse_cdf(
     logits: torch.Tensor,
     claimed: npt.NDArray[np.int64],
@@ -364,15 +394,7 @@ def _score_inverse_cdf(
     edge = np.where(outside, -support.claimed_edge, 0.0)
     winner = support.ids[here, column]
     margin = np.where(winner == claimed, 0.0, np.maximum(margin, edge))
+    filtered, tokens = np.ones(len(claimed), np.bool_), _top_tokens(logits, top)
     return RowStats(
-        claimed,
-        winner,
-        margin,
-        slack,
-        no_rank,
-        log_probability,
-        outside,
-        edge,
-        np.ones(len(claimed), np.bool_),
-        *_top_tokens(logits, top),
+        claimed, winner, margin, slack, no_rank, log_probability, outside, edge, filtered, *tokens
     )

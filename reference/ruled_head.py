@@ -105,5 +105,5 @@ def _score(
         edge=np.where(forbidden, 0.0, stats.edge),
         forced=forced,
         forbidden=forbidden & ~ruled.unmodelled,
-        unmodelled=ruled.unmodelled,
+        unmodelled=stats.unmodelled | ruled.unmodelled,
     )

@@ -299,8 +299,8 @@ class _Replayed:
     def __init__(self, request: Request, vocabulary: int) -> None:
         self._request = request
         self._spec = effective_sampling(request.spec, request.scheme)
-        prompt, filtered = len(request.prompt), self._spec.filtered
-        self._draws = Draws(request.scheme, request.seed, prompt, vocabulary, filtered=filtered)
+        prompt = len(request.prompt)
+        self._draws = Draws(request.scheme, request.seed, prompt, vocabulary, self._spec)
         self._rules = request.rules(self._spec, vocabulary)
         self._claimed = np.asarray(request.output, np.int64)
         self.tiles: list[RowStats] = []
@@ -326,9 +326,8 @@ class _Shadow:
         self._spec = effective_sampling(request.spec, scheme)
         self._wrong_spec = effective_sampling(deviation.sampling(request.spec), scheme)
         prompt = len(request.prompt)
-        self._draws = Draws(scheme, seed, prompt, vocabulary, filtered=self._spec.filtered)
-        filtered = self._wrong_spec.filtered
-        self._wrong_draws = Draws(scheme, wrong_seed, prompt, vocabulary, filtered=filtered)
+        self._draws = Draws(scheme, seed, prompt, vocabulary, self._spec)
+        self._wrong_draws = Draws(scheme, wrong_seed, prompt, vocabulary, self._wrong_spec)
         self._rules = request.rules(self._spec, vocabulary)
         self._wrong_rules = request.rules(self._wrong_spec, vocabulary)
 

@@ -16,6 +16,10 @@ class SamplingSpec:
         top_k: keep the k largest logits; 0 keeps all.
         top_p: keep the smallest set of tokens whose mass reaches it; 1 keeps all.
         min_p: keep tokens at least this fraction as likely as the likeliest; 0 keeps all.
+        typical_p: keep tokens of a surprise near the entropy, until their mass reaches it; 1 keeps all.
+        top_n_sigma: keep logits within so many standard deviations of the largest; 0 keeps all.
+        xtc_probability: how often a position drops, of the tokens at least as likely as `xtc_threshold`,
+            all but the least likely; 0 never does, nor does a threshold above 1/2.
         repetition_penalty: 1 is off. presence_penalty, frequency_penalty: 0 is off.
         logit_bias: token id -> logits added.
         allowed_token_ids: the only ids that may be sampled, None for all.
@@ -32,6 +36,10 @@ class SamplingSpec:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
+    top_n_sigma: float = 0.0
+    xtc_probability: float = 0.0
+    xtc_threshold: float = 0.1
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -55,6 +63,16 @@ class SamplingSpec:
     def filtered(self) -> bool:
         """Whether top-k, top-p or min-p cut the support."""
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+    @property
+    def crossed(self) -> bool:
+        """Whether XTC, which draws a coin a token, is on."""
+        return self.xtc_probability > 0.0 and self.xtc_threshold <= 0.5
+
+    @property
+    def shaped(self) -> bool:
+        """Whether a filter is on that keeps no prefix of the row by falling logit (`shape_filters.py`)."""
+        return self.typical_p < 1.0 or self.top_n_sigma > 0.0 or self.crossed
 
     @property
     def penalised(self) -> bool:

@@ -41,6 +41,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "top_k": 50,
     "top_p": 1.0,
     "min_p": 0.0,
+    "typical_p": 1.0,
     "repetition_penalty": 1.0,
     "num_beams": 1,
     "num_return_sequences": 1,
@@ -65,7 +66,7 @@ _DECIDE_NOTHING = frozenset(
 )
 """Without beams and assistants these move no choice; the cache's kind is part of the recipe."""
 
-_OFF_AT_ONE = frozenset({"typical_p", "encoder_repetition_penalty", "num_beam_groups"})
+_OFF_AT_ONE = frozenset({"encoder_repetition_penalty", "num_beam_groups"})
 _PASSED_ON = frozenset({"attention_mask", "streamer"})
 
 
@@ -185,6 +186,7 @@ def _sampling(config: Any, prompt_tokens: int, own_ends: Sequence[int]) -> dict[
         "top_k": int(config.top_k) if sampled else 0,
         "top_p": float(config.top_p) if sampled else 1.0,
         "min_p": float(config.min_p) if sampled else 0.0,
+        "typical_p": float(config.typical_p) if sampled else 1.0,
         "repetition_penalty": float(config.repetition_penalty),
         "max_tokens": longest if longest is not None else config.max_length - prompt_tokens,
         "min_tokens": shortest if shortest is not None else max(0, config.min_length - prompt_tokens),

@@ -1,4 +1,4 @@
-"""Options for a request's own rules: penalties, bias, masks, stops, structured output."""
+"""Options for what a request asks of its sampler: rarer filters, penalties, bias, masks, stops, grammars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ import click
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_SHARE = click.FloatRange(min=0, max=1)
 _OPTIONS = (
+    click.option(
+        "--typical-p", type=click.FloatRange(min=0, max=1, min_open=True), default=1.0, show_default=True
+    ),
+    click.option("--top-n-sigma", type=click.FloatRange(min=0), default=0.0, show_default=True),
+    click.option("--xtc-probability", type=_SHARE, default=0.0, show_default=True),
+    click.option("--xtc-threshold", type=_SHARE, default=0.1, show_default=True),
     click.option(
         "--repetition-penalty", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True
     ),

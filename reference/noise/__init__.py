@@ -6,11 +6,14 @@ says which scheme an engine draws by, and what is not replayable.
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
+import numpy as np
 import numpy.typing as npt
 
 from auditor.reference.noise.gumbel_position import GumbelPosition
+from auditor.reference.noise.llama_cpp import LlamaCppInverseCdf
 from auditor.reference.noise.registry import (
     REFUSED,
     SCHEMES,
@@ -30,6 +33,9 @@ from auditor.reference.noise.scheme import (
     Tolerant,
     UniformScheme,
 )
+from auditor.reference.sampling import SamplingSpec
+
+_UNFILTERED = SamplingSpec()
 
 __all__ = [
     "REFUSED",
@@ -56,8 +62,9 @@ class Draws:
     """One request's noise, handed out in order of its output tokens, in the form `head.score_rows` takes.
 
     Args:
-        filtered: only tokens that filters keep will be asked for; a sequential generator then hands out its
-            states in place of whole rows.
+        spec: the request's parameters. Under top-k, top-p or min-p only tokens that they keep will be asked
+            for, so a sequential generator hands out its states in place of whole rows. Under XTC its coins
+            stand beside the uniform numbers, float64 [rows, 2].
     """
 
     def __init__(
@@ -66,15 +73,20 @@ class Draws:
         seed: int | None,
         prompt_tokens: int,
         vocabulary: int,
-        *,
-        filtered: bool = False,
+        spec: SamplingSpec = _UNFILTERED,
     ) -> None:
         self._reader = (
-            None if seed is None else scheme.draws(seed, prompt_tokens, vocabulary, filtered=filtered)
+            None if seed is None else scheme.draws(seed, prompt_tokens, vocabulary, filtered=spec.filtered)
         )
+        self._coins = None
+        if spec.crossed and seed is not None:
+            self._coins = partial(cast("LlamaCppInverseCdf", scheme).coins, seed)
         self._next = 0
 
     def take(self, rows: int) -> npt.NDArray[Any] | None:
         """Noise of the next `rows` output tokens; None for a scheme or request that draws nothing."""
         start, self._next = self._next, self._next + rows
-        return None if self._reader is None else self._reader.take(start, self._next)
+        drawn = None if self._reader is None else self._reader.take(start, self._next)
+        if drawn is None or self._coins is None:
+            return drawn
+        return np.stack([drawn, self._coins(start, self._next)], axis=1)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from auditor.errors import NoiseUnknownError
-from auditor.kernels.mersenne import words
+from auditor.kernels.mersenne import float_uniforms
 from auditor.kernels.splitmix import F64
 from auditor.reference.noise.scheme import Declared, Evidence, Family, FilterOrder, Served, UniformRows
 
@@ -36,12 +34,8 @@ class OpenVinoInverseCdf:
     float32_sums: bool = True
 
     def uniforms(self, seed: int, start: int, stop: int) -> F64:
-        """Uniform numbers of output tokens start..stop-1, float64 [stop - start].
-
-        `std::uniform_real_distribution<float>` of libstdc++: one word, rounded to float32, / 2**32, below 1.
-        """
-        drawn = words(seed, start, stop).astype(np.float32) * np.float32(2.0**-32)
-        return np.asarray(np.minimum(drawn, np.float32(1.0 - 2.0**-24)).astype(np.float64))
+        """Uniform numbers of output tokens start..stop-1, float64 [stop - start]."""
+        return float_uniforms(seed, start, stop)
 
     def declared(self, request: Declared) -> OpenVinoInverseCdf:
         """As `NoiseScheme`.

@@ -264,6 +264,15 @@ def test_engine_is_named_only_by_an_exact_fingerprint(fingerprint, version):
     assert trace.extra.get("system_fingerprint") == fingerprint
 
 
+def test_filters_under_the_names_of_llama_cpp_are_carried_into_the_sampling():
+    asked = {"typical_p": 0.9, "top_n_sigma": -1, "xtc_probability": 0.5, "xtc_threshold": 0.2}
+    sampling = one(changed(CHAT, request=asked)).sampling
+    assert (sampling.typical_p, sampling.top_n_sigma) == (0.9, 0.0)
+    assert (sampling.xtc_probability, sampling.xtc_threshold) == (0.5, 0.2)
+    assert sampling.shaped
+    assert "sampling" not in one(changed(CHAT, request=asked)).extra
+
+
 def test_masks_of_the_request_are_carried_into_the_sampling():
     trace = one(changed(CHAT, request={"allowed_token_ids": [1, 7], "bad_words": ["x"]}))
     assert (trace.sampling.allowed_token_ids, trace.sampling.bad_words) == ((1, 7), ("x",))
@@ -275,7 +284,7 @@ def test_masks_of_the_request_are_carried_into_the_sampling():
     [
         ({"repeat_penalty": 1.1}, "repeat_penalty"),
         ({"use_beam_search": True}, "use_beam_search"),
-        ({"typical_p": 0.9}, "typical_p"),
+        ({"top_a": 0.9}, "top_a"),
         ({"tool_choice": {"type": "function"}}, "tool_choice"),
         ({"tool_choice": "required"}, "tool_choice"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "message_parts"),

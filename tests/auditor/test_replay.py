@@ -63,7 +63,11 @@ REFUSED = {
     ),
     "a temperature that overflows": (lambda t: sampling(t, temperature=1e-30), "sampling-unsupported"),
     "a sampling field nobody models": (
-        lambda t: replace(t, extra={"sampling": {"typical_p": 0.9}}),
+        lambda t: replace(t, extra={"sampling": {"top_a": 0.9}}),
+        "sampling-unsupported",
+    ),
+    "a filter that the engine does not offer": (
+        lambda t: sampling(t, typical_p=0.9),
         "sampling-unsupported",
     ),
     "lossy speculation": (lambda t: replace(t, speculation=Speculation("typical")), "sampling-unsupported"),

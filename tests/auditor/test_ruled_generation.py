@@ -5,18 +5,25 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import re
+from dataclasses import replace
 from functools import cache
 
 import pytest
 from click.testing import CliRunner
 
+from auditor.calibration import calibrate
 from auditor.commands.generate import generate as command
-from auditor.errors import OptionError
+from auditor.errors import OptionError, SamplingUnsupportedError
 from auditor.generation import Provider, generate
+from auditor.reference.decode import Ask
+from auditor.reference.decode import generate as decode
 from auditor.reference.demo.prompts import TARGET, demo_conversations
 from auditor.reference.deviations import DEVIATIONS, HONEST
+from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.speculation import find_rule
 from auditor.replay import Reference, replay
+from auditor.trace import Engine
 from auditor.trace_files import read_traces
 
 SCHEMA = {
@@ -55,10 +62,49 @@ SPECS = {
 }
 
 
-def made(spec, deviation=HONEST, seed=5):
-    return list(
-        generate(provider(), demo_conversations(3, seed), deviation=deviation, seed=seed, sampling=spec)
-    )
+def made(spec, deviation=HONEST, seed=5, noise="gumbel-pos-v1"):
+    asked = demo_conversations(3, seed)
+    return list(generate(provider(), asked, deviation=deviation, seed=seed, sampling=spec, noise=noise))
+
+
+LLAMA, TORCH = "llama.cpp/mt19937-u64-icdf", "torch-cpu-multinomial"
+SHAPED = {
+    "typical-p of generate": (TORCH, SamplingSpec(typical_p=0.8, top_k=200, max_tokens=40)),
+    "typical-p of llama.cpp": (LLAMA, SamplingSpec(typical_p=0.8, max_tokens=40)),
+    "top-n-sigma": (LLAMA, SamplingSpec(top_n_sigma=1.0, presence_penalty=0.3, max_tokens=40)),
+    "XTC": (LLAMA, SamplingSpec(xtc_probability=0.5, max_tokens=40)),
+}
+
+
+def as_if_served(traces):
+    """Our own engine is none that these schemes are known for."""
+    return [replace(trace, engine=Engine(recipe="served/elsewhere")) for trace in traces]
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_generation_under_filters_that_keep_no_prefix_is_replayed_and_calibrated_on(name):
+    noise, spec = SHAPED[name]
+    honest = as_if_served(made(spec, noise=noise))
+    for scored in replay(honest, reference()):
+        assert scored.problem is None
+        assert scored.mode == ("penalised" if spec.penalised else "nucleus")
+        assert scored.scores.filtered == scored.scores.tokens
+        assert all(slack < 1e-3 for _, _, slack in scored.scores.misses)
+    profile = calibrate(honest, reference(), shadow_tokens=60)
+    assert {"sampled", "nucleus"} <= set(profile.deviations["seed/wrong"].requests)
+    wrong = as_if_served(made(spec, DEVIATIONS["seed/wrong"], noise=noise))
+    assert sum(len(scored.scores.misses) for scored in replay(wrong, reference())) > 5
+
+
+def test_such_filters_are_refused_while_drafts_decide_and_without_a_seed_nothing_is_said_of_them():
+    ask = Ask((1, 2), 2, SHAPED["XTC"][1], 5, noise_scheme(LLAMA), 4, frozenset())
+    model, rule = provider().model, find_rule("standard", noise_scheme("gumbel-pos-v1"), None)
+    with pytest.raises(SamplingUnsupportedError, match="under speculation"):
+        list(decode(model, [replace(ask, speculation=rule)], drafter=model))
+    trace = replace(as_if_served(made(SHAPED["XTC"][1], noise=LLAMA))[0], seed=None)
+    (scored,) = replay([trace], reference())
+    assert scored.problem.code == "trace-incomplete"
+    assert scored.seed_free is None
 
 
 @pytest.mark.parametrize("name", SPECS)

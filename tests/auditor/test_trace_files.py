@@ -74,7 +74,7 @@ def test_every_recorded_file_is_read_without_an_error():
         assert [item.line for item in found] == list(range(1, len(found) + 1))
         requests += len(found)
         tokens += sum(len(item.output_token_ids) for item in found)
-    assert (requests, tokens) == (27 * 64 + 2 * 32 + 2 * 48 + 8 + 24, 241_213)
+    assert (requests, tokens) == (27 * 64 + 2 * 32 + 2 * 48 + 8 + 24 + 64 + 6 * 24, 263_127)
 
 
 @pytest.mark.parametrize("ending", ENDINGS)

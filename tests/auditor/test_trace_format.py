@@ -134,6 +134,9 @@ def test_out_of_range_names_field_value_and_interval():
         *[("temperature", bad) for bad in (-0.1, "1", None, True, 10**400)],
         *[("top_p", bad) for bad in (0, 1.0001, -1)],
         *[("min_p", bad) for bad in (-0.01, 1.01)],
+        *[("typical_p", bad) for bad in (0, 1.01, None)],
+        *[("top_n_sigma", bad) for bad in ("1", True, None)],
+        *[(f"xtc_{name}", bad) for name in ("probability", "threshold") for bad in (-0.1, 1.1, None)],
         *[("top_k", bad) for bad in (-2, 1.0, True, 2**63)],
         *[("repetition_penalty", bad) for bad in (0, -1, "x")],
         *[("presence_penalty", bad) for bad in ("0", None)],
@@ -250,22 +253,20 @@ def test_line_over_the_limit_is_refused_before_it_is_decoded():
 
 
 def test_unknown_fields_are_kept_where_they_were():
-    value = an_object(
-        receipt={"a": [1, None]}, extra=1, file="theirs", sampling__typical_p=0.9, usage__cached=3
-    )
+    value = an_object(receipt={"a": [1, None]}, extra=1, file="theirs", sampling__top_a=0.9, usage__cached=3)
     value |= {"engine": {"name": "vllm", "gpu": "none"}, "speculation": {"rule": "none", "k": 4}}
     trace = read(value)
     assert trace.extra == {
         "receipt": {"a": [1, None]},
         "extra": 1,
         "file": "theirs",
-        "sampling": {"typical_p": 0.9},
+        "sampling": {"top_a": 0.9},
         "usage": {"cached": 3},
         "engine": {"gpu": "none"},
         "speculation": {"k": 4},
     }
     written = trace_to_json(trace)
-    assert written["sampling"]["typical_p"] == 0.9
+    assert written["sampling"]["top_a"] == 0.9
     assert written["receipt"] == {"a": [1, None]}
     assert read(trace_to_line(trace)).extra == trace.extra
 
@@ -369,6 +370,16 @@ def test_any_json_in_any_field_is_read_or_refused_and_nothing_else(field, value)
     else:
         again = read(trace_to_line(found))
         assert again == replace(found, raw_digest=again.raw_digest)
+
+
+def test_filters_of_the_odd_shape_survive_a_round_trip_and_are_not_written_when_they_are_off():
+    trace = parse_trace(lines_of("vllm-cpu-bf16-plain")[0], file="f", line=1)
+    asked = {"typical_p": 0.9, "top_n_sigma": 1.5, "xtc_probability": 0.5, "xtc_threshold": 0.25}
+    assert not set(asked) & set(trace_to_json(trace)["sampling"])
+    shaped = replace(trace, sampling=replace(trace.sampling, **asked))
+    assert trace_to_json(shaped)["sampling"].items() >= asked.items()
+    assert parse_trace(trace_to_line(shaped), file="f", line=1).sampling == shaped.sampling
+    assert read(an_object(sampling__top_n_sigma=-1)).sampling == read(an_object()).sampling
 
 
 def test_masks_survive_a_round_trip_and_are_not_written_when_they_are_off():

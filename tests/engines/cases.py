@@ -52,6 +52,9 @@ FILTERS = (
     Case("T 1.3", {"temperature": 1.3}),
     Case("greedy", {"temperature": 0.0}),
 )
+TYPICAL = Case("typical-p 0.9", {"typical_p": 0.9})
+SIGMA = Case("top-n-sigma 1", {"top_n_sigma": 1.0})
+XTC = Case("XTC 0.5, 0.1", {"xtc_probability": 0.5, "xtc_threshold": 0.1})
 REPETITION = Case("repetition penalty 1.15", {"repetition_penalty": 1.15})
 PENALTIES = Case("penalties", {"repetition_penalty": 1.1, "presence_penalty": 0.3, "frequency_penalty": 0.2})
 BIAS = Case("logit bias, min tokens", {"logit_bias": {"20": -2.0, "227": 1.5}, "min_tokens": 60})

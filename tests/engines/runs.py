@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tests.engines.cases import (
     BIAS,
     CALIBRATION,
@@ -11,6 +13,9 @@ from tests.engines.cases import (
     PLAIN,
     PREFIX,
     REPETITION,
+    SIGMA,
+    TYPICAL,
+    XTC,
     Case,
     Run,
 )
@@ -18,6 +23,7 @@ from tests.engines.cases import (
 _ONE = Case("one at a time", {}, 12)
 _LONG = Case("long prompts", {}, 4)
 _SEEDED = Case("seeded", {}, 8)
+_MANY_TYPICAL = replace(TYPICAL, requests=64)  # what an acquittal takes in bfloat16
 
 _VLLM = (
     Run("bf16", {}, (CALIBRATION, PLAIN, *FILTERS, PREFIX, PENALTIES, BIAS, GRAMMAR)),
@@ -54,12 +60,24 @@ RUNS = {
         *(run for run in _VLLM if run.name == "mixed batch"),
     ),
     "transformers-5.23.0": (
-        Run("bf16", {"dtype": "bfloat16"}, (PLAIN, FILTERS[0], FILTERS[2], FILTERS[5], REPETITION)),
-        Run("fp32", {"dtype": "float32"}, (FILTERS[2],)),
+        Run(
+            "bf16",
+            {"dtype": "bfloat16"},
+            (PLAIN, FILTERS[0], FILTERS[2], FILTERS[5], REPETITION, _MANY_TYPICAL),
+        ),
+        Run("fp32", {"dtype": "float32"}, (FILTERS[2], TYPICAL)),
     ),
     "llama-cpp-python-0.3.36": (
-        Run("f32 weights, f32 KV", {"weights": "f32", "kv": "f32"}, (PLAIN, *FILTERS, PENALTIES)),
-        Run("f16 weights, f16 KV", {"weights": "f16", "kv": "f16"}, (PLAIN, FILTERS[2])),
+        Run(
+            "f32 weights, f32 KV",
+            {"weights": "f32", "kv": "f32"},
+            (PLAIN, *FILTERS, PENALTIES, TYPICAL, SIGMA, XTC),
+        ),
+        Run(
+            "f16 weights, f16 KV",
+            {"weights": "f16", "kv": "f16"},
+            (PLAIN, FILTERS[2], TYPICAL, SIGMA, XTC),
+        ),
     ),
     "openvino-genai-2026.4.1": (
         Run(

@@ -99,7 +99,15 @@ def test_the_record_says_who_ran_what(model, prompts, tmp_path):
     assert trace.messages == tuple(messages)
 
 
-@pytest.mark.parametrize("option", [{"typical_p": 0.9}, {"no_repeat_ngram_size": 2}])
+def test_typical_p_is_recorded_and_replayed(model, reference, prompts, tmp_path):
+    recorded_generate(model, prompts[0], seed=5, log=tmp_path / "a.jsonl", **SAMPLED, typical_p=0.6)
+    (trace,) = read_traces(tmp_path / "a.jsonl")
+    assert trace.sampling.typical_p == 0.6
+    (rows,) = reference.runner.score([prepare(trace, reference)])
+    assert rows.matched.all()
+
+
+@pytest.mark.parametrize("option", [{"top_h": 0.9}, {"no_repeat_ngram_size": 2}])
 def test_a_parameter_that_no_trace_models_is_recorded_and_stops_the_replay(
     model, reference, prompts, tmp_path, option
 ):

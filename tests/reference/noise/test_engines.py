@@ -67,7 +67,7 @@ def rows_of(kind, count, vocabulary, seed):
 def scored(z, claimed, scheme, spec, seed, prompt_tokens):
     scheme = SCHEMES[scheme].declared(Declared(z.shape[1], None, spec.top_k, spec.top_p, spec.min_p))
     spec = effective_sampling(spec, scheme)
-    draws = Draws(scheme, seed, prompt_tokens, z.shape[1], filtered=spec.filtered).take(len(z))
+    draws = Draws(scheme, seed, prompt_tokens, z.shape[1], spec).take(len(z))
     return score_rows(z, np.asarray(claimed, np.int64), spec, scheme, draws)
 
 
