@@ -18,6 +18,7 @@ from auditor.errors import (
     TraceFieldError,
     TraceIncompleteError,
 )
+from auditor.reference.block_replay import refuse_grammar
 from auditor.reference.noise import (
     SCHEMES,
     Declared,
@@ -32,15 +33,20 @@ from auditor.reference.speculation import (
     LOSSLESS,
     NO_DRAFT,
     Speculated,
+    SpeculationRule,
+    Step,
     drafts_of_steps,
     find_rule,
     is_synchronised,
+    steps_of,
 )
 from auditor.trace import Speculation, Trace
 
 if TYPE_CHECKING:
+    from auditor.reference.loading import ReferenceModel
     from auditor.replay import Reference
 
+_MOST_DRAFTS = 64  # of a step that is judged as a whole; vLLM proposes 24 at most unless told otherwise
 _ANY_SEED = 1  # where no noise is replayed; an engine that takes seeds takes this one
 
 
@@ -93,7 +99,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
         scheme,
         reference.tokenizer,
         _ruled_by(trace, scheme),
-        _speculated(trace, scheme, model.config.vocab_size),
+        _speculated(trace, scheme, len(prompt), model),
     )
     try:
         request.rules(trace.sampling, model.config.vocab_size)
@@ -108,22 +114,79 @@ def is_speculated(trace: Trace) -> bool:
     return not is_synchronised(trace.speculation.rule) and not trace.sampling.greedy
 
 
-def _speculated(trace: Trace, scheme: NoiseScheme, vocabulary: int) -> Speculated | None:
+def _speculated(
+    trace: Trace, scheme: NoiseScheme, prompt_tokens: int, model: ReferenceModel
+) -> Speculated | None:
     """How drafts decide this request's tokens; a greedy one's are compared with the likeliest token."""
     if not is_speculated(trace):
         return None
     rule = find_rule(trace.speculation.rule, scheme, trace.engine.version, where=trace.where)
-    steps = trace.speculation.draft_token_ids
-    if steps is None:
-        return Speculated(rule, None)
-    drafts = drafts_of_steps(steps, trace.output_token_ids or (), where=trace.where)
-    if drafts.max() >= vocabulary or drafts.min() < NO_DRAFT:
+    drafts = trace.speculation.draft_token_ids
+    if drafts is None:
+        return _without_drafts(rule, trace)
+    output = trace.output_token_ids or ()
+    judged = drafts_of_steps(drafts, output, where=trace.where)
+    steps = steps_of(drafts, output, where=trace.where) if rule.needs_drafts else ()
+    ids = [*judged.tolist(), *(draft for step in steps for draft in step.drafts)]
+    if max(ids) >= model.config.vocab_size or min(ids) < NO_DRAFT:
         raise TokenOutOfRangeError(
-            f"field speculation.draft_token_ids: an id outside the vocabulary of {vocabulary}",
+            f"field speculation.draft_token_ids: an id outside the vocabulary of {model.config.vocab_size}",
             where=trace.where,
             fix="is this the right --model?",
         )
-    return Speculated(rule, drafts)
+    if rule.needs_drafts:
+        _refuse_steps(steps, trace, prompt_tokens, model)
+    return Speculated(rule, judged, steps)
+
+
+def _without_drafts(rule: SpeculationRule, trace: Trace) -> Speculated:
+    if not rule.needs_drafts:
+        return Speculated(rule, None)
+    raise NoiseUnknownError(
+        f"speculation rule {rule.name!r} judges a step's drafts together, and they were not logged",
+        where=trace.where,
+        fix="log speculation.draft_token_ids, every id that each step judged",
+    )
+
+
+def _refuse_steps(steps: tuple[Step, ...], trace: Trace, prompt_tokens: int, model: ReferenceModel) -> None:
+    """What cannot be judged on branches.
+
+    Raises:
+        SamplingUnsupportedError: a grammar, a model without state by position, a step of too many drafts.
+        ContextLengthError: drafts beyond the context.
+    """
+    try:
+        refuse_grammar(trace.sampling)
+    except SamplingUnsupportedError as problem:
+        raise SamplingUnsupportedError(problem.message, where=trace.where) from None
+    if not model.config.shares_prefixes:
+        raise SamplingUnsupportedError(
+            f"block verification of a {model.config.model_type} model cannot be replayed: it keeps no state "
+            "by position from which rejected drafts could be read on",
+            where=trace.where,
+        )
+    longest = max(len(step.drafts) for step in steps)
+    if longest > _MOST_DRAFTS:
+        raise SamplingUnsupportedError(
+            f"block verification of {longest} drafts in a step is not replayed; {_MOST_DRAFTS} are",
+            where=trace.where,
+        )
+    end = prompt_tokens + max(step.first + step.rows - 1 for step in steps)
+    if end > model.config.context_length:
+        raise ContextLengthError(
+            f"drafts up to position {end} exceed the model's {model.config.context_length}",
+            where=trace.where,
+        )
+
+
+def follows_distribution(trace: Trace) -> bool:
+    """Whether the tokens of a rule that no seed decides have the model's distribution.
+
+    Those of `block` do where a step's coins are its own, as ours are. vLLM's are looked at again by the next
+    step (`reference/speculation/rules.py`), and nobody has read another engine's.
+    """
+    return trace.speculation.rule != "block" or trace.noise == "gumbel-pos-v1"
 
 
 def _ruled_by(trace: Trace, scheme: NoiseScheme) -> NoiseScheme:
@@ -149,11 +212,12 @@ def without_seed(trace: Trace, problem: object, reference: Reference) -> Request
     Filters are cut in the order of the logged scheme; without one, only unfiltered requests have a
     distribution that every engine agrees on. What a request's own rules make of it, or filters that keep no
     prefix of it, is not worked out here.
-    Drafts are left out of account: rules that are known to be lossless leave the distribution alone.
+    Drafts are left out of account: rules that are known to be lossless leave the distribution alone, and
+    those that do not are left out altogether.
     """
     if not isinstance(problem, TraceIncompleteError | NoiseUnknownError) or trace.sampling.greedy:
         return None
-    if trace.sampling.ruled or trace.sampling.shaped:
+    if trace.sampling.ruled or trace.sampling.shaped or not follows_distribution(trace):
         return None
     trace = replace(trace, speculation=Speculation())
     try:

@@ -117,14 +117,17 @@ def family_of(trace: Trace) -> str:
 def mode_of(trace: Trace) -> str:
     """How a request was sampled, as far as power goes.
 
-    `greedy`; else by a keyed rule of speculation `drafted` (drafts logged) or `speculated` (not); else
-    `penalised` (whatever the filters), `nucleus` (filtered) or `sampled`.
+    `greedy`; else by a keyed rule of speculation `drafted` (drafts logged; `drafted-block` where a step's are
+    judged together) or `speculated` (not logged); else `penalised` (whatever the filters), `nucleus`
+    (filtered) or `sampled`.
     """
     spec = trace.sampling
     if spec.greedy:
         return "greedy"
     if is_speculated(trace):
-        return "speculated" if trace.speculation.draft_token_ids is None else "drafted"
+        if trace.speculation.draft_token_ids is None:
+            return "speculated"
+        return "drafted-block" if trace.speculation.rule == "block" else "drafted"
     if spec.penalised:
         return "penalised"
     return "nucleus" if spec.filtered or spec.shaped else "sampled"

@@ -5,14 +5,14 @@ the winner of the same `score_rows` that audits it, so decode and audit cannot d
 
 A request with a `speculation` rule plays a provider that decodes speculatively: a drafter runs along, its
 likeliest token is the draft at each position, and the rule decides. It takes as long as plain decoding; what
-it is for is the tokens and the drafts in the log.
+it is for is the tokens and the drafts in the log. Rules that judge a step's drafts together need them all
+first (`block_decode.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as SequenceOf
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -22,112 +22,15 @@ import torch
 from auditor.errors import OptionError
 from auditor.kernels.splitmix import U64
 from auditor.reference.batch import Span, extend
-from auditor.reference.head import NoiseRows, draw_rows, effective_sampling
+from auditor.reference.block_decode import decode_steps
+from auditor.reference.head import NoiseRows, draw_rows
 from auditor.reference.loading import ReferenceModel
-from auditor.reference.noise import Draws, NoiseScheme
-from auditor.reference.prefix_rules import RuledRequest, resolve_for
+from auditor.reference.running import Ask, Running, Steps
 from auditor.reference.sampling import SamplingSpec
-from auditor.reference.shape_filters import check_shape
 from auditor.reference.slots import Sequence
-from auditor.reference.speculation import (
-    NO_DRAFT,
-    SpeculatedRows,
-    SpeculationRule,
-    draw_speculated,
-)
-from auditor.reference.stop_strings import stop_string_place
-from auditor.reference.tokenizer import Tokenizer
+from auditor.reference.speculation import SpeculatedRows, SpeculationRule, draw_speculated
 
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One generation to run.
-
-    Attributes:
-        prompt: ids fed to the model.
-        noise_prompt_tokens: prompt length as far as the noise is concerned. A provider that feeds hidden text
-            can keep the noise of the prompt it declares; the simulated one does, which is the harder case.
-        max_tokens: most output tokens.
-        stop_ids: the model's own ids that end the output, unless the request ignores them; those of the
-            request always do. The one sampled is kept.
-        tokenizer: what stop strings, and rules about texts and end ids, need.
-        speculation: judges a drafter's tokens, `draft_tokens` a step; None draws every token plainly.
-        emit: told every token as it is drawn.
-    """
-
-    prompt: tuple[int, ...]
-    noise_prompt_tokens: int
-    spec: SamplingSpec
-    seed: int
-    scheme: NoiseScheme
-    max_tokens: int
-    stop_ids: frozenset[int]
-    tokenizer: Tokenizer | None = None
-    speculation: SpeculationRule | None = None
-    draft_tokens: int = 4
-    emit: Callable[[int], None] = field(default=lambda _token: None, compare=False)
-
-
-Steps = tuple[tuple[int, ...], ...]
-
-
-class _Running:
-    """A request while it is decoded."""
-
-    def __init__(self, ask: Ask, vocabulary: int) -> None:
-        self.ask = ask
-        self.spec = effective_sampling(ask.spec, ask.scheme)
-        self.output: list[int] = []
-        self._steps: list[list[int]] = [[]]  # the first token comes of the prompt, without a draft
-        self._step_ended = False
-        self.states: list[torch.Tensor] = []
-        check_shape(ask.spec, ask.scheme, speculated=ask.speculation is not None)
-        self._draws = Draws(ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, self.spec)
-        rules = resolve_for(self.spec, ask.scheme, ask.tokenizer, vocabulary)
-        self._rules = None if rules is None else RuledRequest(rules, ask.prompt)
-
-    def draw(self) -> NoiseRows:
-        return self._draws.take(1)
-
-    def judged(self, proposed: int) -> int:
-        """The draft judged at the next position: the proposed token, unless this step has had all of its."""
-        if self._step_ended:
-            self._steps.append([])
-        return NO_DRAFT if self._is_bonus else proposed
-
-    @property
-    def _is_bonus(self) -> bool:
-        return len(self._steps) == 1 or len(self._steps[-1]) == self.ask.draft_tokens
-
-    def append(self, token: int, draft: int = NO_DRAFT) -> None:
-        """Take the next token, and the draft it was judged by."""
-        self.output.append(token)
-        if draft != NO_DRAFT:
-            self._steps[-1].append(draft)
-        self._step_ended = token != draft
-        self.ask.emit(token)
-
-    @property
-    def steps(self) -> Steps:
-        """The drafts that each step judged."""
-        return tuple(map(tuple, self._steps))
-
-    def ruled(self, logits: torch.Tensor) -> torch.Tensor:
-        """The next token's logits [V] under the request's rules: the very code that audits it."""
-        if self._rules is None:
-            return logits
-        return self._rules.apply(logits[None], np.asarray(self.output, np.int64), len(self.output)).logits[0]
-
-    @property
-    def finished(self) -> bool:
-        if not self.output or len(self.output) >= self.ask.max_tokens:
-            return len(self.output) >= self.ask.max_tokens
-        last, spec, tokenizer = self.output[-1], self.spec, self.ask.tokenizer
-        if last in spec.stop_token_ids or (last in self.ask.stop_ids and not spec.ignore_eos):
-            return True
-        if not spec.stop or tokenizer is None:
-            return False
-        return stop_string_place(tokenizer, self.output, spec.stop, min_tokens=spec.min_tokens) is not None
+__all__ = ["Ask", "Steps", "generate"]
 
 
 def generate(
@@ -147,13 +50,19 @@ def generate(
 
     Raises:
         ContextLengthError: a prompt and its `max_tokens` exceed the model's context.
-        OptionError: speculation without a drafter.
+        OptionError: speculation without a drafter; block verification by a model that cannot go back.
+        SamplingUnsupportedError: block verification under a grammar.
     """
     if drafter is None and any(ask.speculation is not None for ask in asks):
         raise OptionError("speculation needs a model that drafts")
     for start in range(0, len(asks), batch_size):
-        running = [_Running(ask, model.config.vocab_size) for ask in asks[start : start + batch_size]]
-        _decode_batch(model, running, drafter, keep=on_hidden is not None)
+        running = [Running(ask, model.config.vocab_size) for ask in asks[start : start + batch_size]]
+        by_step = [request for request in running if request.by_step]
+        singly = [request for request in running if not request.by_step]
+        if singly:
+            _decode_batch(model, singly, drafter, keep=on_hidden is not None)
+        if by_step and drafter is not None:
+            decode_steps(model, by_step, drafter, keep=on_hidden is not None)
         for request in running:
             if on_hidden is not None:
                 on_hidden(torch.stack(request.states))
@@ -164,7 +73,7 @@ def generate(
 class _Stream:
     """One model's keys and values of a batch, and the hidden state of each running request's last token."""
 
-    def __init__(self, model: ReferenceModel, requests: list[_Running]) -> None:
+    def __init__(self, model: ReferenceModel, requests: list[Running]) -> None:
         self._model, self._cache = model, model.new_cache()
         self._sequences = {request: Sequence() for request in requests}
         spans = []
@@ -175,7 +84,7 @@ class _Stream:
             spans.append(extend(self._cache, sequence, prompt, wanted=len(prompt) - 1))
         self.hidden = self._forward(requests, spans, exact=True)
 
-    def advance(self, requests: list[_Running]) -> None:
+    def advance(self, requests: list[Running]) -> None:
         """Take in the token that each of these requests, the ones still running, was given last."""
         spans = [
             extend(self._cache, self._sequences[request], torch.tensor(request.output[-1:]))
@@ -186,7 +95,7 @@ class _Stream:
     def logits(self) -> torch.Tensor:
         return self._model.logits(self.hidden)
 
-    def _forward(self, requests: list[_Running], spans: list[Span], *, exact: bool) -> torch.Tensor:
+    def _forward(self, requests: list[Running], spans: list[Span], *, exact: bool) -> torch.Tensor:
         hidden = self._model.forward(spans, self._cache, exact=exact)
         for request, span in zip(requests, spans, strict=True):
             self._sequences[request].length += span.tokens.shape[0]
@@ -194,7 +103,7 @@ class _Stream:
 
 
 def _decode_batch(
-    model: ReferenceModel, requests: list[_Running], drafter: ReferenceModel | None, *, keep: bool
+    model: ReferenceModel, requests: list[Running], drafter: ReferenceModel | None, *, keep: bool
 ) -> None:
     target = _Stream(model, requests)
     draft = None if drafter is None else _Stream(drafter, requests)
@@ -212,7 +121,7 @@ def _decode_batch(
             draft.advance(alive)
 
 
-def _sample(logits: torch.Tensor, requests: list[_Running], proposed: list[int] | None) -> None:
+def _sample(logits: torch.Tensor, requests: list[Running], proposed: list[int] | None) -> None:
     """Append one token to every request; rows with the same sampler are drawn together."""
     groups: dict[tuple[SamplingSpec, str, SpeculationRule | None], list[int]] = {}
     for row, request in enumerate(requests):
@@ -236,14 +145,14 @@ def _sample(logits: torch.Tensor, requests: list[_Running], proposed: list[int] 
             request.append(token, draft)
 
 
-def _plain(logits: torch.Tensor, requests: list[_Running], draws: NoiseRows) -> list[int]:
+def _plain(logits: torch.Tensor, requests: list[Running], draws: NoiseRows) -> list[int]:
     winners: list[int] = draw_rows(logits, requests[0].spec, requests[0].ask.scheme, draws).tolist()
     return winners
 
 
 def _speculative(
     logits: torch.Tensor,
-    requests: list[_Running],
+    requests: list[Running],
     draws: NoiseRows,
     rule: SpeculationRule,
     drafts: list[int],

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from auditor.reference.batch import Span, extend
+from auditor.reference.block_replay import BlockSampler, branch_hidden, score_steps, step_logits
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.head import RowStats, effective_sampling
 from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
@@ -27,7 +28,7 @@ from auditor.reference.row_law import RowLaw, row_law
 from auditor.reference.ruled_head import draw_ruled, score_ruled
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence, SlotKV
-from auditor.reference.speculation import Speculated, SpeculatedRows
+from auditor.reference.speculation import Speculated, SpeculatedRows, Step
 from auditor.reference.tokenizer import Tokenizer
 
 T = TypeVar("T")
@@ -73,6 +74,18 @@ class Request:
         if self.speculated is None or seed is None:
             return None
         return self.speculated.rows(seed, len(self.prompt), part.start, min(part.stop, len(self.output)))
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The steps of a rule that judges their drafts together; none where tokens are judged one by one."""
+        return () if self.speculated is None else self.speculated.steps
+
+    def block_sampler(self, spec: SamplingSpec, seed: int | None, vocabulary: int) -> BlockSampler:
+        """What judges those steps, under an effective spec."""
+        assert self.speculated is not None, "drafts take part"
+        assert seed is not None, "coins are keyed by a seed"
+        rules = self.rules(spec, vocabulary)
+        return BlockSampler(self.speculated.rule, spec, self.scheme, seed, len(self.prompt), rules)
 
 
 class Runner:
@@ -122,16 +135,17 @@ class Runner:
                 hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
                 for request, rows in zip(batch, hidden, strict=True):
                     if on_hidden is not None:
-                        on_hidden(request, rows)
+                        on_hidden(request, rows[: len(request.output)])
                     yield self._score_one(request, rows)
 
     def laws(self, requests: Iterable[Request]) -> Iterator[RowLaw]:
         """How every output token stands in its own distribution, request by request; no seed is used."""
         for batch in self._batches(requests, lambda request: request):
             hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
-            for request, rows in zip(batch, hidden, strict=True):
+            for request, everything in zip(batch, hidden, strict=True):
                 spec = effective_sampling(request.spec, request.scheme)
                 claimed = np.asarray(request.output, np.int64)
+                rows = everything[: len(claimed)]
                 tiles = [
                     row_law(self.model.logits(rows[part]).cpu(), claimed[part], spec, request.scheme.filters)
                     for part in self._tiles(len(claimed))
@@ -157,7 +171,7 @@ class Runner:
             (name, statistics) for each sampler of each request.
         """
         for batch in self._batches(requests, lambda item: next(iter(item[0].values()))):
-            honest = [next(iter(variants.values())) for variants, _ in batch]
+            honest = [max(variants.values(), key=lambda r: len(r.steps)) for variants, _ in batch]
             hidden = self._hidden(self.model, honest, [r.prompt for r in honest])
             prompts = [tuple(deviation.prompt(prompt)) for _, prompt in batch]
             other = self._hidden(deviant, honest, prompts)
@@ -209,35 +223,61 @@ class Runner:
     def _hidden(
         self, model: ReferenceModel, requests: list[Request], prompts: list[tuple[int, ...]]
     ) -> Iterator[torch.Tensor]:
-        """Hidden states [output tokens, hidden] of each request, the given prompt in place of its own."""
+        """Hidden states [output tokens, hidden] of each request, the given prompt in place of its own.
+
+        Those of branches, where it has any, stand behind them (`block_replay.py`).
+        """
         tokens = [(*prompt, *request.output[:-1]) for prompt, request in zip(prompts, requests, strict=True)]
         own = model is self.model
         past = [self._stored(prompt) if own else self._cache.alloc(0) for prompt in prompts]
         if len(tokens) == 1 and len(tokens[0]) - len(past[0]) > self._token_budget:
-            yield self._in_chunks(model, tokens[0], past[0], len(prompts[0]) - 1)
+            yield self._in_chunks(model, tokens[0], past[0], len(prompts[0]) - 1, requests[0].steps)
             return
+        branches = [any(step.branch for step in request.steps) for request in requests]
+        cache = self._cache if own or not any(branches) else model.new_cache()
+        kept = [
+            cache.alloc(len(ids) - len(slots)) if branched else None
+            for ids, slots, branched in zip(tokens, past, branches, strict=True)
+        ]
         spans = [
             Span(
                 torch.tensor(ids[len(slots) :]),
                 past=slots if len(slots) else None,
+                keep=keep,
                 wanted=len(prompt) - 1 - len(slots),
             )
-            for ids, slots, prompt in zip(tokens, past, prompts, strict=True)
+            for ids, slots, keep, prompt in zip(tokens, past, kept, prompts, strict=True)
         ]
-        hidden = model.forward(spans, self._cache)
+        hidden = model.forward(spans, cache)
+        rows = list(torch.split(hidden, [len(span.tokens) - span.wanted for span in spans]))
+        for number, keep in enumerate(kept):
+            if keep is not None:
+                slots, steps = torch.cat([past[number], keep]), requests[number].steps
+                length = len(prompts[number])
+                behind = branch_hidden(model, cache, slots, length, steps, self._token_budget)
+                rows[number] = torch.cat([rows[number], behind])
+                cache.free(keep)
         for slots in past:
             self._cache.free(slots)
-        yield from torch.split(hidden, [len(span.tokens) - span.wanted for span in spans])
+        yield from rows
 
     def _stored(self, prompt: tuple[int, ...]) -> torch.Tensor:
         return self.prefixes.match(prompt[:-1]) if self._shares else self._cache.alloc(0)
 
     def _in_chunks(
-        self, model: ReferenceModel, tokens: tuple[int, ...], past: torch.Tensor, first_wanted: int
+        self,
+        model: ReferenceModel,
+        tokens: tuple[int, ...],
+        past: torch.Tensor,
+        first_wanted: int,
+        steps: tuple[Step, ...],
     ) -> torch.Tensor:
         cache = self._cache if model is self.model else model.new_cache()
         sequence = Sequence(past, len(past))
         hidden = list(self._chunks(model, sequence, tokens[len(past) :], first_wanted, cache))
+        if any(step.branch for step in steps):
+            prompt = first_wanted + 1
+            hidden.append(branch_hidden(model, cache, sequence.slots, prompt, steps, self._token_budget))
         cache.release(sequence)
         return torch.cat(hidden)
 
@@ -269,12 +309,23 @@ class Runner:
     def _score_variants(
         self, variants: Mapping[str, Request], hidden: torch.Tensor, model: ReferenceModel
     ) -> dict[str, RowStats]:
-        samplers = {name: _Replayed(request, model.config.vocab_size) for name, request in variants.items()}
-        for part in self._tiles(len(hidden)):
-            logits = model.logits(hidden[part])
-            for sampler in samplers.values():
+        vocabulary = model.config.vocab_size
+        plain = {
+            name: _Replayed(request, vocabulary) for name, request in variants.items() if not request.steps
+        }
+        rows = len(next(iter(variants.values())).output)
+        for part in self._tiles(rows if plain else 0):
+            logits = model.logits(hidden[:rows][part])
+            for sampler in plain.values():
                 sampler.score(logits, part)
-        return {name: RowStats.concatenate(sampler.tiles) for name, sampler in samplers.items()}
+        found = {name: RowStats.concatenate(sampler.tiles) for name, sampler in plain.items()}
+        for name, request in variants.items():
+            if request.steps:
+                spec = effective_sampling(request.spec, request.scheme)
+                sampler = request.block_sampler(spec, request.seed, vocabulary)
+                steps = self._step_logits(model, request, hidden)
+                found[name] = score_steps(sampler, steps, np.asarray(request.output, np.int64))
+        return found
 
     def _shadow_one(
         self,
@@ -284,13 +335,43 @@ class Runner:
         deviation: Deviation,
         deviant: ReferenceModel,
     ) -> Iterator[tuple[str, RowStats]]:
-        samplers = {name: _Shadow(request, deviation, self.model) for name, request in variants.items()}
-        for part in self._tiles(len(hidden)):
-            logits, wrong_logits = self.model.logits(hidden[part]), deviant.logits(other[part])
+        plain = {name: request for name, request in variants.items() if not request.steps}
+        samplers = {name: _Shadow(request, deviation, self.model) for name, request in plain.items()}
+        rows = len(next(iter(variants.values())).output)
+        for part in self._tiles(rows):
+            # Branches' rows stand behind.
+            logits = self.model.logits(hidden[:rows][part])
+            wrong_logits = deviant.logits(other[:rows][part])
             for sampler in samplers.values():
                 sampler.score(logits, wrong_logits, part)
         for name, sampler in samplers.items():
             yield name, RowStats.concatenate(sampler.tiles)
+        for name in variants.keys() - plain.keys():
+            steps = self._step_logits(self.model, variants[name], hidden)
+            other_steps = self._step_logits(deviant, variants[name], other)
+            yield name, _shadow_steps(variants[name], deviation, self.model, steps, other_steps)
+
+    def _step_logits(
+        self, model: ReferenceModel, request: Request, hidden: torch.Tensor
+    ) -> Iterator[tuple[Step, torch.Tensor]]:
+        return step_logits(model.logits, hidden, request.steps, len(request.output), self._tile_rows)
+
+
+def _shadow_steps(
+    request: Request,
+    deviation: Deviation,
+    model: ReferenceModel,
+    steps: Iterator[tuple[Step, torch.Tensor]],
+    other_steps: Iterator[tuple[Step, torch.Tensor]],
+) -> RowStats:
+    """What a deviant would have made of each step of an honest log, scored as if it had been claimed."""
+    vocabulary, seed = model.config.vocab_size, request.seed
+    wrong_seed = None if seed is None else deviation.seed(seed)
+    spec = effective_sampling(request.spec, request.scheme)
+    wrong_spec = effective_sampling(deviation.sampling(request.spec), request.scheme)
+    honest = request.block_sampler(spec, seed, vocabulary)
+    wrong = request.block_sampler(wrong_spec, wrong_seed, vocabulary)
+    return score_steps(honest, steps, np.asarray(request.output, np.int64), (wrong, other_steps))
 
 
 class _Replayed:

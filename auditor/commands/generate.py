@@ -81,7 +81,7 @@ if TYPE_CHECKING:
     default=None,
     metavar="RULE",
     help="Decode speculatively: `standard` keeps a draft d if p(d) exceeds a coin keyed by seed and "
-    "position. [default: no drafts]",
+    "position, `block` judges a step's drafts together. [default: no drafts]",
 )
 @click.option(
     "--drafter",
@@ -132,7 +132,7 @@ def generate(
       audit generate --out cheat.jsonl.gz --deviation weights/int4 --seed 1
       audit generate --out json.jsonl.gz --json-schema schema.json --repetition-penalty 1.1
       audit generate --out graded.jsonl.gz --fingerprints int8:16
-      audit generate --out fast.jsonl.gz --speculation standard
+      audit generate --out fast.jsonl.gz --speculation block
     """
     from auditor.generation import Provider  # noqa: PLC0415
     from auditor.generation import generate as run  # noqa: PLC0415

@@ -66,7 +66,8 @@ def test_vllm_coins_are_tritons_uniforms_at_the_token_consumed_last(seed, positi
         ("standard", "vllm-gpu-v2/murmur32", "0.33.0"),
         ("standard", "vllm-gpu-v2/murmur32", None),
         ("standard", "llama.cpp/mt19937-u64-icdf", "0.3.36"),
-        ("block", "gumbel-pos-v1", None),
+        ("block", "vllm-gpu-v2/philox32", "0.24.0"),
+        ("k-seq", "gumbel-pos-v1", None),
     ],
 )
 def test_coins_that_nobody_has_read_are_refused(name, scheme, version):
