@@ -19,7 +19,7 @@ from auditor.profile import Deviated, Profile, ProfileKey
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import noise_scheme
-from auditor.reference.runner import Request
+from auditor.reference.request import Request
 from auditor.reference.sampling import SamplingSpec
 from auditor.replay import Reference, Scored, prompt_of, replay
 from auditor.trace import Trace

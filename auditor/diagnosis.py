@@ -30,7 +30,7 @@ from auditor.preparation import prepare
 from auditor.profile import Profile
 from auditor.reference.deviations import HONEST, Deviation
 from auditor.reference.head import RowStats
-from auditor.reference.runner import Request
+from auditor.reference.request import Request
 from auditor.replay import prompt_of
 
 if TYPE_CHECKING:

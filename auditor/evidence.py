@@ -6,8 +6,8 @@ probability at most alpha (Markov), and 1/e is a p-value. Both tests here are *u
 over cheating providers, the denominator takes the best honest explanation of both samples at once. That
 is how the size of the calibration enters: a small profile leaves honest explanations open, which caps the
 e-value of subtle evidence while gross evidence still convicts. The numerator's prior of honest noise is
-learned from a quarter of the calibration, which then is no part of the likelihoods: against a prior that has
-to allow for every scale this saves three to four nats, about a miss, at the price of that quarter.
+learned from an eighth of the calibration, which then is no part of the likelihoods: against a prior that has
+to allow for every scale this saves about three nats, half a miss, at the price of that eighth.
 
 The honest set is wider than "same noise as calibrated": it allows the audited noise scale one grid step
 (a factor 1.26) more, since honest kernels and batch shapes differ a little among themselves.
@@ -37,7 +37,7 @@ STOP_PRIOR: Rates = ((0.5, 0.5), (0.5, 0.5))
 """The same of requests that end against their own parameters: rare or all of them."""
 
 
-_PRIOR_EVERY = 4
+_PRIOR_EVERY = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Calibration:
     """Honest requests, as the tests use them.
 
     Attributes:
-        prior: log-weights [S, PI] of honest (s, pi), of unit mass, learned from every fourth request.
+        prior: log-weights [S, PI] of honest (s, pi), of unit mass, learned from every eighth request.
         grid: summed log-likelihood [S, PI] of the others.
     """
 

@@ -15,7 +15,7 @@ import torch
 from auditor.errors import FingerprintError, FingerprintReplayedError, FingerprintUnsupportedError
 from auditor.fingerprints.activation_difr import FINAL, request_binding, residuals
 from auditor.fingerprints.wire import from_entry, to_payload
-from auditor.reference.runner import Request
+from auditor.reference.request import Request
 from auditor.trace import Trace
 
 MOST_ENTRIES = 8

@@ -13,7 +13,7 @@ from dataclasses import replace
 from auditor.errors import AuditError
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
 from auditor.reference.noise import SCHEMES, Declared
-from auditor.reference.runner import Request
+from auditor.reference.request import Request
 from auditor.reference.sampling import SamplingSpec
 
 Messages = list[dict[str, object]]

@@ -27,7 +27,7 @@ from auditor.reference.noise import (
     noise_of_recipe,
     noise_scheme,
 )
-from auditor.reference.runner import Request
+from auditor.reference.request import Request
 from auditor.reference.shape_filters import check_shape
 from auditor.reference.speculation import (
     LOSSLESS,

@@ -24,7 +24,8 @@ from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import SCHEMES
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
 from auditor.stop_decisions import stop_findings

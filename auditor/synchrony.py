@@ -24,7 +24,7 @@ import numpy as np
 from auditor.errors import NoiseUnknownError
 from auditor.evidence import Calibration
 from auditor.preparation import is_speculated, prepare
-from auditor.reference.runner import Request
+from auditor.reference.request import Request
 from auditor.reference.speculation import Speculated, find_rule
 from auditor.replay import Reference, Scored
 from auditor.seed_free import reduce_law, seed_free_evidence

@@ -8,7 +8,6 @@ the head, a tile of rows at a time: no [tokens, vocabulary] array larger than `t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import islice
 from typing import TypeVar
 
@@ -16,20 +15,16 @@ import numpy as np
 import torch
 
 from auditor.reference.batch import Span, extend
-from auditor.reference.block_replay import BlockSampler, branch_hidden, score_steps, step_logits
+from auditor.reference.block_replay import branch_hidden, score_steps, step_logits
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.head import RowStats, effective_sampling
 from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
 from auditor.reference.loading import ReferenceModel
-from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix import PrefixTree, shared_prefixes
-from auditor.reference.prefix_rules import RuledRequest, resolve_for
+from auditor.reference.request import Replayed, Request, Shadow, shadow_steps
 from auditor.reference.row_law import RowLaw, row_law
-from auditor.reference.ruled_head import draw_ruled, score_ruled
-from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence, SlotKV
-from auditor.reference.speculation import Speculated, SpeculatedRows, Step
-from auditor.reference.tokenizer import Tokenizer
+from auditor.reference.speculation import Step
 
 T = TypeVar("T")
 
@@ -37,55 +32,6 @@ T = TypeVar("T")
 WINDOW = 64
 # Shorter common beginnings cost more to look after than to compute again.
 LEAST_SHARED = 32
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a replay needs of one logged request; ids are checked against the vocabulary by the caller.
-
-    Attributes:
-        spec: as declared; the scheme's engine rules are applied here.
-        seed: None only for greedy requests.
-        tokenizer: what rules about texts and end ids need (`prefix_rules.py`).
-        ruled_by: whose rules, None for the scheme's engine; a greedy request's scheme does not tell.
-        speculated: how drafts took part, None where every token is that of plain sampling.
-    """
-
-    prompt: tuple[int, ...]
-    output: tuple[int, ...]
-    spec: SamplingSpec
-    seed: int | None
-    scheme: NoiseScheme
-    tokenizer: Tokenizer | None = None
-    ruled_by: NoiseScheme | None = None
-    speculated: Speculated | None = None
-
-    def rules(self, spec: SamplingSpec, vocabulary: int) -> RuledRequest | None:
-        """The walk of this request's output through the rules of `spec`; None when it has none.
-
-        Raises:
-            SamplingUnsupportedError, TokenOutOfRangeError: see `resolve_for`.
-        """
-        rules = resolve_for(spec, self.ruled_by or self.scheme, self.tokenizer, vocabulary)
-        return None if rules is None else RuledRequest(rules, self.prompt)
-
-    def speculated_rows(self, seed: int | None, part: slice) -> SpeculatedRows | None:
-        """Coins and drafts of a run of output tokens under a seed."""
-        if self.speculated is None or seed is None:
-            return None
-        return self.speculated.rows(seed, len(self.prompt), part.start, min(part.stop, len(self.output)))
-
-    @property
-    def steps(self) -> tuple[Step, ...]:
-        """The steps of a rule that judges their drafts together; none where tokens are judged one by one."""
-        return () if self.speculated is None else self.speculated.steps
-
-    def block_sampler(self, spec: SamplingSpec, seed: int | None, vocabulary: int) -> BlockSampler:
-        """What judges those steps, under an effective spec."""
-        assert self.speculated is not None, "drafts take part"
-        assert seed is not None, "coins are keyed by a seed"
-        rules = self.rules(spec, vocabulary)
-        return BlockSampler(self.speculated.rule, spec, self.scheme, seed, len(self.prompt), rules)
 
 
 class Runner:
@@ -311,7 +257,7 @@ class Runner:
     ) -> dict[str, RowStats]:
         vocabulary = model.config.vocab_size
         plain = {
-            name: _Replayed(request, vocabulary) for name, request in variants.items() if not request.steps
+            name: Replayed(request, vocabulary) for name, request in variants.items() if not request.steps
         }
         rows = len(next(iter(variants.values())).output)
         for part in self._tiles(rows if plain else 0):
@@ -322,9 +268,9 @@ class Runner:
         for name, request in variants.items():
             if request.steps:
                 spec = effective_sampling(request.spec, request.scheme)
-                sampler = request.block_sampler(spec, request.seed, vocabulary)
+                judge = request.block_sampler(spec, request.seed, vocabulary)
                 steps = self._step_logits(model, request, hidden)
-                found[name] = score_steps(sampler, steps, np.asarray(request.output, np.int64))
+                found[name] = score_steps(judge, steps, np.asarray(request.output, np.int64))
         return found
 
     def _shadow_one(
@@ -336,7 +282,7 @@ class Runner:
         deviant: ReferenceModel,
     ) -> Iterator[tuple[str, RowStats]]:
         plain = {name: request for name, request in variants.items() if not request.steps}
-        samplers = {name: _Shadow(request, deviation, self.model) for name, request in plain.items()}
+        samplers = {name: Shadow(request, deviation, self.model) for name, request in plain.items()}
         rows = len(next(iter(variants.values())).output)
         for part in self._tiles(rows):
             # Branches' rows stand behind.
@@ -349,76 +295,9 @@ class Runner:
         for name in variants.keys() - plain.keys():
             steps = self._step_logits(self.model, variants[name], hidden)
             other_steps = self._step_logits(deviant, variants[name], other)
-            yield name, _shadow_steps(variants[name], deviation, self.model, steps, other_steps)
+            yield name, shadow_steps(variants[name], deviation, self.model, steps, other_steps)
 
     def _step_logits(
         self, model: ReferenceModel, request: Request, hidden: torch.Tensor
     ) -> Iterator[tuple[Step, torch.Tensor]]:
         return step_logits(model.logits, hidden, request.steps, len(request.output), self._tile_rows)
-
-
-def _shadow_steps(
-    request: Request,
-    deviation: Deviation,
-    model: ReferenceModel,
-    steps: Iterator[tuple[Step, torch.Tensor]],
-    other_steps: Iterator[tuple[Step, torch.Tensor]],
-) -> RowStats:
-    """What a deviant would have made of each step of an honest log, scored as if it had been claimed."""
-    vocabulary, seed = model.config.vocab_size, request.seed
-    wrong_seed = None if seed is None else deviation.seed(seed)
-    spec = effective_sampling(request.spec, request.scheme)
-    wrong_spec = effective_sampling(deviation.sampling(request.spec), request.scheme)
-    honest = request.block_sampler(spec, seed, vocabulary)
-    wrong = request.block_sampler(wrong_spec, wrong_seed, vocabulary)
-    return score_steps(honest, steps, np.asarray(request.output, np.int64), (wrong, other_steps))
-
-
-class _Replayed:
-    """One request as one sampler serves it, scored tile by tile."""
-
-    def __init__(self, request: Request, vocabulary: int) -> None:
-        self._request = request
-        self._spec = effective_sampling(request.spec, request.scheme)
-        prompt = len(request.prompt)
-        self._draws = Draws(request.scheme, request.seed, prompt, vocabulary, self._spec)
-        self._rules = request.rules(self._spec, vocabulary)
-        self._claimed = np.asarray(request.output, np.int64)
-        self.tiles: list[RowStats] = []
-
-    def score(self, logits: torch.Tensor, part: slice) -> None:
-        request, noise = self._request, self._draws.take(len(logits))
-        coins = request.speculated_rows(request.seed, part)
-        place = (self._rules, self._claimed, part.start, coins)
-        self.tiles.append(score_ruled(logits, self._claimed[part], self._spec, request.scheme, noise, *place))
-
-
-class _Shadow:
-    """One request under one sampler, run honestly and by a deviant, tile by tile."""
-
-    def __init__(self, request: Request, deviation: Deviation, model: ReferenceModel) -> None:
-        seed, scheme = request.seed, request.scheme
-        wrong_seed = None if seed is None else deviation.seed(seed)
-        self._request, self._wrong_seed = request, wrong_seed
-        vocabulary = model.config.vocab_size
-        self.tiles: list[RowStats] = []
-        self._scheme = scheme
-        self._output = np.asarray(request.output, np.int64)
-        self._spec = effective_sampling(request.spec, scheme)
-        self._wrong_spec = effective_sampling(deviation.sampling(request.spec), scheme)
-        prompt = len(request.prompt)
-        self._draws = Draws(scheme, seed, prompt, vocabulary, self._spec)
-        self._wrong_draws = Draws(scheme, wrong_seed, prompt, vocabulary, self._wrong_spec)
-        self._rules = request.rules(self._spec, vocabulary)
-        self._wrong_rules = request.rules(self._wrong_spec, vocabulary)
-
-    def score(self, logits: torch.Tensor, wrong_logits: torch.Tensor, part: slice) -> None:
-        rows = len(logits)
-        place = (self._wrong_rules, self._output, part.start)
-        coins = self._request.speculated_rows(self._wrong_seed, part)
-        noise = self._wrong_draws.take(rows)
-        drawn = draw_ruled(wrong_logits, self._wrong_spec, self._scheme, noise, *place, coins)
-        place = (self._rules, self._output, part.start)
-        coins = self._request.speculated_rows(self._request.seed, part)
-        noise = self._draws.take(rows)
-        self.tiles.append(score_ruled(logits, drawn, self._spec, self._scheme, noise, *place, coins))

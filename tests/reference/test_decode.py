@@ -13,7 +13,8 @@ from auditor.errors import ContextLengthError
 from auditor.reference.decode import Ask, generate
 from auditor.reference.model import Model
 from auditor.reference.noise import SCHEMES
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 
 TARGET = Path(__file__).parents[2] / "reference" / "demo" / "target"

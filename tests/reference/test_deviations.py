@@ -28,7 +28,8 @@ from auditor.reference.deviations.key_value import float8_cache, int4_cache
 from auditor.reference.deviations.weights import float8_rows, int4_groups, int8_rows
 from auditor.reference.model import Model
 from auditor.reference.noise import SCHEMES
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
 

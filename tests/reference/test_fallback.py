@@ -35,7 +35,8 @@ from auditor.reference.fallback import FallbackModel
 from auditor.reference.loading import load_model
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
 

@@ -19,7 +19,8 @@ from transformers import (
 from auditor.reference.head import RowStats, effective_sampling, score_rows
 from auditor.reference.model import Model
 from auditor.reference.noise import SCHEMES, Draws
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 
 TARGET = Path(__file__).parents[2] / "reference" / "demo" / "target"

@@ -15,7 +15,8 @@ from auditor.reference.decode import Ask, generate
 from auditor.reference.layers.linear import ROW_QUANTUM, Linear
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
 

@@ -25,7 +25,8 @@ from auditor.reference.head import RowStats
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.parallel import ParallelModel
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
 

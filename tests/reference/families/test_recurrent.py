@@ -15,7 +15,8 @@ from auditor.reference.layers.mamba2 import Mamba2Plan
 from auditor.reference.layers.self_attention import AttentionPlan
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
-from auditor.reference.runner import Request, Runner
+from auditor.reference.request import Request
+from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
 
