@@ -32,7 +32,8 @@ from auditor.stop_decisions import stop_findings
 from auditor.trace import Trace
 
 VERSION = "0.1"
-_CHUNK = 64  # traces held at once
+TOGETHER = 64
+"""Traces held at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,10 +135,16 @@ def mode_of(trace: Trace) -> str:
     return "nucleus" if spec.filtered or spec.shaped else "sampled"
 
 
-def replay(traces: Iterable[Trace], reference: Reference, journal: Journal | None = None) -> Iterator[Scored]:
-    """Score traces in order, a bounded number in memory at a time; a journal spares what it remembers."""
+def replay(
+    traces: Iterable[Trace],
+    reference: Reference,
+    journal: Journal | None = None,
+    *,
+    together: int = TOGETHER,
+) -> Iterator[Scored]:
+    """Score traces in order, `together` in memory at a time; a journal spares what it remembers."""
     stream = iter(traces)
-    while chunk := list(islice(stream, _CHUNK)):
+    while chunk := list(islice(stream, together)):
         prepared = [_prepared(trace, reference, journal) for trace in chunk]
         eyes = _Eyes(trace for trace, item in zip(chunk, prepared, strict=True) if isinstance(item, Request))
         requests = (item for item in prepared if isinstance(item, Request))

@@ -71,6 +71,7 @@ def read_traces(
     *,
     input_format: InputFormat = "auto",
     max_line_bytes: int = MAX_LINE_BYTES,
+    more: Callable[[bool], bool] = lambda _came: False,
 ) -> Iterator[Trace | AuditError]:
     """Read a log request by request, in bounded memory; bad lines come out as errors in their place.
 
@@ -79,6 +80,8 @@ def read_traces(
         input_format: `trace` or `openai` force how a line is read; `auto` looks at its keys;
             `parquet` insists on the container. The container is told by its first bytes in any case.
         max_line_bytes: a longer line is reported and skipped, without being held in memory.
+        more: asked at the end of the file, and told whether anything came since it was asked last; true
+            looks again, for a log that is still being written (not Parquet). A line is read when it ends.
 
     Raises:
         OptionError: an unknown `input_format`.
@@ -103,9 +106,20 @@ def read_traces(
             return
         if input_format == "parquet":
             raise TraceFileError("is no Parquet file", where=file, fix="drop --input-format parquet")
-        raw = itertools.chain([head], iter(partial(stream.read1, STEP_BYTES), b""))
+        raw = itertools.chain([head], _growing(partial(stream.read1, STEP_BYTES), more))
         chunks = _first_chunk_checked(decompressed(raw, container), file)
         yield from _read_lines(lines_of(chunks, max_bytes=max_line_bytes), file, input_format, max_line_bytes)
+
+
+def _growing(read: Callable[[], bytes], more: Callable[[bool], bool]) -> Iterator[bytes]:
+    came = True
+    while True:
+        while data := read():
+            came = True
+            yield data
+        if not more(came):
+            return
+        came = False
 
 
 @contextmanager

@@ -14,10 +14,11 @@ from scipy.special import logsumexp
 from auditor.diagnosis import diagnose
 from auditor.errors import AuditError, OptionError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
-from auditor.journal import open_journal
+from auditor.following import Group, Watch
+from auditor.journal import Journal, open_journal
 from auditor.log_checks import counted_once, of_one_model
 from auditor.profile import Profile, ProfileKey
-from auditor.replay import Reference, Scored, replay
+from auditor.replay import TOGETHER, Reference, Scored, replay
 from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
 from auditor.synchrony import Synchrony, synchrony_of
 from auditor.trace import Trace
@@ -36,6 +37,7 @@ class Result:
         synchrony: of each verdict's sampled tokens, None where nothing can be said.
         errors: bad lines, in order; they make the exit status 2 unless something is inconsistent.
         selection: None when the whole log was audited.
+        seconds: of the replay; naming a cause comes after it.
     """
 
     alpha: float
@@ -110,6 +112,7 @@ def verify(
     journal: Path | None = None,
     served_model: str | None = None,
     on_scored: Callable[[Scored], None] = lambda _scored: None,
+    on_evidence: Callable[[float, int], None] | None = None,
 ) -> Result:
     """Audit a log.
 
@@ -123,6 +126,8 @@ def verify(
         journal: file that lets an interrupted run continue.
         served_model: what the log calls the reference, for logs of several models without digests.
         on_scored: called after each trace.
+        on_evidence: for a growing log (`following.py`): called with the log e-value and the output tokens
+            of a group after each of its requests; reading ends with the first that convicts.
 
     Raises:
         OptionError: alpha or budget out of range.
@@ -141,45 +146,66 @@ def verify(
                 yield item
 
     all_scored: list[Scored] = []
+    watch = None
+    if on_evidence is not None:
+        watch = Watch(alpha, lambda group: _profile_of(group, reference, find_profile), on_evidence)
     keys = {"model_digest": reference.model.digest, "reference_recipe": reference.recipe}
     with open_journal(journal, **keys) as remembered:
-        for scored in counted_once(replay(good(), reference, remembered)):
+        for scored in _scored(good(), reference, remembered, watch):
             on_scored(scored)
             if isinstance(scored.problem, UnusableInputError):
                 errors.append(scored.problem)
             else:
                 all_scored.append(scored)
-    groups: dict[tuple[str | None, str], list[Scored]] = {}
+    seconds = time.monotonic() - started
+    groups: dict[Group, list[Scored]] = {}
     for scored in of_one_model(all_scored, served_model):
-        groups.setdefault((scored.trace.engine.recipe, scored.family), []).append(scored)
+        groups.setdefault(_group_of(scored), []).append(scored)
+    level = (lambda _group: alpha / len(groups)) if watch is None else watch.level
     verdicts = tuple(
-        _judge_group(group, recipe, family, reference, find_profile, alpha / len(groups))
-        for (recipe, family), group in groups.items()
+        _judge_group(members, group, reference, find_profile, level(group))
+        for group, members in groups.items()
     )
     synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
-    seconds = time.monotonic() - started
     return Result(alpha, reference, verdicts, tuple(errors), selection, seconds, synchrony)
 
 
-def _judge_group(
-    group: Sequence[Scored],
-    recipe: str | None,
-    family: str,
-    reference: Reference,
-    find_profile: FindProfile,
-    alpha: float,
-) -> Verdict:
+def _scored(
+    traces: Iterator[Trace], reference: Reference, remembered: Journal, watch: Watch | None
+) -> Iterator[Scored]:
+    """Scores in order; of a log that is watched, up to the request that convicts."""
+    together = TOGETHER if watch is None else 1
+    for scored in counted_once(replay(traces, reference, remembered, together=together)):
+        yield scored
+        usable = not isinstance(scored.problem, UnusableInputError)
+        if watch is not None and usable and watch.convicts(_group_of(scored), scored):
+            return
+
+
+def _group_of(scored: Scored) -> Group:
+    return scored.trace.engine.recipe, scored.family
+
+
+def _profile_of(group: Group, reference: Reference, find_profile: FindProfile) -> Profile | None:
+    recipe, family = group
     if recipe is None:
-        why = "the log does not name the provider's recipe; assert it with --engine-recipe"
-        return judge(group, None, alpha=alpha, why_no_profile=why)
-    key = ProfileKey(reference.model.digest, recipe, reference.recipe, family)
-    profile = find_profile(key)
+        return None
+    return find_profile(ProfileKey(reference.model.digest, recipe, reference.recipe, family))
+
+
+def _judge_group(
+    members: Sequence[Scored], group: Group, reference: Reference, find_profile: FindProfile, alpha: float
+) -> Verdict:
+    recipe, family = group
+    profile = _profile_of(group, reference, find_profile)
     why = (
-        f"no calibration profile for provider recipe {recipe} ({family}) "
+        "the log does not name the provider's recipe; assert it with --engine-recipe"
+        if recipe is None
+        else f"no calibration profile for provider recipe {recipe} ({family}) "
         f"and reference recipe {reference.recipe}"
     )
-    verdict = judge(group, profile, alpha=alpha, why_no_profile=why)
-    usable = [s for s in group if s.counts is not None]
+    verdict = judge(members, profile, alpha=alpha, why_no_profile=why)
+    usable = [s for s in members if s.counts is not None]
     if verdict.outcome != "inconsistent" or profile is None or not usable:
         return verdict
     return replace(verdict, diagnosis=diagnose(usable, profile, reference))

