@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle proof profiles engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle proof study profiles engines clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,10 @@ $(PEER)/.installed: tests/bench/peer-constraints.txt
 # About an hour on 2 cores: both error rates of the verdict, measured on fresh generations.
 proof: setup
 	$(BIN)/python tests/proofs/error_rates.py --out out/error_rates.jsonl
+
+# Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
+study: setup
+	$(BIN)/python -m tests.study
 
 # Make the shipped profiles of the demo model again from the recorded honest traces.
 profiles: setup

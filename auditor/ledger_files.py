@@ -1,8 +1,8 @@
 """The alpha ledger on disk: a level is written down, and on the disk, before its evidence is looked at.
 
 One JSON object a line: first `{"ledger": 1, "alpha": 0.01}`, then for each accusation that was ever opened
-`{"number": 1, "subject": "acme 2026-11", "alpha": 0.006..., "opened": "2026-11-28T19:00:00Z"}`. A subject is
-one growing log: its evidence may be looked at again at the same level, another log needs a subject of its own.
+`{"number": 1, "subject": "acme 2026-11", "alpha": 0.006..., "opened": "2026-11-28T19:00:00Z"}`. A subject
+is one growing log: its evidence may be looked at again at the same level; another log needs another subject.
 """
 
 from __future__ import annotations
