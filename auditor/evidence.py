@@ -29,6 +29,9 @@ TOLERATED_STEPS = 1
 _WORSE_STEPS = (3, 5, 8, 11, 15, 20, 26, 33)  # cheating: noise scale times 2, 3.2, ... 2000
 _WORSE_RATES = (5, 6, 7, 8, 9, 10)  # cheating: gross misses at 0.1 % ... 30 %
 _NEGLIGIBLE = 40.0  # nats
+ANY_HONEST_SCALE = 0.55
+ANY_HONEST_RATE = 3e-3
+"""What any numeric recipe may do to logits and tokens, where its own noise is not known."""
 Rates = tuple[tuple[float, float], tuple[float, float]]
 OUTSIDE_PRIOR: Rates = ((0.5, 150.0), (1.0, 60.0))
 """Beta priors of an honest and of a cheating provider's rate of tokens outside the filters: below 1 in 100,
@@ -101,6 +104,26 @@ def margin_log_e(calibration: Calibration, audited: F64) -> F64:
     rows = np.flatnonzero(prior.max(axis=1) > prior.max() - _NEGLIGIBLE)
     numerator = logsumexp(prior[rows] + _alternative(audited, rows), axis=(-2, -1))
     return np.asarray(numerator - denominator)
+
+
+def uncalibrated_log_e(audited: F64) -> F64:
+    """Log e-value of the audited margins where nobody calibrated the provider's recipe.
+
+    Honest is then any noise that a numeric recipe was ever seen to make, with room above it: a scale up to
+    `ANY_HONEST_SCALE` and a gross-miss rate up to `ANY_HONEST_RATE`. Bfloat16 engines have 0.02 logits, an
+    fp8 cache 0.12, int4 weights 0.36; another seed or another model has more. It takes for granted that the
+    engine's noise is replayed right, which a calibration would have shown: reason to look, not to accuse.
+
+    Args:
+        audited: log-likelihood grids [..., S, PI] of audited logs.
+
+    Returns:
+        float64 [...].
+    """
+    honest = (SCALES <= ANY_HONEST_SCALE)[:, None] & (GROSS_RATES <= ANY_HONEST_RATE)
+    best = np.where(honest, audited, -np.inf).max(axis=(-2, -1))
+    cheating = logsumexp(audited[..., ~honest], axis=-1) - np.log((~honest).sum())
+    return np.asarray(cheating - best)
 
 
 def _alternative(audited: F64, rows: I64) -> F64:

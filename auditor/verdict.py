@@ -24,7 +24,14 @@ import numpy as np
 from scipy.special import logsumexp
 
 from auditor.errors import AuditError, FingerprintUncalibratedError
-from auditor.evidence import STOP_PRIOR, Calibration, margin_log_e, outside_log_e
+from auditor.evidence import (
+    ANY_HONEST_SCALE,
+    STOP_PRIOR,
+    Calibration,
+    margin_log_e,
+    outside_log_e,
+    uncalibrated_log_e,
+)
 from auditor.noise_model import F64, log_likelihoods
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
@@ -36,6 +43,9 @@ Outcome = Literal["consistent", "inconsistent", "inconclusive"]
 
 STOP_DECISIONS = "stop-decisions"
 """Name of the test of how outputs end (`stop_decisions.py`); its unit is traces, not tokens."""
+
+UNCALIBRATED = "token-difr-uncalibrated"
+"""Name of the test of margins without a profile; its statistic is the share of tokens that do not match."""
 
 _STOP_WEIGHT = 0.05
 
@@ -105,10 +115,7 @@ def judge(
     usable = [s for s in scored if s.counts is not None and s.scores is not None]
     reasons = (*_problems(scored), *_fingerprint_problems(scored, profile))
     if profile is None:
-        traces = tuple(TraceVerdict(s, "inconclusive", 0.0, None, ()) for s in scored)
-        return Verdict(
-            "inconclusive", alpha, recipe, 0.0, (), (*reasons, why_no_profile), (), None, traces, None
-        )
+        return _judge_uncalibrated(scored, usable, recipe, (*reasons, why_no_profile), alpha)
     calibration = Calibration.of(profile.honest)
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
     unseeded = [s.seed_free for s in scored if s.seed_free is not None]
@@ -137,6 +144,31 @@ def judge(
         outcome = "consistent"
     traces = tuple(_trace_verdicts(scored, profile, calibration, grids, alpha))
     return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, (), detectable, traces, profile)
+
+
+def _judge_uncalibrated(
+    scored: Sequence[Scored],
+    usable: Sequence[Scored],
+    recipe: str | None,
+    reasons: tuple[str, ...],
+    alpha: float,
+) -> Verdict:
+    """Without a profile nothing is acquitted, and nothing convicts: see `uncalibrated_log_e`."""
+    traces = tuple(TraceVerdict(s, "inconclusive", 0.0, None, ()) for s in scored)
+    evidence: tuple[Evidence, ...] = ()
+    if usable:
+        grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
+        log_e = float(uncalibrated_log_e(grids.sum(axis=0)))
+        tokens = sum(s.scores.evidence for s in usable if s.scores)
+        missed = tokens - sum(s.scores.matched for s in usable if s.scores)
+        evidence = (Evidence(UNCALIBRATED, missed / max(1, tokens), log_e),)
+        if log_e >= -math.log(alpha):
+            said = (
+                f"no numeric noise up to {ANY_HONEST_SCALE} logits explains {missed:,} of {tokens:,} tokens "
+                "that do not match: it is another model, prompt, seed or noise scheme; calibrate this recipe"
+            )
+            reasons = (*reasons, said)
+    return Verdict("inconclusive", alpha, recipe, 0.0, evidence, reasons, (), None, traces, None)
 
 
 def _counted(problems: Iterable[AuditError | None]) -> Counter[str]:

@@ -9,7 +9,7 @@ from rich.table import Table
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
 from auditor.synchrony import Synchrony
-from auditor.verdict import STOP_DECISIONS, Outcome, Verdict
+from auditor.verdict import STOP_DECISIONS, UNCALIBRATED, Outcome, Verdict
 from auditor.verification import Result
 
 COLOURS: dict[Outcome, str] = {"consistent": "green", "inconsistent": "red", "inconclusive": "yellow"}
@@ -27,6 +27,7 @@ UNITS = {
     "outside-support": "share outside the filters",
     "seed-free-surprise": "nats a token more than the entropy",
     "seed-free-rank": "largest distance of ranks from uniform",
+    UNCALIBRATED: "share of tokens that do not match",
     STOP_DECISIONS: "share of requests whose end contradicts them",
 }
 """What each evidence's statistic is."""

