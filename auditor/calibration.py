@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 from scipy.special import logsumexp
 
+from auditor.calibration_checks import check_calibration
 from auditor.errors import AuditError, OptionError, SamplingUnsupportedError
 from auditor.evidence import Calibration, smallest_alpha
 from auditor.log_checks import counted_once
@@ -29,6 +30,7 @@ SHADOW_TOKENS = 4000
 
 _ROOM_FOR_TAMPERING = 64  # positions that a simulated provider's own prompt text may take
 
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _QUANTILES = ("0.99", "0.999", "0.9999")
 _FACTORS = {"2": 3, "3.2": 5, "10": 10}  # factor on the noise scale -> grid steps
 
@@ -41,6 +43,8 @@ def calibrate(
     *,
     other_model: ReferenceModel | None = None,
     shadow_tokens: int = SHADOW_TOKENS,
+    keep_suspects: bool = False,
+    valid_days: int | None = None,
     now: datetime | None = None,
     progress: Progress = lambda _stage, _done, _total: None,
 ) -> Profile:
@@ -52,17 +56,23 @@ def calibrate(
         other_model: what `model/substituted` serves; without it every second layer of the model is dropped,
             standing in for a smaller relative.
         shadow_tokens: tokens on which deviations are simulated; 0 leaves power unknown.
+        keep_suspects: calibrate even on requests that do not look like traffic of one kind.
+        valid_days: after how many days the profile is no longer used; never when None.
         progress: called with (stage, done, total).
 
     Raises:
         AuditError: the first problem of any trace.
         OptionError: no traces, or traces of several recipes.
+        CalibrationSuspectError: see `check_calibration`.
     """
     scored = list(_all_scored(traces, reference))
     key = _one_key(scored, reference)
-    requests = tuple(s.counts for s in scored if s.counts is not None and s.counts.tokens)
+    learned = [(s.counts, s.trace.where) for s in scored if s.counts is not None and s.counts.tokens]
+    requests = tuple(counts for counts, _ in learned)
     if not requests:
         raise OptionError("no trace leaves the sampler a choice, so there is no noise to learn")
+    if not keep_suspects:
+        check_calibration(requests, [where for _, where in learned])
     grids = log_likelihoods(requests)
     noise = Calibration.of_grids(grids)
     margins = _margins(scored)
@@ -73,9 +83,12 @@ def calibrate(
         if shadows:
             deviations[deviation.name] = _simulate(deviation, shadows, reference, other_model)
     progress("simulating dishonest providers", len(DEVIATIONS), len(DEVIATIONS))
+    made = now or datetime.now(UTC)
+    ends = None if valid_days is None else made + timedelta(days=valid_days)
     return Profile(
         key=key,
-        created=(now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        created=made.strftime(_TIME),
+        expires=None if ends is None else ends.strftime(_TIME),
         honest=requests,
         outside=sum(s.scores.outside for s in scored if s.scores),
         filtered=sum(s.scores.filtered for s in scored if s.scores),

@@ -102,6 +102,12 @@ class ProfileInvalidError(UnusableInputError):
     code = "profile-invalid"
 
 
+class CalibrationSuspectError(UnusableInputError):
+    """Traffic handed in as honest does not look like traffic of one kind."""
+
+    code = "calibration-suspect"
+
+
 class OutputExistsError(UnusableInputError):
     """A file that would have been overwritten."""
 

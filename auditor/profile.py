@@ -11,10 +11,11 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from auditor.errors import ProfileInvalidError
 from auditor.noise_model import BINS, RequestCounts
@@ -63,6 +64,7 @@ class Profile:
         deviations: cause -> simulated evidence; empty when it was not measured.
         contradicted: honest requests whose end contradicts them (`stop_decisions.py`): a habit of the log.
         fingerprints: kind of activation fingerprint -> distance of each honest request that carried one.
+        expires: UTC time from which on it is not used, None for never.
     """
 
     key: ProfileKey
@@ -76,6 +78,11 @@ class Profile:
     deviations: Mapping[str, Deviated]
     contradicted: int = 0
     fingerprints: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    expires: str | None = None
+
+    def has_expired(self, now: datetime) -> bool:
+        """Whether the profile is no longer to be used; drivers, kernels and clouds do not stand still."""
+        return self.expires is not None and datetime.fromisoformat(self.expires) <= now
 
     @property
     def honest_tokens(self) -> int:
@@ -113,6 +120,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "created": profile.created,
+        **({"expires": profile.expires} if profile.expires else {}),
         "model_digest": profile.key.model_digest,
         "provider_recipe": profile.key.provider_recipe,
         "reference_recipe": profile.key.reference_recipe,
@@ -178,6 +186,12 @@ class _HonestWire(_Wire):
     counts: list[_CountsWire]
 
 
+def _utc_time(text: str) -> str:
+    if datetime.fromisoformat(text).tzinfo is None:
+        raise ValueError("must be a time with a zone")
+    return text
+
+
 class _DeviatedWire(_Wire):
     outside: int
     filtered: int
@@ -188,6 +202,7 @@ class _ProfileWire(_Wire):
     schema_: Literal["auditor.profile/v1"] = Field(alias="schema")
     id: str
     created: str
+    expires: Annotated[str, AfterValidator(_utc_time)] | None = None
     model_digest: str
     provider_recipe: str
     reference_recipe: str
@@ -247,6 +262,7 @@ def _from_wire(wire: _ProfileWire) -> Profile:
         },
         contradicted=wire.honest.contradicted,
         fingerprints={kind: tuple(distances) for kind, distances in wire.fingerprints.items()},
+        expires=wire.expires,
     )
 
 

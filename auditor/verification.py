@@ -7,6 +7,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from scipy.special import logsumexp
@@ -113,6 +114,7 @@ def verify(
     served_model: str | None = None,
     on_scored: Callable[[Scored], None] = lambda _scored: None,
     on_evidence: Callable[[float, int], None] | None = None,
+    now: datetime | None = None,
 ) -> Result:
     """Audit a log.
 
@@ -128,6 +130,7 @@ def verify(
         on_scored: called after each trace.
         on_evidence: for a growing log (`following.py`): called with the log e-value and the output tokens
             of a group after each of its requests; reading ends with the first that convicts.
+        now: when a profile must not have expired yet; the present when None.
 
     Raises:
         OptionError: alpha or budget out of range.
@@ -146,9 +149,10 @@ def verify(
                 yield item
 
     all_scored: list[Scored] = []
+    nulls = _Nulls(reference, find_profile, now or datetime.now(UTC))
     watch = None
     if on_evidence is not None:
-        watch = Watch(alpha, lambda group: _profile_of(group, reference, find_profile), on_evidence)
+        watch = Watch(alpha, nulls.of, on_evidence)
     keys = {"model_digest": reference.model.digest, "reference_recipe": reference.recipe}
     with open_journal(journal, **keys) as remembered:
         for scored in _scored(good(), reference, remembered, watch):
@@ -162,10 +166,7 @@ def verify(
     for scored in of_one_model(all_scored, served_model):
         groups.setdefault(_group_of(scored), []).append(scored)
     level = (lambda _group: alpha / len(groups)) if watch is None else watch.level
-    verdicts = tuple(
-        _judge_group(members, group, reference, find_profile, level(group))
-        for group, members in groups.items()
-    )
+    verdicts = tuple(_judge_group(members, group, nulls, level(group)) for group, members in groups.items())
     synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
     return Result(alpha, reference, verdicts, tuple(errors), selection, seconds, synchrony)
 
@@ -186,29 +187,48 @@ def _group_of(scored: Scored) -> Group:
     return scored.trace.engine.recipe, scored.family
 
 
-def _profile_of(group: Group, reference: Reference, find_profile: FindProfile) -> Profile | None:
-    recipe, family = group
-    if recipe is None:
-        return None
-    return find_profile(ProfileKey(reference.model.digest, recipe, reference.recipe, family))
+@dataclass(frozen=True, slots=True)
+class _Nulls:
+    """Profiles as this audit may use them."""
+
+    reference: Reference
+    find_profile: FindProfile
+    now: datetime
+
+    def of(self, group: Group) -> Profile | None:
+        """The null of a group; None without one that is in force."""
+        profile = self._any(group)
+        return None if profile is None or profile.has_expired(self.now) else profile
+
+    def _any(self, group: Group) -> Profile | None:
+        recipe, family = group
+        if recipe is None:
+            return None
+        key = ProfileKey(self.reference.model.digest, recipe, self.reference.recipe, family)
+        return self.find_profile(key)
+
+    def why_none(self, group: Group) -> str:
+        """What to say where there is none."""
+        recipe, family = group
+        if recipe is None:
+            return "the log does not name the provider's recipe; assert it with --engine-recipe"
+        profile = self._any(group)
+        if profile is not None and profile.expires is not None:
+            return f"the profile of {recipe} ({family}) expired on {profile.expires}; calibrate anew"
+        return (
+            f"no calibration profile for provider recipe {recipe} ({family}) "
+            f"and reference recipe {self.reference.recipe}"
+        )
 
 
-def _judge_group(
-    members: Sequence[Scored], group: Group, reference: Reference, find_profile: FindProfile, alpha: float
-) -> Verdict:
-    recipe, family = group
-    profile = _profile_of(group, reference, find_profile)
-    why = (
-        "the log does not name the provider's recipe; assert it with --engine-recipe"
-        if recipe is None
-        else f"no calibration profile for provider recipe {recipe} ({family}) "
-        f"and reference recipe {reference.recipe}"
-    )
+def _judge_group(members: Sequence[Scored], group: Group, nulls: _Nulls, alpha: float) -> Verdict:
+    profile = nulls.of(group)
+    why = "" if profile is not None else nulls.why_none(group)
     verdict = judge(members, profile, alpha=alpha, why_no_profile=why)
     usable = [s for s in members if s.counts is not None]
     if verdict.outcome != "inconsistent" or profile is None or not usable:
         return verdict
-    return replace(verdict, diagnosis=diagnose(usable, profile, reference))
+    return replace(verdict, diagnosis=diagnose(usable, profile, nulls.reference))
 
 
 def _choose(source: Source, budget: int, seed: str | None) -> tuple[Selection, frozenset[int]]:

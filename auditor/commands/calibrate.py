@@ -34,6 +34,25 @@ from auditor.commands import options
     help="Honest tokens on which each deviation is simulated, to know what a log could have caught.",
 )
 @click.option(
+    "--valid-days",
+    type=click.IntRange(min=1),
+    default=180,
+    show_default=True,
+    help="When the profile expires; verdicts need one in force.",
+)
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="A profile of the same recipe from an independent source; refuse if both cannot be honest.",
+)
+@click.option(
+    "--keep-suspects",
+    is_flag=True,
+    help="Calibrate although some requests look unlike the others, or the two sources disagree.",
+)
+@click.option(
     "--save", is_flag=True, help="Also keep the profile in the store, where `verify` looks by itself."
 )
 @options.input_format_option
@@ -49,6 +68,9 @@ def calibrate(
     force: bool,
     other_model: Path | None,
     shadow_tokens: int,
+    valid_days: int,
+    against: Path | None,
+    keep_suspects: bool,
     save: bool,
     input_format: str,
     engine_recipe: str | None,
@@ -61,11 +83,17 @@ def calibrate(
     The more honest tokens, the subtler the cheating that can be convicted: a few thousand suffice for gross
     cheating (another model, int4 weights, a wrong seed), fifty thousand or more for int8.
 
+    Noise that is let in here acquits later: requests that do not look like the others are refused, and so is
+    a calibration that an independent one (--against) contradicts.
+
     \b
-    Example:
+    Examples:
       audit calibrate honest.jsonl.gz --model models/llama --out honest.json
+      audit calibrate ours.jsonl.gz --against theirs.json --out ours.json
     """
     from auditor.calibration import calibrate as run  # noqa: PLC0415
+    from auditor.calibration_checks import check_sources  # noqa: PLC0415
+    from auditor.profile import read_profile  # noqa: PLC0415
     from auditor.profiles import companion_model, write_profile  # noqa: PLC0415
     from auditor.reference.loading import load_model  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
@@ -81,8 +109,12 @@ def calibrate(
             reference,
             other_model=load_model(other) if other is not None else None,
             shadow_tokens=shadow_tokens,
+            keep_suspects=keep_suspects,
+            valid_days=valid_days,
             progress=lambda _stage, _done, _total: advance(1),
         )
+    if against is not None and not keep_suspects:
+        check_sources(profile, read_profile(against), where=str(against))
     write_profile(out, profile, overwrite=force)
     if save:
         from auditor.store import Store  # noqa: PLC0415
@@ -94,6 +126,7 @@ def calibrate(
         "id": profile.id,
         "file": str(out),
         "provider_recipe": profile.key.provider_recipe,
+        "expires": profile.expires,
         "honest_requests": len(profile.honest),
         "honest_tokens": profile.honest_tokens,
         "mismatches": sum(r.mismatches for r in profile.honest),
@@ -107,6 +140,7 @@ def calibrate(
     click.echo(f"{out}: profile of {profile.key.provider_recipe}")
     click.echo(f"  {profile.honest_tokens:,} honest tokens in {len(profile.honest)} requests, ", nl=False)
     click.echo(f"{summary['mismatches']} mismatches")
+    click.echo(f"  in force until {profile.expires}")
     click.echo(f"  noise scale {scale:.2g} logits, 95 % interval {low:.2g} to {high:.2g}")
     for factor, alpha in profile.smallest_alpha.items():
         click.echo(f"  can convict noise {factor} times as large at alpha down to {alpha:.2g}")
