@@ -57,7 +57,7 @@ $(PEER)/.installed: tests/bench/peer-constraints.txt
 
 # About an hour on 2 cores: both error rates of the verdict, measured on fresh generations.
 proof: setup
-	$(BIN)/python tests/proofs/error_rates.py --out out/error_rates.jsonl
+	$(BIN)/python -m tests.proofs.error_rates --out out/error_rates.jsonl
 
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup

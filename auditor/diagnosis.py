@@ -24,9 +24,9 @@ from scipy.special import logsumexp
 
 from auditor.errors import AuditError
 from auditor.evidence import Calibration, log_prior
-from auditor.hypotheses import candidates, other_schemes
+from auditor.hypotheses import can_be_replayed, candidates, other_schemes
 from auditor.noise_model import F64, RequestCounts, count_request, log_likelihoods
-from auditor.preparation import prepare
+from auditor.preparation import is_speculated, prepare
 from auditor.profile import Profile
 from auditor.reference.deviations import HONEST, Deviation
 from auditor.reference.head import RowStats
@@ -41,6 +41,7 @@ OTHER = "other"
 # Simulated causes are only alike, not equal, to real ones: more requests would be sure of the wrong one.
 _REQUESTS = 12
 _TOKENS = 2_000
+_SLOW_TOKENS = 150  # where every hypothesis scores its rows one by one
 _WIDER_STEPS = 11
 _LEAST_WEIGHT = 0.01
 
@@ -116,13 +117,15 @@ def _broad_prior() -> F64:
 
 
 def _chosen(usable: Sequence[Scored], reference: Reference) -> list[_Asked]:
-    """A dozen requests spread over the log, of at most `_TOKENS` output tokens."""
+    """A dozen requests spread over the log, of at most `_TOKENS` output tokens or one request."""
+    slow = any(s.trace.sampling.shaped or is_speculated(s.trace) for s in usable)
+    most = _SLOW_TOKENS if slow else _TOKENS
     step = max(1, len(usable) // _REQUESTS)
     chosen: list[_Asked] = []
     tokens = 0
     for scored in usable[::step][:_REQUESTS]:
         tokens += len(scored.trace.output_token_ids or ())
-        if chosen and tokens > _TOKENS:
+        if chosen and tokens > most:
             break
         chosen.append(_Asked(scored, prepare(scored.trace, reference)))
     return chosen
@@ -161,11 +164,14 @@ def _variants(
     request: Request, together: Sequence[Deviation], reference: Reference
 ) -> Iterator[tuple[str, Request]]:
     """The request under each hypothesis' sampler; those that change nothing here stand as declared."""
+    vocabulary = reference.model.config.vocab_size
     for hypothesis in together:
         seed = None if request.seed is None else hypothesis.seed(request.seed)
-        yield hypothesis.name, replace(request, spec=hypothesis.sampling(request.spec), seed=seed)
+        supposed = replace(request, spec=hypothesis.sampling(request.spec), seed=seed)
+        if can_be_replayed(supposed, vocabulary):
+            yield hypothesis.name, supposed
     if (together[0].model, together[0].prompt) == (HONEST.model, HONEST.prompt):
-        yield from other_schemes(request, reference.model.config.vocab_size)
+        yield from other_schemes(request, vocabulary)
 
 
 def _counted(rows: RowStats) -> RequestCounts:

@@ -15,6 +15,7 @@ from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
 from auditor.reference.noise import SCHEMES, Declared
 from auditor.reference.request import Request
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.shape_filters import check_shape
 
 Messages = list[dict[str, object]]
 
@@ -133,8 +134,18 @@ def other_schemes(request: Request, vocabulary: int) -> Iterator[tuple[str, Requ
             continue
         try:
             known = scheme.declared(Declared(vocabulary, None, spec.top_k, spec.top_p, spec.min_p))
-            other = replace(request, scheme=known, ruled_by=request.ruled_by or request.scheme)
-            other.rules(other.spec, vocabulary)
         except AuditError:
             continue
-        yield f"seed/noise {name}", other
+        other = replace(request, scheme=known, ruled_by=request.ruled_by or request.scheme)
+        if can_be_replayed(other, vocabulary):
+            yield f"seed/noise {name}", other
+
+
+def can_be_replayed(request: Request, vocabulary: int) -> bool:
+    """Whether the request's scheme offers what its parameters ask for, in this combination."""
+    try:
+        check_shape(request.spec, request.scheme, speculated=request.speculated is not None)
+        request.rules(request.spec, vocabulary)
+    except AuditError:
+        return False
+    return True

@@ -1,6 +1,6 @@
 """Measure the verdict's two error rates with real generations: `make proof`, or
 
-    python tests/proofs/error_rates.py --out out/error_rates.jsonl --jobs 2
+    python -m tests.proofs.error_rates --out out/error_rates.jsonl --jobs 2
 
 Each unit calibrates anew on honest traffic, audits fresh honest traffic of the same recipe, and audits every
 required deviation once (units 0 to 99). Nothing is shared between units: prompts and seeds are disjoint by
@@ -20,7 +20,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-RECIPES = (("bfloat16", 128), ("float16", 128), ("bfloat16", 48))
+RECIPES = (("bfloat16", 128), ("float16", 128), ("bfloat16-narrow", 128))
 UNITS_TOGETHER = 5
 ALPHA = 0.01
 AUDIT_TOKENS = 2000
@@ -48,15 +48,14 @@ def _traffic(provider, deviation, other, *, seed, tokens):
 def run_batch(number):
     """Units number * UNITS_TOGETHER onwards: generated together (a quicker decode), judged each by itself."""
     from auditor.calibration import calibrate
-    from auditor.generation import Provider
     from auditor.power import MUST_DETECT
     from auditor.reference.demo.prompts import DRAFT, TARGET
     from auditor.reference.deviations import HONEST, deviation
     from auditor.reference.model import Model
     from auditor.replay import Reference
+    from tests.study.pools import provider_of
 
-    dtype, batch = RECIPES[number % len(RECIPES)]
-    provider = Provider.load(TARGET, dtype=dtype, batch_size=batch)
+    provider = provider_of(RECIPES[number % len(RECIPES)])
     reference = Reference.load(TARGET)
     draft = Model.load(DRAFT, dtype=provider.model.dtype, wide_matmul=provider.dtype != "float32")
     first = number * UNITS_TOGETHER

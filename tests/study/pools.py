@@ -136,24 +136,34 @@ def sampling(pool: Pool) -> Any:
     return SamplingSpec(max_tokens=200, **options)
 
 
+def provider_of(recipe: tuple[str, int]) -> Any:
+    """An honest provider of the demo model by one of `RECIPES`."""
+    from auditor.generation import Provider
+    from auditor.reference.demo.prompts import TARGET
+    from auditor.reference.model import Model
+
+    dtype, _, narrow = recipe[0].partition("-")
+    provider = Provider.load(TARGET, dtype=dtype, batch_size=recipe[1])
+    if not narrow:
+        return provider
+    own = Model.load(TARGET, dtype=provider.model.dtype)
+    return replace(provider, model=own, recipe=provider.recipe.replace("-wide", ""))
+
+
 def make(pool: Pool) -> str:
     """Generate and score one pool; returns a line for the screen."""
     import torch
 
     torch.set_num_threads(1)
-    from auditor.generation import Provider, generate
+    from auditor.generation import generate
     from auditor.reference.demo.prompts import DRAFT, TARGET
     from auditor.reference.deviations import deviation
     from auditor.reference.model import Model
     from auditor.replay import Reference, replay
     from auditor.trace_format import trace_to_line
 
-    dtype, _, narrow = pool.recipe[0].partition("-")
-    provider = Provider.load(TARGET, dtype=dtype, batch_size=pool.recipe[1])
-    if narrow:
-        own = Model.load(TARGET, dtype=provider.model.dtype)
-        provider = replace(provider, model=own, recipe=provider.recipe.replace("-wide", ""))
-    draft = Model.load(DRAFT, dtype=provider.model.dtype, wide_matmul=dtype != "float32")
+    provider = provider_of(pool.recipe)
+    draft = Model.load(DRAFT, dtype=provider.model.dtype, wide_matmul=provider.dtype != "float32")
     cause, asked = deviation(pool.deviation), conversations(pool)
     traces = list(
         generate(provider, asked, deviation=cause, seed=pool.seed, sampling=sampling(pool), other_model=draft)

@@ -4,8 +4,8 @@ Published: the mean margin clipped at 0.5, or at the honest 99.9th percentile. I
 it gets the best one can do, the 1 - alpha quantile of honest logs of the same size drawn by request from the
 calibration pool, as if that pool were all honest traffic. The e-value calibrates on the same requests, pays for
 their finite number, and may be looked at after every request; `stopped` counts such looks, `fixed` only the last.
-`floor` is what no test of tokens can beat: the size at which 99 of 100 logs hold a token whose margin exceeds the
-honest 99.9th percentile.
+`floor` is the size at which 99 of 100 logs hold a token at all whose margin exceeds the honest 99.9th percentile: a
+test that rests on such tokens needs at least that.
 """
 
 from __future__ import annotations
