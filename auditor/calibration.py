@@ -71,9 +71,9 @@ def calibrate(
     requests = tuple(counts for counts, _ in learned)
     if not requests:
         raise OptionError("no trace leaves the sampler a choice, so there is no noise to learn")
-    if not keep_suspects:
-        check_calibration(requests, [where for _, where in learned])
     grids = log_likelihoods(requests)
+    if not keep_suspects:
+        check_calibration(requests, grids, [where for _, where in learned])
     noise = Calibration.of_grids(grids)
     margins = _margins(scored)
     shadows = _shadow_requests(scored, reference, shadow_tokens)

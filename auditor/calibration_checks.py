@@ -20,6 +20,7 @@ from auditor.errors import CalibrationSuspectError, OptionError
 from auditor.evidence import Calibration, margin_log_e
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.profile import Profile
+from auditor.result import e_value
 
 ALPHA = 0.001
 """At which honest traffic is suspected, over all requests together; of drift and of disagreement alike."""
@@ -29,12 +30,11 @@ _FEWEST = 16  # requests below which a half of them says nothing
 
 def outliers(grids: F64) -> tuple[int, ...]:
     """Indices of requests that the others convict, of log-likelihood grids [R, S, PI]."""
-    found = []
-    for i in range(len(grids) if len(grids) > 1 else 0):
-        others = Calibration.of_grids(np.delete(grids, i, axis=0))
-        if margin_log_e(others, grids[i]) >= np.log(len(grids) / ALPHA):
-            found.append(i)
-    return tuple(found)
+    if len(grids) < 2:
+        return ()
+    bar = np.log(len(grids) / ALPHA)
+    others = Calibration.leaving_one_out(grids)
+    return tuple(i for i, rest in enumerate(others) if margin_log_e(rest, grids[i]) >= bar)
 
 
 def drift_log_e(grids: F64) -> float:
@@ -70,22 +70,21 @@ def check_sources(own: Profile, other: Profile, *, where: str) -> None:
     if log_e >= -np.log(ALPHA):
         raise CalibrationSuspectError(
             f"the two sources cannot both be honest: noise scale {own.noise_scale[0]:.2g} logits here, "
-            f"{other.noise_scale[0]:.2g} there (e-value {np.exp(min(log_e, 690.0)):.2g})",
+            f"{other.noise_scale[0]:.2g} there (e-value {e_value(log_e):.2g})",
             where=where,
             fix="find out which is noisier and why; --keep-suspects if both are right",
         )
 
 
-def check_calibration(requests: Sequence[RequestCounts], where: Sequence[str]) -> None:
+def check_calibration(requests: Sequence[RequestCounts], grids: F64, where: Sequence[str]) -> None:
     """See that requests look like traffic of one kind.
 
     Args:
-        where: place of each request in the log.
+        grids: their log-likelihoods [R, S, PI]. where: place of each request in the log.
 
     Raises:
         CalibrationSuspectError: outliers, or drift.
     """
-    grids = log_likelihoods(requests)
     apart = outliers(grids)
     if apart:
         raise CalibrationSuspectError(

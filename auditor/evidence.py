@@ -15,7 +15,7 @@ The honest set is wider than "same noise as calibrated": it allows the audited n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -64,8 +64,27 @@ class Calibration:
     def of_grids(cls, grids: F64) -> Calibration:
         """From each request's log-likelihoods, [R, S, PI]."""
         early = np.arange(len(grids)) % _PRIOR_EVERY == 0
-        prior = log_prior() + grids[early].sum(axis=0)
-        return cls(np.asarray(prior - logsumexp(prior)), np.asarray(grids[~early].sum(axis=0)))
+        return cls._of_sums(grids[early].sum(axis=0), grids[~early].sum(axis=0))
+
+    @classmethod
+    def _of_sums(cls, early: F64, others: F64) -> Calibration:
+        prior = log_prior() + early
+        return cls(np.asarray(prior - logsumexp(prior)), np.asarray(others))
+
+    @classmethod
+    def leaving_one_out(cls, grids: F64) -> Iterator[Calibration]:
+        """For each request, `of_grids` of the others: two running sums, for calibrations are long."""
+        total = grids.sum(axis=0)
+        # What sets the prior: of the requests before the one left out every eighth, of those behind it,
+        # which move up by a place, the next of each.
+        before, behind = np.zeros_like(total), grids[1::_PRIOR_EVERY].sum(axis=0)
+        for i, own in enumerate(grids):
+            if i % _PRIOR_EVERY == 1:
+                behind = behind - own
+            early = before + behind
+            yield cls._of_sums(early, total - own - early)
+            if i % _PRIOR_EVERY == 0:
+                before = before + own
 
     @property
     def posterior(self) -> F64:

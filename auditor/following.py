@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import numpy as np
-
 from auditor.evidence import Calibration
 from auditor.ledger import Entry, Ledger
 from auditor.noise_model import F64, request_log_likelihood
@@ -60,7 +58,7 @@ class _Seen:
     profile: Profile | None
     calibration: Calibration | None
     usable: list[Scored] = field(default_factory=list)
-    grids: list[F64] = field(default_factory=list)
+    audited: F64 | float = 0.0
 
 
 class Watch:
@@ -97,8 +95,7 @@ class Watch:
         if seen.profile is None or seen.calibration is None or scored.counts is None:
             return False
         seen.usable.append(scored)
-        seen.grids.append(request_log_likelihood(scored.counts))
-        found = gather_evidence(seen.usable, seen.profile, seen.calibration, np.stack(seen.grids))
-        log_e = fused_log_e(found)
+        seen.audited = seen.audited + request_log_likelihood(scored.counts)
+        log_e = fused_log_e(gather_evidence(seen.usable, seen.profile, seen.calibration, seen.audited))
         self._on_evidence(log_e, scored.counts.tokens)
         return seen.entry.accuses(log_e)

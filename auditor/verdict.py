@@ -119,7 +119,7 @@ def judge(
     calibration = Calibration.of(profile.honest)
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
     unseeded = [s.seed_free for s in scored if s.seed_free is not None]
-    evidence = gather_evidence(usable, profile, calibration, grids) if usable else ()
+    evidence = gather_evidence(usable, profile, calibration, grids.sum(axis=0)) if usable else ()
     if unseeded:
         found = seed_free_evidence(unseeded, calibration)
         evidence += (
@@ -224,18 +224,18 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
 
 
 def gather_evidence(
-    usable: Sequence[Scored], profile: Profile, calibration: Calibration, grids: F64
+    usable: Sequence[Scored], profile: Profile, calibration: Calibration, audited: F64
 ) -> tuple[Evidence, ...]:
     """Every test of requests that were scored (not empty); fuse with `fused_log_e`.
 
     Args:
-        calibration: the profile's honest requests. grids: the log-likelihood grid of each audited one.
+        calibration: the profile's honest requests. audited: log-likelihood grid of the others, summed.
     """
     scores = [s.scores for s in usable if s.scores is not None]
     tokens = max(1, sum(s.evidence for s in scores))
     mean_margin = sum(s.mean_margin(profile.clip) * s.evidence for s in scores) / tokens
     outside, filtered = sum(s.outside for s in scores), sum(s.filtered for s in scores)
-    found = [Evidence("token-difr", mean_margin, float(margin_log_e(calibration, grids.sum(axis=0))))]
+    found = [Evidence("token-difr", mean_margin, float(margin_log_e(calibration, audited)))]
     if filtered and profile.filtered:
         log_e = outside_log_e(profile.outside, profile.filtered, outside, filtered)
         found.append(Evidence("outside-support", outside / filtered, log_e))
@@ -271,8 +271,9 @@ def evidence_curve(scored: Sequence[Scored], profile: Profile) -> F64:
     """
     calibration = Calibration.of(profile.honest)
     grids = log_likelihoods(s.counts for s in scored if s.counts is not None)
-    seen = range(1, len(scored) + 1)
-    return np.array([fused_log_e(gather_evidence(scored[:n], profile, calibration, grids[:n])) for n in seen])
+    sums = np.cumsum(grids, axis=0)
+    found = (gather_evidence(scored[: n + 1], profile, calibration, sums[n]) for n in range(len(scored)))
+    return np.array([fused_log_e(evidence) for evidence in found])
 
 
 def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:

@@ -187,6 +187,8 @@ def _ledger_level(ledger: Path | None, subject: str | None, alpha: float, *, giv
 
 def _running(alpha: float) -> Callable[[float, int], None]:
     """Tell the evidence so far, a line for every tenfold of it or ten requests."""
+    from auditor.result import e_value  # noqa: PLC0415
+
     seen = {"requests": 0, "tokens": 0}
     told = 0.0
 
@@ -197,7 +199,7 @@ def _running(alpha: float) -> Callable[[float, int], None]:
         if seen["requests"] % 10 == 0 or abs(log_e - told) > math.log(10.0):
             told = log_e
             so_far = f"{seen['requests']} requests, {seen['tokens']:,} tokens"
-            evidence = f"e-value {math.exp(min(log_e, 690.0)):.3g}, {1.0 / alpha:,.0f} convicts"
+            evidence = f"e-value {e_value(log_e):.3g}, {1.0 / alpha:,.0f} convicts"
             click.echo(f"{so_far}: {evidence}", err=True)
 
     return tell

@@ -16,6 +16,7 @@ from auditor.calibration import calibrate
 from auditor.calibration_checks import check_sources, disagreement_log_e, drift_log_e, outliers
 from auditor.commands.calibrate import calibrate as calibrate_command
 from auditor.errors import CalibrationSuspectError, OptionError, ProfileInvalidError
+from auditor.evidence import Calibration
 from auditor.noise_model import count_request, log_likelihoods
 from auditor.profile import parse_profile, profile_bytes
 from auditor.profiles import shipped_profiles
@@ -38,6 +39,15 @@ def simulated(generator, scale, tokens=100):
 def requests(seed, scale, count):
     generator = np.random.default_rng(seed)
     return [simulated(generator, scale) for _ in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 9, 17])
+def test_leaving_one_out_is_calibrating_on_the_others(count):
+    grids = np.random.default_rng(0).normal(size=(count, 71, 11))
+    for i, found in enumerate(Calibration.leaving_one_out(grids)):
+        wanted = Calibration.of_grids(np.delete(grids, i, axis=0))
+        assert np.allclose(found.prior, wanted.prior)
+        assert np.allclose(found.grid, wanted.grid)
 
 
 def test_one_request_that_was_served_otherwise_is_found_among_honest_ones():

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class Item:
     filtered: int
     findings: int
     mode: str
-    trace: int = field(default=0)
+    trace: int
 
 
 def traffic_of(deviation: str) -> str:

@@ -11,7 +11,6 @@ test that rests on such tokens needs at least that.
 from __future__ import annotations
 
 import math
-from functools import partial
 from multiprocessing import get_context
 
 import numpy as np
@@ -94,7 +93,7 @@ def study(jobs):
     from auditor.reference.deviations import DEVIATIONS
 
     with get_context("spawn").Pool(jobs) as workers:
-        rows = workers.map(partial(run), list(DEVIATIONS), chunksize=1)
+        rows = workers.map(run, list(DEVIATIONS), chunksize=1)
     return {
         "alpha": ALPHA,
         "wanted": WANTED,

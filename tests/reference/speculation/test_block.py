@@ -25,39 +25,15 @@ from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import NO_DRAFT, Step, find_rule, steps_of
 from auditor.reference.speculation.block import DraftOdds, ends_of, kept_of, threshold
 from auditor.reference.speculation.race_rows import race_rows
+from tests.reference.speculation.by_the_book import SPECS, kept_by
 
 OWN = noise_scheme("gumbel-pos-v1")
 MURMUR = noise_scheme("vllm-gpu-v2/murmur32")
 RULE = find_rule("block", OWN, None)
 VLLM = find_rule("block", MURMUR, "0.32.0")
 COINS = json.loads((Path(__file__).parents[2] / "vectors" / "gumbel-pos-v1.json").read_text())["block_coins"]
-SPECS = {
-    "plain": SamplingSpec(),
-    "cold": SamplingSpec(temperature=0.6),
-    "top-k": SamplingSpec(top_k=4),
-    "top-p": SamplingSpec(top_p=0.8, temperature=0.8),
-    "min-p": SamplingSpec(min_p=0.1),
-}
 VOCABULARY = 10
 PROMPT = 7
-
-
-def kept_by(z, spec):
-    """Probabilities after the filters; float64 [V]."""
-    scaled = (z / np.float32(spec.temperature)).astype(np.float64)
-    p = np.exp(scaled - scaled.max())
-    p /= p.sum()
-    order = np.argsort(-p, kind="stable")
-    keep = np.ones(len(p), bool)
-    if spec.min_p:
-        keep &= p >= spec.min_p * p.max()
-    if spec.top_k:
-        keep[order[spec.top_k :]] = False
-    if spec.top_p < 1.0:
-        mass = p[order] / p[keep].sum() * keep[order]
-        keep[order[np.cumsum(mass) - mass >= spec.top_p]] = False
-    p = np.where(keep, p, 0.0)
-    return p / p.sum()
 
 
 def thresholds(z, spec, drafts):
