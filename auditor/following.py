@@ -3,17 +3,19 @@
 The e-value may be looked at after each request (`evidence.py`), so stopping at the first one that convicts
 costs no error rate. What a growing log does change is the sharing of alpha: how many recipes it will name is
 not known when the first is judged. So the k-th recipe to appear is judged at alpha * 6 / (pi^2 k^2)
-(`ledger.py`).
+(`ledger.py`). And a test may join while it grows, at the first request with a filter or a fingerprint, which
+changes the weights of all: between two such moments they are fixed, so each stretch may spend its share.
 """
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from auditor.evidence import Calibration
-from auditor.ledger import Entry, Ledger
+from auditor.ledger import Ledger
 from auditor.noise_model import F64, request_log_likelihood
 from auditor.profile import Profile
 from auditor.replay import Scored
@@ -54,7 +56,7 @@ def until_idle(
 
 @dataclass
 class _Seen:
-    entry: Entry
+    level: float
     profile: Profile | None
     calibration: Calibration | None
     usable: list[Scored] = field(default_factory=list)
@@ -67,14 +69,15 @@ class Watch:
     Args:
         alpha: false-alarm rate of the whole log, however many recipes it comes to name.
         profile_of: the null of a group, None where there is none.
-        on_evidence: called with a group's log e-value and a request's output tokens after each request.
+        on_evidence: called after each request with a group's log e-value, the request's output tokens, and
+            the alpha at which the group is judged.
     """
 
     def __init__(
         self,
         alpha: float,
         profile_of: Callable[[Group], Profile | None],
-        on_evidence: Callable[[float, int], None],
+        on_evidence: Callable[[float, int, float], None],
     ) -> None:
         self._ledger, self._profile_of, self._on_evidence = Ledger(alpha), profile_of, on_evidence
         self._groups: dict[Group, _Seen] = {}
@@ -85,17 +88,22 @@ class Watch:
             self._ledger, entry = self._ledger.opened(f"{group[0]} ({group[1]})")
             profile = self._profile_of(group)
             calibration = None if profile is None else Calibration.of(profile.honest)
-            self._groups[group] = _Seen(entry, profile, calibration)
-        return self._groups[group].entry.alpha
+            self._groups[group] = _Seen(entry.alpha / _stretches(profile), profile, calibration)
+        return self._groups[group].level
 
     def convicts(self, group: Group, scored: Scored) -> bool:
         """Whether a group's evidence convicts with one more request."""
-        self.level(group)
+        level = self.level(group)
         seen = self._groups[group]
         if seen.profile is None or seen.calibration is None or scored.counts is None:
             return False
         seen.usable.append(scored)
         seen.audited = seen.audited + request_log_likelihood(scored.counts)
         log_e = fused_log_e(gather_evidence(seen.usable, seen.profile, seen.calibration, seen.audited))
-        self._on_evidence(log_e, scored.counts.tokens)
-        return seen.entry.accuses(log_e)
+        self._on_evidence(log_e, scored.counts.tokens, level)
+        return log_e >= -math.log(level)
+
+
+def _stretches(profile: Profile | None) -> int:
+    """Between how many moments the weights of a group's tests are fixed."""
+    return 1 if profile is None else 1 + bool(profile.filtered) + len(profile.fingerprints)

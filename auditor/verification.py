@@ -113,7 +113,7 @@ def verify(
     journal: Path | None = None,
     served_model: str | None = None,
     on_scored: Callable[[Scored], None] = lambda _scored: None,
-    on_evidence: Callable[[float, int], None] | None = None,
+    on_evidence: Callable[[float, int, float], None] | None = None,
     now: datetime | None = None,
 ) -> Result:
     """Audit a log.
@@ -128,8 +128,8 @@ def verify(
         journal: file that lets an interrupted run continue.
         served_model: what the log calls the reference, for logs of several models without digests.
         on_scored: called after each trace.
-        on_evidence: for a growing log (`following.py`): called with the log e-value and the output tokens
-            of a group after each of its requests; reading ends with the first that convicts.
+        on_evidence: for a growing log (`following.py`): called after each request as `Watch` says;
+            reading ends with the first that convicts.
         now: when a profile must not have expired yet; the present when None.
 
     Raises:

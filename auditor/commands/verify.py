@@ -153,7 +153,7 @@ def verify(
             journal=journal,
             served_model=served_model,
             on_scored=lambda _scored: advance(1),
-            on_evidence=_running(alpha) if follow else None,
+            on_evidence=_running() if follow else None,
         )
     show(result, output_format)
     context.exit(result.exit_status)
@@ -185,21 +185,21 @@ def _ledger_level(ledger: Path | None, subject: str | None, alpha: float, *, giv
     return entry.alpha
 
 
-def _running(alpha: float) -> Callable[[float, int], None]:
+def _running() -> Callable[[float, int, float], None]:
     """Tell the evidence so far, a line for every tenfold of it or ten requests."""
     from auditor.result import e_value  # noqa: PLC0415
 
     seen = {"requests": 0, "tokens": 0}
     told = 0.0
 
-    def tell(log_e: float, tokens: int) -> None:
+    def tell(log_e: float, tokens: int, level: float) -> None:
         nonlocal told
         seen["requests"] += 1
         seen["tokens"] += tokens
         if seen["requests"] % 10 == 0 or abs(log_e - told) > math.log(10.0):
             told = log_e
             so_far = f"{seen['requests']} requests, {seen['tokens']:,} tokens"
-            evidence = f"e-value {e_value(log_e):.3g}, {1.0 / alpha:,.0f} convicts"
+            evidence = f"e-value {e_value(log_e):.3g}, {1.0 / level:,.0f} convicts"
             click.echo(f"{so_far}: {evidence}", err=True)
 
     return tell

@@ -9,12 +9,15 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from auditor.errors import OptionError, TraceFileError
+from auditor.following import Watch
 from auditor.ledger_files import level_for
+from auditor.profiles import shipped_profiles
 from auditor.trace_files import read_traces
 
 TRACES = Path(__file__).parent.parent / "traces"
@@ -82,6 +85,17 @@ def test_an_honest_log_ends_when_nothing_comes_and_is_judged_as_a_whole(tmp_path
     assert run.returncode == 3, "too few tokens to acquit"
     assert len(result["traces"]) == 6
     assert result["groups"][0]["alpha"] == pytest.approx(0.001 * 6 / math.pi**2)
+
+
+def test_tests_that_may_join_a_growing_log_share_its_alpha():
+    profile = next(iter(shipped_profiles().values()))
+    filtered = replace(profile, filtered=10)
+    graded = replace(filtered, fingerprints={"int8:16": (0.1, 0.2)})
+    shares = {1: replace(profile, filtered=0), 2: filtered, 3: graded}
+    for parts, null in shares.items():
+        watch = Watch(0.01, lambda _group, null=null: null, lambda *_: None)
+        assert watch.level(("recipe", "race")) == pytest.approx(0.01 * 6 / math.pi**2 / parts)
+        assert watch.level(("other", "race")) == pytest.approx(0.01 * 6 / math.pi**2 / 4 / parts)
 
 
 @pytest.mark.parametrize(
