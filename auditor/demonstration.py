@@ -260,6 +260,7 @@ def _audited(stage: _Stage, cause: str, traces: Sequence[Trace], profile: Profil
         stage.reference,
         find_profile=lambda key: profile if key == profile.key else None,
         alpha=alpha,
+        explain=False,  # what each provider really ran is known here
     )
     verdict = result.verdicts[0]
     scored = [t.scored for t in verdict.traces]

@@ -114,6 +114,7 @@ def verify(
     served_model: str | None = None,
     on_scored: Callable[[Scored], None] = lambda _scored: None,
     on_evidence: Callable[[float, int, float], None] | None = None,
+    explain: bool = True,
     now: datetime | None = None,
 ) -> Result:
     """Audit a log.
@@ -130,6 +131,7 @@ def verify(
         on_scored: called after each trace.
         on_evidence: for a growing log (`following.py`): called after each request as `Watch` says;
             reading ends with the first that convicts.
+        explain: name the cause of a conviction, a pass over a dozen requests for each hypothesis.
         now: when a profile must not have expired yet; the present when None.
 
     Raises:
@@ -162,11 +164,11 @@ def verify(
             else:
                 all_scored.append(scored)
     seconds = time.monotonic() - started
-    groups: dict[Group, list[Scored]] = {}
-    for scored in of_one_model(all_scored, served_model):
-        groups.setdefault(_group_of(scored), []).append(scored)
+    groups = _grouped(of_one_model(all_scored, served_model))
     level = (lambda _group: alpha / len(groups)) if watch is None else watch.level
     verdicts = tuple(_judge_group(members, group, nulls, level(group)) for group, members in groups.items())
+    if explain:
+        verdicts = tuple(_explained(verdict, reference) for verdict in verdicts)
     synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
     return Result(alpha, reference, verdicts, tuple(errors), selection, seconds, synchrony)
 
@@ -181,6 +183,13 @@ def _scored(
         usable = not isinstance(scored.problem, UnusableInputError)
         if watch is not None and usable and watch.convicts(_group_of(scored), scored):
             return
+
+
+def _grouped(all_scored: Iterable[Scored]) -> dict[Group, list[Scored]]:
+    groups: dict[Group, list[Scored]] = {}
+    for scored in all_scored:
+        groups.setdefault(_group_of(scored), []).append(scored)
+    return groups
 
 
 def _group_of(scored: Scored) -> Group:
@@ -224,11 +233,15 @@ class _Nulls:
 def _judge_group(members: Sequence[Scored], group: Group, nulls: _Nulls, alpha: float) -> Verdict:
     profile = nulls.of(group)
     why = "" if profile is not None else nulls.why_none(group)
-    verdict = judge(members, profile, alpha=alpha, why_no_profile=why)
-    usable = [s for s in members if s.counts is not None]
-    if verdict.outcome != "inconsistent" or profile is None or not usable:
+    return judge(members, profile, alpha=alpha, why_no_profile=why)
+
+
+def _explained(verdict: Verdict, reference: Reference) -> Verdict:
+    """A conviction with its cause; any other verdict as it is."""
+    usable = [t.scored for t in verdict.traces if t.scored.counts is not None]
+    if verdict.outcome != "inconsistent" or verdict.profile is None or not usable:
         return verdict
-    return replace(verdict, diagnosis=diagnose(usable, profile, nulls.reference))
+    return replace(verdict, diagnosis=diagnose(usable, verdict.profile, reference))
 
 
 def _choose(source: Source, budget: int, seed: str | None) -> tuple[Selection, frozenset[int]]:
