@@ -12,12 +12,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from auditor.errors import ProfileInvalidError
+from auditor.evidence import Calibration
 from auditor.noise_model import BINS, RequestCounts
 
 SCHEMA = "auditor.profile/v1"
@@ -51,7 +53,7 @@ class Deviated:
     filtered: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Profile:
     """One calibration. Quantiles are of all honest margins, zeros included, in logit units.
 
@@ -83,6 +85,11 @@ class Profile:
     def has_expired(self, now: datetime) -> bool:
         """Whether the profile is no longer to be used; drivers, kernels and clouds do not stand still."""
         return self.expires is not None and datetime.fromisoformat(self.expires) <= now
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The honest requests as the tests use them."""
+        return Calibration.of(self.honest)
 
     @property
     def honest_tokens(self) -> int:

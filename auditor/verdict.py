@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
@@ -27,12 +27,11 @@ from auditor.errors import AuditError, FingerprintUncalibratedError
 from auditor.evidence import (
     ANY_HONEST_SCALE,
     STOP_PRIOR,
-    Calibration,
     margin_log_e,
     outside_log_e,
     uncalibrated_log_e,
 )
-from auditor.noise_model import F64, log_likelihoods
+from auditor.noise_model import F64, log_likelihoods, request_log_likelihood
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
 from auditor.rank_evidence import rank_log_e
@@ -116,12 +115,11 @@ def judge(
     reasons = (*_problems(scored), *_fingerprint_problems(scored, profile))
     if profile is None:
         return _judge_uncalibrated(scored, usable, recipe, (*reasons, why_no_profile), alpha)
-    calibration = Calibration.of(profile.honest)
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
     unseeded = [s.seed_free for s in scored if s.seed_free is not None]
-    evidence = gather_evidence(usable, profile, calibration, grids.sum(axis=0)) if usable else ()
+    evidence = gather_evidence(Tally.of(usable, profile), profile, grids.sum(axis=0)) if usable else ()
     if unseeded:
-        found = seed_free_evidence(unseeded, calibration)
+        found = seed_free_evidence(unseeded, profile.calibration)
         evidence += (
             Evidence("seed-free-surprise", found.excess, found.log_e_surprise),
             Evidence("seed-free-rank", found.distance, found.log_e_rank),
@@ -131,7 +129,7 @@ def judge(
     detectable: tuple[Detectable, ...] | None = None
     tokens = _tokens_by_mode(usable)
     if profile.deviations and usable:
-        detectable = tuple(detection_power(profile, calibration, tokens, alpha))
+        detectable = tuple(detection_power(profile, tokens, alpha))
     reasons = (*reasons, *_contradicted(usable, profile))
     if log_e >= -math.log(alpha):
         outcome: Outcome = "inconsistent"
@@ -139,10 +137,10 @@ def judge(
         outcome = "inconclusive"
     elif detectable is None or not enough(detectable):
         outcome = "inconclusive"
-        reasons = (*reasons, _too_small(detectable, more_tokens(profile, calibration, tokens, alpha)))
+        reasons = (*reasons, _too_small(detectable, more_tokens(profile, tokens, alpha)))
     else:
         outcome = "consistent"
-    traces = tuple(_trace_verdicts(scored, profile, calibration, grids, alpha))
+    traces = tuple(_trace_verdicts(scored, profile, grids, alpha))
     return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, (), detectable, traces, profile)
 
 
@@ -223,27 +221,61 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
     return f"too small a sample to exclude {causes}: {needed}"
 
 
-def gather_evidence(
-    usable: Sequence[Scored], profile: Profile, calibration: Calibration, audited: F64
-) -> tuple[Evidence, ...]:
-    """Every test of requests that were scored (not empty); fuse with `fused_log_e`.
+@dataclass
+class Tally:
+    """Running sums over requests that were scored: all that the tests need but the likelihood grid.
+
+    Attributes:
+        clipped_margins: summed margins, winsorised at the profile's clip, logits.
+        ends: requests whose end contradicts them.
+        distances: kind of activation fingerprint -> one distance for each request that has one.
+    """
+
+    requests: int = 0
+    tokens: int = 0
+    clipped_margins: float = 0.0
+    outside: int = 0
+    filtered: int = 0
+    ends: int = 0
+    distances: dict[str, list[float]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, usable: Iterable[Scored], profile: Profile) -> Tally:
+        """Of requests that were scored."""
+        tally = cls()
+        for scored in usable:
+            tally.add(scored, profile)
+        return tally
+
+    def add(self, scored: Scored, profile: Profile) -> None:
+        """Count one more request that was scored."""
+        self.requests += 1
+        self.ends += bool(scored.findings)
+        for f in scored.fingerprints:
+            self.distances.setdefault(f.kind, []).append(f.distance)
+        if (scores := scored.scores) is not None:
+            self.tokens += scores.evidence
+            self.clipped_margins += scores.mean_margin(profile.clip) * scores.evidence
+            self.outside += scores.outside
+            self.filtered += scores.filtered
+
+
+def gather_evidence(tally: Tally, profile: Profile, audited: F64) -> tuple[Evidence, ...]:
+    """Every test of requests that were scored (at least one); fuse with `fused_log_e`.
 
     Args:
-        calibration: the profile's honest requests. audited: log-likelihood grid of the others, summed.
+        audited: their log-likelihood grid, summed.
     """
-    scores = [s.scores for s in usable if s.scores is not None]
-    tokens = max(1, sum(s.evidence for s in scores))
-    mean_margin = sum(s.mean_margin(profile.clip) * s.evidence for s in scores) / tokens
-    outside, filtered = sum(s.outside for s in scores), sum(s.filtered for s in scores)
-    found = [Evidence("token-difr", mean_margin, float(margin_log_e(calibration, audited)))]
-    if filtered and profile.filtered:
-        log_e = outside_log_e(profile.outside, profile.filtered, outside, filtered)
-        found.append(Evidence("outside-support", outside / filtered, log_e))
-    ends = sum(bool(s.findings) for s in usable)
-    log_e = outside_log_e(profile.contradicted, len(profile.honest), ends, len(usable), STOP_PRIOR)
-    found.append(Evidence(STOP_DECISIONS, ends / len(usable), log_e))
+    mean_margin = tally.clipped_margins / max(1, tally.tokens)
+    found = [Evidence("token-difr", mean_margin, float(margin_log_e(profile.calibration, audited)))]
+    if tally.filtered and profile.filtered:
+        log_e = outside_log_e(profile.outside, profile.filtered, tally.outside, tally.filtered)
+        found.append(Evidence("outside-support", tally.outside / tally.filtered, log_e))
+    honest_requests = len(profile.honest)
+    log_e = outside_log_e(profile.contradicted, honest_requests, tally.ends, tally.requests, STOP_PRIOR)
+    found.append(Evidence(STOP_DECISIONS, tally.ends / tally.requests, log_e))
     for kind, honest in profile.fingerprints.items():
-        distances = [f.distance for s in usable for f in s.fingerprints if f.kind == kind]
+        distances = tally.distances.get(kind)
         if distances:
             log_e = rank_log_e(np.array(honest), np.array(distances))
             found.append(Evidence(kind, float(np.mean(distances)), log_e))
@@ -269,11 +301,14 @@ def evidence_curve(scored: Sequence[Scored], profile: Profile) -> F64:
     Args:
         scored: requests that were scored, in the order in which they were seen.
     """
-    calibration = Calibration.of(profile.honest)
-    grids = log_likelihoods(s.counts for s in scored if s.counts is not None)
-    sums = np.cumsum(grids, axis=0)
-    found = (gather_evidence(scored[: n + 1], profile, calibration, sums[n]) for n in range(len(scored)))
-    return np.array([fused_log_e(evidence) for evidence in found])
+    tally, audited = Tally(), np.zeros(())
+    curve = []
+    for s in scored:
+        if s.counts is not None:
+            tally.add(s, profile)
+            audited = audited + request_log_likelihood(s.counts)
+            curve.append(fused_log_e(gather_evidence(tally, profile, audited)))
+    return np.array(curve)
 
 
 def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
@@ -284,12 +319,12 @@ def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
 
 
 def _trace_verdicts(
-    scored: Sequence[Scored], profile: Profile, calibration: Calibration, grids: F64, alpha: float
+    scored: Sequence[Scored], profile: Profile, grids: F64, alpha: float
 ) -> list[TraceVerdict]:
     """Each trace by itself; convicted alone only at alpha shared among all traces (Bonferroni)."""
     bar = -math.log(alpha) + math.log(len(scored))
     verdicts = []
-    log_es = iter(margin_log_e(calibration, grids).tolist() if len(grids) else ())
+    log_es = iter(margin_log_e(profile.calibration, grids).tolist() if len(grids) else ())
     for s in scored:
         if s.scores is None or s.counts is None:
             verdicts.append(TraceVerdict(s, "inconclusive", 0.0, None, ()))
