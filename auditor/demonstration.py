@@ -21,6 +21,7 @@ import numpy as np
 
 from auditor.calibration import calibrate
 from auditor.errors import OptionError
+from auditor.gathering import evidence_curve
 from auditor.generation import Provider, derived_seed, generate
 from auditor.noise_model import RequestCounts
 from auditor.power import MUST_DETECT, detection_power
@@ -29,7 +30,6 @@ from auditor.reference.deviations import DEVIATIONS, HONEST, deviation
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.replay import Reference
 from auditor.result import e_value
-from auditor.verdict import evidence_curve
 from auditor.verification import Result, verify
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from auditor.gathering import Tally, fused_log_e, gather_evidence
 from auditor.ledger import Ledger
 from auditor.noise_model import F64, request_log_likelihood
 from auditor.profile import Profile
 from auditor.replay import Scored
-from auditor.verdict import Tally, fused_log_e, gather_evidence
 
 Group = tuple[str | None, str]
 """Provider recipe and score family."""

@@ -10,8 +10,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from scipy.special import logsumexp
 
+from auditor.comparison import Trusted, answers
 from auditor.diagnosis import diagnose
 from auditor.errors import AuditError, OptionError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
@@ -115,6 +117,7 @@ def verify(
     on_scored: Callable[[Scored], None] = lambda _scored: None,
     on_evidence: Callable[[float, int, float], None] | None = None,
     explain: bool = True,
+    compared_with: Iterable[Trace] = (),
     now: datetime | None = None,
 ) -> Result:
     """Audit a log.
@@ -132,6 +135,8 @@ def verify(
         on_evidence: for a growing log (`following.py`): called after each request as `Watch` says;
             reading ends with the first that convicts.
         explain: name the cause of a conviction, a pass over a dozen requests for each hypothesis.
+        compared_with: completions of the same requests by a trusted deployment of the declared model, for a
+            two-sample test (`comparison.py`); it needs no seeds and no profile.
         now: when a profile must not have expired yet; the present when None.
 
     Raises:
@@ -166,7 +171,10 @@ def verify(
     seconds = time.monotonic() - started
     groups = _grouped(of_one_model(all_scored, served_model))
     level = (lambda _group: alpha / len(groups)) if watch is None else watch.level
-    verdicts = tuple(_judge_group(members, group, nulls, level(group)) for group, members in groups.items())
+    trusted = _trusted(compared_with, reference)
+    verdicts = tuple(
+        _judge_group(members, group, nulls, level(group), trusted) for group, members in groups.items()
+    )
     if explain:
         verdicts = tuple(_explained(verdict, reference) for verdict in verdicts)
     synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
@@ -230,10 +238,19 @@ class _Nulls:
         )
 
 
-def _judge_group(members: Sequence[Scored], group: Group, nulls: _Nulls, alpha: float) -> Verdict:
+def _trusted(compared_with: Iterable[Trace], reference: Reference) -> Trusted | None:
+    found = answers(compared_with, reference)
+    return Trusted(found, reference, np.random.default_rng(0)) if found else None
+
+
+def _judge_group(
+    members: Sequence[Scored], group: Group, nulls: _Nulls, alpha: float, trusted: Trusted | None
+) -> Verdict:
     profile = nulls.of(group)
     why = "" if profile is not None else nulls.why_none(group)
-    return judge(members, profile, alpha=alpha, why_no_profile=why)
+    further, not_compared = ((), ()) if trusted is None else trusted.beside(members, alpha)
+    verdict = judge(members, profile, alpha=alpha, why_no_profile=why, further=further)
+    return replace(verdict, reasons=(*verdict.reasons, *not_compared))
 
 
 def _explained(verdict: Verdict, reference: Reference) -> Verdict:

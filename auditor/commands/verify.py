@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from auditor.commands import options
 
 if TYPE_CHECKING:
+    from auditor.trace import Trace
     from auditor.verification import Result
 
 
@@ -81,6 +82,15 @@ if TYPE_CHECKING:
     help="Accuse at the level that this ledger gives to --subject; its levels add up to --alpha for ever.",
 )
 @click.option("--subject", default=None, metavar="TEXT", help="Whose log this is, in the ledger.")
+@click.option(
+    "--compare",
+    "trusted",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answers to the same requests by a deployment you trust (`audit generate --like`): were both "
+    "written by one model? Needs no seeds and no profile, but several answers of a request. May be repeated.",
+)
 @options.input_format_option
 @options.engine_recipe_option
 @options.noise_option
@@ -108,6 +118,7 @@ def verify(
     follow_idle: float | None,
     ledger: Path | None,
     subject: str | None,
+    trusted: tuple[Path, ...],
     input_format: str,
     engine_recipe: str | None,
     noise: str | None,
@@ -124,6 +135,7 @@ def verify(
       audit verify traffic.jsonl.gz --model models/llama --profile honest.json
       audit verify server.jsonl --engine-recipe vllm-cpu-0.32.0/bfloat16/kv-auto/eager
       audit verify traffic.parquet --budget 20000 --format json
+      audit verify texts.jsonl --compare trusted.jsonl.gz
       audit verify live.jsonl --follow --ledger accusations.jsonl --subject 'acme 2026-11'
 
     Exit status: 0 consistent, 1 inconsistent, 3 inconclusive, 2 unusable input.
@@ -154,9 +166,26 @@ def verify(
             served_model=served_model,
             on_scored=lambda _scored: advance(1),
             on_evidence=_running() if follow else None,
+            compared_with=_trusted_answers(trusted, follow=follow),
         )
     show(result, output_format)
     context.exit(result.exit_status)
+
+
+def _trusted_answers(paths: tuple[Path, ...], *, follow: bool) -> Iterator[Trace]:
+    """The traces of trusted files, every line of which must be readable."""
+    from auditor.errors import AuditError, OptionError  # noqa: PLC0415
+
+    if paths and follow:
+        raise OptionError("is a test of a whole log", where="--compare", fix="drop --follow")
+
+    def read() -> Iterator[Trace]:
+        for item in options.log_source(tuple(map(str, paths)), "auto", None, None)():
+            if isinstance(item, AuditError):
+                raise item
+            yield item
+
+    return read()
 
 
 def _check_follow(traces: tuple[str, ...], *, follow: bool, idle: float | None, budget: int | None) -> None:
