@@ -15,12 +15,13 @@ from scipy.special import logsumexp
 
 from auditor.comparison import Trusted, answers
 from auditor.diagnosis import diagnose
-from auditor.errors import AuditError, OptionError, UnusableInputError
+from auditor.errors import AuditError, OptionError, ProfileExpiredError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.following import Group, Watch
 from auditor.journal import Journal, open_journal
 from auditor.log_checks import counted_once, of_one_model
 from auditor.profile import Profile, ProfileKey
+from auditor.profile_trust import REFUSALS
 from auditor.replay import TOGETHER, Reference, Scored, replay
 from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
 from auditor.synchrony import Synchrony, synchrony_of
@@ -218,6 +219,12 @@ class _Nulls:
         return None if profile is None or profile.has_expired(self.now) else profile
 
     def _any(self, group: Group) -> Profile | None:
+        try:
+            return self._found(group)
+        except REFUSALS:  # `why_none` says it: other groups are judged still
+            return None
+
+    def _found(self, group: Group) -> Profile | None:
         recipe, family = group
         if recipe is None:
             return None
@@ -229,9 +236,13 @@ class _Nulls:
         recipe, family = group
         if recipe is None:
             return "the log does not name the provider's recipe; assert it with --engine-recipe"
-        profile = self._any(group)
+        try:
+            profile = self._found(group)
+        except REFUSALS as refusal:
+            return f"the profile of {recipe} ({family}) is not used: {refusal} [{refusal.code}]"
         if profile is not None and profile.expires is not None:
-            return f"the profile of {recipe} ({family}) expired on {profile.expires}; calibrate anew"
+            said = f"the profile of {recipe} ({family}) expired on {profile.expires}; calibrate anew"
+            return f"{said} [{ProfileExpiredError.code}]"
         return (
             f"no calibration profile for provider recipe {recipe} ({family}) "
             f"and reference recipe {self.reference.recipe}"

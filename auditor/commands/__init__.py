@@ -20,6 +20,7 @@ from auditor.commands.keys import keys
 from auditor.commands.log import log
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
+from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
@@ -55,6 +56,7 @@ for command in (
     doctor,
     bench,
     keys,
+    profile,
     log,
 ):
     cli.add_command(command)

@@ -106,6 +106,8 @@ def _print_group(verdict: Verdict, synchrony: Synchrony | None, console: Console
             f"(95 %: {low:.2g} to {high:.2g}); the smallest alpha at which it can convict twice that noise "
             f"is {p.smallest_alpha['2']:.2g}, ten times {p.smallest_alpha['10']:.2g}"
         )
+        if p.signed_by:
+            console.print(f"  profile {escape(p.id[:19])}... signed by {escape(', '.join(p.signed_by))}")
     if verdict.diagnosis:
         ranked = ", ".join(f"{cause} {weight:.0%}" for cause, weight in verdict.diagnosis[:4])
         console.print(f"  explained best by: {ranked}")

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     help="Calibration profile from `audit calibrate`; may be repeated. "
     "[default: the store, then the shipped ones]",
 )
+@options.trust_option
+@options.revocations_option
 @click.option(
     "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of the whole verdict."
 )
@@ -109,6 +111,8 @@ def verify(
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
+    trust: tuple[str, ...],
+    revocations: Path | None,
     alpha: float,
     budget: int | None,
     selection_seed: str | None,
@@ -141,7 +145,7 @@ def verify(
     Exit status: 0 consistent, 1 inconsistent, 3 inconclusive, 2 unusable input.
     """
     from auditor.following import until_idle  # noqa: PLC0415
-    from auditor.profiles import profile_finder  # noqa: PLC0415
+    from auditor.profiles import profile_finder, read_trust  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.verification import verify as run  # noqa: PLC0415
 
@@ -150,7 +154,7 @@ def verify(
     if ledger is not None or subject is not None:
         given = context.get_parameter_source("alpha") is ParameterSource.COMMANDLINE
         alpha = _ledger_level(ledger, subject, alpha, given=given)
-    finder = profile_finder(profiles)
+    finder = profile_finder(profiles, read_trust(trust, revocations))
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
     more = until_idle(follow_idle) if follow else lambda _came: False
     lines = None if follow else options.count_lines(traces)
