@@ -118,7 +118,7 @@ def verify(
     on_scored: Callable[[Scored], None] = lambda _scored: None,
     on_evidence: Callable[[float, int, float], None] | None = None,
     explain: bool = True,
-    compared_with: Iterable[Trace] = (),
+    compared_with: Iterable[Trace] | None = None,
     now: datetime | None = None,
 ) -> Result:
     """Audit a log.
@@ -148,6 +148,7 @@ def verify(
     started = time.monotonic()
     selection, chosen = (None, None) if budget is None else _choose(source, budget, selection_seed)
     errors: list[AuditError] = []
+    trusted = _trusted(compared_with, reference)
 
     def good() -> Iterator[Trace]:
         for place, item in enumerate(source()):
@@ -172,7 +173,6 @@ def verify(
     seconds = time.monotonic() - started
     groups = _grouped(of_one_model(all_scored, served_model))
     level = (lambda _group: alpha / len(groups)) if watch is None else watch.level
-    trusted = _trusted(compared_with, reference)
     verdicts = tuple(
         _judge_group(members, group, nulls, level(group), trusted) for group, members in groups.items()
     )
@@ -249,9 +249,10 @@ class _Nulls:
         )
 
 
-def _trusted(compared_with: Iterable[Trace], reference: Reference) -> Trusted | None:
-    found = answers(compared_with, reference)
-    return Trusted(found, reference, np.random.default_rng(0)) if found else None
+def _trusted(compared_with: Iterable[Trace] | None, reference: Reference) -> Trusted | None:
+    if compared_with is None:
+        return None
+    return Trusted(answers(compared_with, reference), reference, np.random.default_rng(0))
 
 
 def _judge_group(
