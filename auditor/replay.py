@@ -162,8 +162,8 @@ def replay(
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
-                notes = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
-                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, notes, seed_free=free)
+                said = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
+                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, said, seed_free=free)
                 continue
             problem = None
             if isinstance(item, Request):
