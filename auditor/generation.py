@@ -136,10 +136,14 @@ def generate(
 
     Raises:
         NoiseUnknownError: unknown `noise`, or a rule of speculation whose coins are not known for it.
-        OptionError: the deviation needs another model and none is given.
+        OptionError: the deviation needs another model and none is given, or cannot serve.
         SamplingUnsupportedError: a rule that the scheme's engine does not offer.
         ContextLengthError: a prompt and its outputs exceed the context.
     """
+    if not deviation.decodes:
+        raise OptionError(
+            f"deviation {deviation.name} is measured on logs and cannot serve", fix="use `audit matrix`"
+        )
     spec = sampling or SamplingSpec(max_tokens=200)
     scheme = noise_scheme("greedy" if spec.greedy else noise)
     deviant = deviation.model(provider.model, other_model)

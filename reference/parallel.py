@@ -32,7 +32,7 @@ from torch import Tensor
 
 from auditor.errors import OptionError
 from auditor.reference.architecture import LayerPlan, ModelConfig, Norm
-from auditor.reference.batch import KeyValueHook, Run, Span
+from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Run, Span
 from auditor.reference.layers.build import DecoderLayer, build_layer
 from auditor.reference.layers.linear import Product
 from auditor.reference.layers.mlp import MlpPlan
@@ -145,12 +145,19 @@ class ParallelModel:
         weights: WeightsHook | None = None,
         key_value: KeyValueHook | None = None,
         skip_layers: frozenset[int] = frozenset(),
+        attention: AttentionHook | None = None,
+        residual: ResidualHook | None = None,
     ) -> ParallelModel:
         """As `Model.replace`; hooks see whole tensors and all heads. This rank's part is read anew.
 
         Raises:
-            OptionError, ModelCorruptError: as `Model.replace`; another rank failed.
+            OptionError, ModelCorruptError: as `Model.replace`; another rank failed; another attention or
+                depth, which no rank sees as a whole.
         """
+        if attention is not None or residual is not None:
+            raise OptionError(
+                "another attention or depth over several ranks", fix="simulate it in one process"
+            )
 
         def read() -> ParallelModel:
             whole = self._whole.replace(weights=weights, key_value=key_value, skip_layers=skip_layers)

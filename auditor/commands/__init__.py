@@ -18,6 +18,7 @@ from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.keys import keys
 from auditor.commands.log import log
+from auditor.commands.matrix import matrix
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
 from auditor.commands.provider import provider
@@ -47,6 +48,7 @@ for command in (
     verify,
     calibrate,
     plan,
+    matrix,
     generate,
     seed,
     record,
