@@ -13,7 +13,13 @@ from pathlib import Path
 
 import torch
 
-from auditor.errors import AuditError, CannotScoreError, FingerprintError, TraceFieldError
+from auditor.errors import (
+    AuditError,
+    CannotScoreError,
+    FingerprintError,
+    TraceFieldError,
+    TraceIncompleteError,
+)
 from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, measure
 from auditor.fingerprints.token_difr import TokenScores, token_scores
 from auditor.journal import Entry, Journal
@@ -29,6 +35,7 @@ from auditor.reference.runner import Runner
 from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
 from auditor.stop_decisions import stop_findings
+from auditor.text_only import SPLIT_ANEW, is_text_only, split_anew
 from auditor.trace import Trace
 
 VERSION = "0.1"
@@ -82,7 +89,8 @@ class Scored:
 
     Attributes:
         findings: how the output ended against its request (`stop_decisions.py`).
-        seed_free: with a problem, what the token ids say without their seed, where that is all that lacks.
+        seed_free: with a problem, what the token ids say without their seed, where that is all that lacks;
+            where there is text only, what the ids that the reference's tokenizer makes of it say.
         fingerprints: one distance for each kind of activation fingerprint in the trace.
         fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
     """
@@ -149,12 +157,13 @@ def replay(
         eyes = _Eyes(trace for trace, item in zip(chunk, prepared, strict=True) if isinstance(item, Request))
         requests = (item for item in prepared if isinstance(item, Request))
         rows = reference.runner.score(requests, on_hidden=eyes.see)
-        unseeded = [without_seed(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
+        unseeded = [_unseeded(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
         laws = reference.runner.laws(request for request in unseeded if request is not None)
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
-                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, seed_free=free)
+                notes = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
+                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, notes, seed_free=free)
                 continue
             problem = None
             if isinstance(item, Request):
@@ -178,6 +187,14 @@ def replay(
                 fingerprints=seen,
                 fingerprint_problem=problem,
             )
+
+
+def _unseeded(trace: Trace, problem: object, reference: Reference) -> Request | None:
+    """What surprise and rank are taken of: a request that lacks its seed, or its token ids altogether."""
+    if isinstance(problem, TraceIncompleteError) and is_text_only(trace):
+        split = split_anew(trace, reference.tokenizer)
+        return None if split is None else without_seed(split, problem, reference)
+    return without_seed(trace, problem, reference)
 
 
 class _Eyes:

@@ -21,6 +21,7 @@ from auditor.commands.log import log
 from auditor.commands.matrix import matrix
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
+from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
@@ -57,6 +58,7 @@ for command in (
     doctor,
     bench,
     keys,
+    profile,
     log,
 ):
     cli.add_command(command)
