@@ -9,6 +9,11 @@ What it can show: that the forward pass is consistent with the tokens. What it c
 sampled from it (whoever runs the right model once over any text can fingerprint it), so it stands beside
 Token-DiFR. And a provider that knows the projection beforehand needs only to get k features right, not d
 dimensions: the seed must be drawn after it has committed, else the evidence is against carelessness only.
+
+What honest rounding leaves in the residual stream hardly depends on the text; but the final norm divides by
+the stream's length, which does (ninefold on the demo model, least after a system message). So the relative
+distance of final states is multiplied by that length, which the reference knows. Without it one honest first
+token in a hundred stands at 2.6 times the median, with it at 1.4.
 """
 
 from __future__ import annotations
@@ -65,7 +70,7 @@ class FingerprintKind:
 
     @classmethod
     def parse(cls, text: str) -> FingerprintKind:
-        """The kind that `CODE:K` or `CODE:K:WINDOW` names, say `int8:16`.
+        """The kind that `CODE:K`, `CODE:K:WINDOW` or `CODE:K:WINDOW:LAYER` names, say `int8:16`.
 
         Raises:
             ValueError: not of this form, or out of range.
@@ -73,15 +78,15 @@ class FingerprintKind:
         parts = text.split(":")
         codes = {str(code): code for code in CODES}
         numbers = [int(part) for part in parts[1:] if part.isdecimal() and len(part) < 6]
-        if len(parts) not in (2, 3) or len(numbers) != len(parts) - 1 or parts[0] not in codes:
-            raise ValueError(f"{text!r} names no kind of fingerprint; write CODE:K or CODE:K:WINDOW")
+        if len(parts) not in (2, 3, 4) or len(numbers) != len(parts) - 1 or parts[0] not in codes:
+            raise ValueError(f"{text!r} names no kind of fingerprint; write CODE:K[:WINDOW[:LAYER]]")
         return cls(codes[parts[0]], *numbers)
 
     @property
     def name(self) -> str:
-        """A key for profiles, say `activation-difr/v1 int8 k16 w1 final`."""
+        """A key for profiles, say `activation-difr/v2 int8 k16 w1 final`; the v2 is of `distance`."""
         layer = "final" if self.layer == FINAL else f"layer{self.layer}"
-        return f"activation-difr/v1 {self.code} k{self.features} w{self.window} {layer}"
+        return f"activation-difr/v2 {self.code} k{self.features} w{self.window} {layer}"
 
     def windows(self, tokens: int) -> int:
         """Fingerprints of an output of that many tokens."""
@@ -189,11 +194,14 @@ class Residuals:
         outside: float64 [windows, k], signed distance to the nearest edge of the cell, 0 inside.
         features: float64 [windows, k], the reference's own.
         energy: float64 [windows], mean square of the reference's hidden state (all of its dimensions).
+        shrinking: float64 [windows], what the final norm divided noise by: the residual stream's length (root
+            mean square, over a window that of the inverse lengths, inverted); 1 where no norm stands between.
     """
 
     outside: F64
     features: F64
     energy: F64
+    shrinking: F64
 
     @property
     def plain(self) -> F64:
@@ -201,11 +209,24 @@ class Residuals:
         square = (self.outside**2).mean(axis=1)
         return np.asarray(np.sqrt(square / np.maximum(self.energy, np.finfo(np.float64).tiny)))
 
+    @property
+    def distance(self) -> F64:
+        """What is judged, [windows]: the relative distance, times what the final norm divided noise by."""
+        return self.plain * self.shrinking
+
 
 def residuals(
-    given: Fingerprint, hidden: npt.NDArray[np.float32] | torch.Tensor, *, backend: Backend = "torch"
+    given: Fingerprint,
+    hidden: npt.NDArray[np.float32] | torch.Tensor,
+    before_norm: npt.NDArray[np.float32] | torch.Tensor | None = None,
+    *,
+    backend: Backend = "torch",
 ) -> Residuals:
     """Compare a provider's fingerprint with the reference's hidden states [output tokens, d].
+
+    Args:
+        before_norm: the reference's residual stream where the final norm takes it, [output tokens, d]; None
+            for fingerprints of a layer.
 
     Raises:
         FingerprintLengthError: the fingerprint covers another number of windows.
@@ -218,11 +239,17 @@ def residuals(
         )
     rows = windowed(hidden, given.kind, given.projection_seed)
     features = project(rows, basis_of(given.kind, given.projection_seed, hidden.shape[1]), backend=backend)
-    energy = _mean_square(rows)
-    if not (np.isfinite(features).all() and np.isfinite(energy).all()):
+    energy, shrinking = _mean_square(rows), np.ones(wanted)
+    if before_norm is not None:
+        inverse = 1.0 / np.maximum(_mean_square(before_norm), np.finfo(np.float64).tiny)
+        starts = np.arange(0, len(hidden), given.kind.window)
+        counts = np.diff(np.append(starts, len(hidden)))
+        shrinking = np.sqrt(counts / np.add.reduceat(inverse, starts))
+    if not (np.isfinite(features).all() and np.isfinite(energy).all() and np.isfinite(shrinking).all()):
         raise FingerprintValueError("the reference's own hidden states are not finite")
     low, high = cells(given.coded)
-    return Residuals(np.maximum(features - high, 0.0) + np.minimum(features - low, 0.0), features, energy)
+    outside = np.maximum(features - high, 0.0) + np.minimum(features - low, 0.0)
+    return Residuals(outside, features, energy, shrinking)
 
 
 def _mean_square(rows: npt.NDArray[np.float32] | torch.Tensor) -> F64:

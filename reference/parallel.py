@@ -134,6 +134,23 @@ class ParallelModel:
         """As `Model.logits`; no rank needs another for it."""
         return self._own.logits(hidden)
 
+    def showing(self, layers: Sequence[int]) -> ParallelModel:
+        """As `Model.showing`.
+
+        Raises:
+            OptionError: as `Model.showing`, or divided by layers, where no rank has all of them.
+        """
+        return dataclasses.replace(self, _own=self._whole_depth().showing(layers))
+
+    def up_to(self, layer: int) -> ParallelModel:
+        """As `Model.up_to`; raises as `showing`."""
+        return dataclasses.replace(self, _own=self._whole_depth().up_to(layer))
+
+    def _whole_depth(self) -> Model:
+        if self.by == "layers":
+            raise OptionError("a layer's states of a model divided by layers", fix="divide it by tensors")
+        return self._own
+
     def replace(
         self,
         *,

@@ -108,6 +108,38 @@ def test_a_window_adds_up_differences_in_square():
     assert np.allclose(np.abs(rows[1]), np.abs(own[8]))  # a short last window is scaled by its own length
 
 
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_short_residual_stream_does_not_make_honest_noise_look_large(window):
+    """The final norm divides by the stream's length: noise of one size must give distances of one size."""
+    stream = hidden_of(n=24, d=512)
+    lengths = np.repeat([1.0, 9.0, 4.0], 8).astype(np.float32)[:, None]
+    noise = 0.1 * hidden_of(n=24, d=512, seed=1)
+
+    def normed(x):
+        return (x / np.sqrt((x**2).mean(axis=1, keepdims=True))).astype(np.float32)
+
+    kind = FingerprintKind("bf16", 64, window)
+    given_ = made(kind, normed(lengths * stream + noise))
+    found = residuals(given_, normed(lengths * stream), lengths * stream, backend="reference")
+    short, long, middle = (found.distance[part] for part in np.split(np.arange(24 // window), 3))
+    assert 0.05 < found.distance.mean() < 0.12
+    assert short.mean() == pytest.approx(middle.mean(), rel=0.25)
+    assert found.plain[: 8 // window].mean() > 5 * found.plain[8 // window : 16 // window].mean()
+    assert long.mean() > 0.0
+
+
+def test_a_layers_distance_is_relative_to_its_own_states():
+    given_ = made(PLAIN, hidden_of())
+    found = residuals(given_, 1.1 * hidden_of(), backend="reference")
+    assert np.array_equal(found.distance, found.plain)
+
+
+def test_a_residual_stream_that_is_not_finite_is_no_evidence():
+    given_ = made()
+    with pytest.raises(FingerprintValueError):
+        residuals(given_, hidden_of(), hidden_of() * np.float32(np.nan), backend="reference")
+
+
 def test_tensors_and_arrays_are_windowed_alike():
     import torch
 
