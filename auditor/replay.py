@@ -213,7 +213,7 @@ class _Eyes:
         if isinstance(sent, FingerprintError):
             self.problem = sent
             return
-        states = dict(zip((FINAL, *self.layers), hidden.split(self._width, dim=1), strict=True))
+        states = dict(zip((FINAL, *self.layers), torch.split(hidden, self._width, dim=1), strict=True))
         try:
             self.scores = measure(sent, states, where=where)
         except FingerprintError as problem:

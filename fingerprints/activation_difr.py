@@ -29,7 +29,7 @@ from auditor.errors import FingerprintLengthError, FingerprintValueError
 from auditor.kernels.projection_codes import code_projections
 from auditor.kernels.sign_projection import MOST_ROWS, Backend, SignBasis, project, sign_basis
 from auditor.kernels.splitmix import F64, GOLDEN, mix
-from auditor.kernels.value_codes import CODES, Coded, CodeName, cells
+from auditor.kernels.value_codes import CODES, Coded, CodeName, cells, has_loose_scale
 
 if TYPE_CHECKING:
     import torch
@@ -230,8 +230,10 @@ def residuals(
 
     Raises:
         FingerprintLengthError: the fingerprint covers another number of windows.
-        FingerprintValueError: the reference's own states are not finite.
+        FingerprintValueError: the reference's own states are not finite, or a scale that no encoder chooses.
     """
+    if has_loose_scale(given.coded):
+        raise FingerprintValueError("a scale larger than its levels need, which hides any value")
     wanted = given.kind.windows(len(hidden))
     if len(given.coded.levels) != wanted:
         raise FingerprintLengthError(

@@ -124,7 +124,7 @@ class FallbackModel:
         Raises:
             OptionError: always.
         """
-        return self.showing((layer,))
+        self.showing((layer,))
 
     @property
     def pack_tokens(self) -> int:

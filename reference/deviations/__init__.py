@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from auditor.errors import OptionError
 from auditor.reference.deviations import inputs, key_value, model, sampler, weights
+from auditor.reference.deviations.adapter import undeclared_adapter
 from auditor.reference.deviations.base import Deviation, Prompt
 
 HONEST = Deviation(name="honest", gain="a good name", source="the contract")
@@ -28,4 +29,4 @@ def deviation(name: str) -> Deviation:
     return DEVIATIONS[name]
 
 
-__all__ = ["DEVIATIONS", "HONEST", "Deviation", "Prompt", "deviation"]
+__all__ = ["DEVIATIONS", "HONEST", "Deviation", "Prompt", "deviation", "undeclared_adapter"]

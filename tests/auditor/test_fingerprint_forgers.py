@@ -145,6 +145,19 @@ def test_nan_and_infinity_are_refused_by_name_and_never_pass(code):
     assert result.outcome != "consistent"
 
 
+def test_a_fingerprint_that_fits_any_state_is_refused_by_name():
+    def universal(trace):
+        sent = from_entry(trace.fingerprints[0])
+        coded = replace(
+            sent.coded, levels=np.zeros_like(sent.coded.levels), scale=np.full_like(sent.coded.scale, 255)
+        )
+        return replace(trace, fingerprints=(to_entry(replace(sent, coded=coded)),))
+
+    result, _ = audited([universal(t) for t in served("weights/int4")])
+    assert "[fingerprint-value]" in " ".join(result.verdicts[0].reasons)
+    assert result.outcome != "consistent"
+
+
 @pytest.mark.parametrize("tokens", [1, -1])
 def test_a_fingerprint_with_a_token_too_few_or_too_many_is_refused_by_name(tokens):
     def stretched(trace):

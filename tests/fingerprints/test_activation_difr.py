@@ -215,6 +215,26 @@ def test_nan_and_infinity_are_refused(code, bytes_of_level):
     assert caught.value.code == "fingerprint-value"
 
 
+@pytest.mark.parametrize("code", ["int4", "int8", "fp8"])
+def test_cells_so_wide_that_anything_lies_in_them_are_refused(code):
+    """A forger's universal fingerprint: level 0 at the largest scale, whatever the states are."""
+    own = made(FingerprintKind(code, 16))
+    levels = np.zeros_like(own.coded.levels)
+    forged = replace(own, coded=replace(own.coded, levels=levels, scale=np.full_like(own.coded.scale, 255)))
+    with pytest.raises(FingerprintValueError):
+        from_payload(to_payload(forged), projection_seed=SEED)
+    with pytest.raises(FingerprintValueError):
+        residuals(forged, hidden_of(), backend="reference")
+
+
+@pytest.mark.parametrize("code", ["int4", "int8", "fp8"])
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-4, 1.0, 1e4])
+def test_no_scale_that_an_encoder_chooses_is_refused(code, size):
+    for seed in range(20):
+        own = made(FingerprintKind(code, 1 + seed % 16), np.float32(size) * hidden_of(seed=seed))
+        assert len(from_payload(to_payload(own), projection_seed=SEED).coded.levels) == 20
+
+
 @pytest.mark.parametrize(("code", "level"), [("int8", 0x80), ("int4", 0x88)])
 def test_levels_that_no_encoder_writes_are_refused(code, level):
     raw = bytearray(to_payload(made(FingerprintKind(code, 4))))
