@@ -248,7 +248,8 @@ def challenge_log_e(honest: Sequence[CheckedActivations], audited: Sequence[Chec
     """Log e-value of checked requests beside honest ones that were challenged alike.
 
     The product over kinds (layers), which have no request in common: where each kind's requests may change
-    places among themselves, the product's mean is 1 as every factor's is. Requests with a problem say nothing here; the caller must not pass over them.
+    places among themselves, the product's mean is 1 as every factor's is. Requests with a problem say
+    nothing here; the caller must not pass over them.
     """
     kinds = sorted({one.kind for one in audited if one.problem is None})
     found = [
