@@ -29,7 +29,7 @@ from auditor.errors import FingerprintLengthError, FingerprintValueError
 from auditor.kernels.projection_codes import code_projections
 from auditor.kernels.sign_projection import MOST_ROWS, Backend, SignBasis, project, sign_basis
 from auditor.kernels.splitmix import F64, GOLDEN, mix
-from auditor.kernels.value_codes import CODES, Coded, CodeName, cells, has_loose_scale
+from auditor.kernels.value_codes import CODES, Coded, CodeName, cells, has_loose_scale, quantize
 
 if TYPE_CHECKING:
     import torch
@@ -178,9 +178,13 @@ def fingerprint(
         ValueError: more features than dimensions, or a seed of another length.
     """
     basis = basis_of(kind, projection_seed, hidden.shape[1])
-    rows = windowed(hidden, kind, projection_seed)
     try:
-        coded = code_projections(rows, basis, kind.code, backend=backend)
+        if kind.window == 1 or backend == "triton":
+            rows = windowed(hidden, kind, projection_seed)
+            coded = code_projections(rows, basis, kind.code, backend=backend)
+        else:  # features add up as rows do, and are shorter
+            features = project(hidden, basis, backend=backend).astype(np.float32)
+            coded = quantize(np.asarray(windowed(features, kind, projection_seed), np.float64), kind.code)
     except ValueError as error:
         raise FingerprintValueError(str(error)) from error
     return Fingerprint(kind, projection_seed, binding, coded)
@@ -257,4 +261,6 @@ def residuals(
 def _mean_square(rows: npt.NDArray[np.float32] | torch.Tensor) -> F64:
     if isinstance(rows, np.ndarray):
         return np.asarray((rows.astype(np.float64) ** 2).mean(axis=1))
-    return np.asarray((rows.double() ** 2).mean(dim=1).cpu().numpy(), np.float64)
+    # In float32, to about 1e-6: a float64 copy of wide rows costs more than the whole projection.
+    lengths = rows.float().norm(dim=1).cpu().numpy().astype(np.float64)
+    return np.asarray(lengths**2 / rows.shape[1])

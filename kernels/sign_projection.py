@@ -166,9 +166,9 @@ def project(
 ) -> F64:
     """Features `hidden @ P.T`, float64 [n, k].
 
-    `reference` works in float64 and draws the signs 4,096 columns at a time, `torch` in float32 with P kept in
-    float32 (on the CPU folded, where rows are wide), `triton` in float32 with the signs drawn inside the
-    kernel. The matrix is exact; the product is rounded, so backends differ by float32's rounding.
+    `reference` works in float64 and draws the signs 4,096 columns at a time, `torch` in float32 with P kept
+    (on the CPU folded, where rows are wide), `triton` in float32 with the signs drawn inside the kernel. The
+    matrix is exact; the product is rounded, so backends differ by float32's rounding.
 
     Args:
         hidden: [n, d], an array of float32 or a tensor of any float dtype.

@@ -79,8 +79,8 @@ def main():
             )
             made = theirs.build_proofs_bytes(rows, 32, 128, skip_prefill=True)
             row["toploc package verify"] = microseconds(
-                lambda rows=rows, made=made: theirs.verify_proofs_bytes(
-                    rows, made, 32, 128, skip_prefill=True
+                lambda own=hidden, made=made: theirs.verify_proofs_bytes(
+                    own, made, 32, 128, skip_prefill=True
                 )
             )
         print(json.dumps(row), flush=True)
