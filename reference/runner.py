@@ -81,7 +81,6 @@ class Runner:
         `on_hidden` is shown the hidden states [output tokens, hidden] of each request just before its
         statistics come, followed by the residual streams after `layers` (`Model.showing`); they are not kept.
         """
-
         model = self._showing = self.model.showing(layers) if layers else self.model
 
         def work(batch: list[Request]) -> list[tuple[torch.Tensor | None, RowStats]]:
