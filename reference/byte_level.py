@@ -184,7 +184,9 @@ def _contexts(data: bytes, vocabulary: TokenBytes, follow: Follow) -> list[tuple
     for position in range(len(data)):
         if not paths[position]:
             continue
-        steps = [(i, position + len(vocabulary.spelled[i] or b"")) for i in vocabulary.matching(data, position)]
+        steps = [
+            (i, position + len(vocabulary.spelled[i] or b"")) for i in vocabulary.matching(data, position)
+        ]
         for ids in paths[position]:
             forbidden = follow(ids[-1] if ids else None)
             for token, end in steps:

@@ -111,6 +111,23 @@ class FallbackModel:
             fix="simulate deviations on an architecture that is written here",
         )
 
+    def showing(self, layers: Sequence[int]) -> NoReturn:
+        """Refuse: nothing is known of what happens inside.
+
+        Raises:
+            OptionError: always.
+        """
+        del layers
+        raise OptionError(f"hidden states of {self.config.model_type}, which runs through transformers")
+
+    def up_to(self, layer: int) -> NoReturn:
+        """As `showing`.
+
+        Raises:
+            OptionError: always.
+        """
+        self.showing((layer,))
+
     @property
     def pack_tokens(self) -> int:
         """Rows worth packing into one call."""

@@ -56,6 +56,8 @@ class ReferenceModel(Protocol):
         self, spans: Sequence[Span], cache: SlotKV | None = None, *, exact: bool = True
     ) -> Tensor: ...
     def prefill(self, sequences: Iterable[Tensor]) -> Tensor: ...  # noqa: D102
+    def showing(self, layers: Sequence[int]) -> ReferenceModel: ...  # noqa: D102
+    def up_to(self, layer: int) -> ReferenceModel: ...  # noqa: D102
     def logits(self, hidden: Tensor) -> Tensor: ...  # noqa: D102
     def replace(  # noqa: D102
         self,

@@ -20,6 +20,7 @@ from auditor.reference.deviations import (
     sampler,
     weights,
 )
+from auditor.reference.deviations.adapter import undeclared_adapter
 from auditor.reference.deviations.base import Deviation, Prompt, Served
 
 HONEST = Deviation(name="honest", gain="a good name", source="the contract")
@@ -51,4 +52,13 @@ def deviation(name: str) -> Deviation:
     return CATALOGUE[name]
 
 
-__all__ = ["CATALOGUE", "DEVIATIONS", "HONEST", "Deviation", "Prompt", "Served", "deviation"]
+__all__ = [
+    "CATALOGUE",
+    "DEVIATIONS",
+    "HONEST",
+    "Deviation",
+    "Prompt",
+    "Served",
+    "deviation",
+    "undeclared_adapter",
+]
