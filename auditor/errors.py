@@ -326,10 +326,66 @@ class ChallengeMismatchError(VerificationFailedError):
     code = "challenge-mismatch"
 
 
+class ChallengeReplayedError(VerificationFailedError):
+    """An opening that was made for an earlier challenge of the same head: its nonce is another."""
+
+    code = "challenge-replayed"
+
+
+class HeadSwappedError(VerificationFailedError):
+    """A signed head that belongs to another response than the one it came with."""
+
+    code = "head-swapped"
+
+
 class OpeningIncompleteError(VerificationFailedError):
     """An opening that withholds challenged tokens or brings others."""
 
     code = "opening-incomplete"
+
+
+class OpeningSyntaxError(UnusableInputError):
+    """A commitment, challenge, opening or kept record that is cut short or not of its format."""
+
+    code = "opening-syntax"
+
+
+class CountMismatchError(VerificationFailedError):
+    """A response that bills other token counts than its provider signed.
+
+    Args:
+        billed, signed: the counts; None where the log does not say what was billed.
+    """
+
+    code = "count-mismatch"
+
+    def __init__(self, message: str, *, billed: int | None, signed: int, where: str = "") -> None:
+        super().__init__(message, where=where)
+        self.billed, self.signed = billed, signed
+
+
+class CommittedLateError(VerificationFailedError):
+    """Hidden tokens that were not committed to before the first visible token came."""
+
+    code = "committed-late"
+
+
+class SessionKeyError(UnusableInputError):
+    """A session key whose salts do not lead to the root that was signed."""
+
+    code = "session-key"
+
+
+class EmbeddingForgedError(VerificationFailedError):
+    """An embedding fingerprint that is not of the opened text."""
+
+    code = "embedding-forged"
+
+
+class EmbedderUnknownError(UnusableInputError):
+    """An embedder that is not known here, or whose extra is not installed."""
+
+    code = "embedder-unknown"
 
 
 class ExposureError(UnusableInputError):

@@ -16,8 +16,10 @@ from auditor.diagnosis import diagnose
 from auditor.errors import AuditError, OptionError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.following import Group, Watch
+from auditor.hidden_tokens.revealed import Revealer
 from auditor.journal import Journal, open_journal
 from auditor.log_checks import counted_once, of_one_model
+from auditor.merkle.keys import PublicKey
 from auditor.profile import Profile, ProfileKey
 from auditor.replay import TOGETHER, Reference, Scored, replay
 from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
@@ -115,6 +117,7 @@ def verify(
     on_scored: Callable[[Scored], None] = lambda _scored: None,
     on_evidence: Callable[[float, int, float], None] | None = None,
     explain: bool = True,
+    provider_keys: Sequence[PublicKey] = (),
     now: datetime | None = None,
 ) -> Result:
     """Audit a log.
@@ -132,6 +135,7 @@ def verify(
         on_evidence: for a growing log (`following.py`): called after each request as `Watch` says;
             reading ends with the first that convicts.
         explain: name the cause of a conviction, a pass over a dozen requests for each hypothesis.
+        provider_keys: whose signatures on commitments to hidden tokens are trusted.
         now: when a profile must not have expired yet; the present when None.
 
     Raises:
@@ -143,12 +147,14 @@ def verify(
     selection, chosen = (None, None) if budget is None else _choose(source, budget, selection_seed)
     errors: list[AuditError] = []
 
+    revealer = Revealer(provider_keys, reference.tokenizer, reference.model.config.vocab_size)
+
     def good() -> Iterator[Trace]:
         for place, item in enumerate(source()):
             if isinstance(item, AuditError):
                 errors.append(item)
             elif chosen is None or place in chosen:
-                yield item
+                yield revealer.reveal(item)
 
     all_scored: list[Scored] = []
     nulls = _Nulls(reference, find_profile, now or datetime.now(UTC))

@@ -96,6 +96,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether the traces say which drafts were judged.",
 )
+@click.option(
+    "--hidden-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Bill the first N output tokens as hidden reasoning, for `audit commit`.",
+)
 @options.threads_option
 def generate(
     model_directory: Path | None,
@@ -119,6 +126,7 @@ def generate(
     speculation: str | None,
     drafter: Path | None,
     log_drafts: bool,
+    hidden_tokens: int,
     threads: int | None,
     **rules: Any,
 ) -> None:
@@ -169,6 +177,7 @@ def generate(
         other_model=load_model(other, dtype=provider.model.dtype) if other is not None else None,
         fingerprints=kind,
         drafting=None if speculation is None else drafting_by(speculation, drafter, log_drafts, provider),
+        hidden_tokens=hidden_tokens,
     )
     tokens = 0
     with (

@@ -81,6 +81,12 @@ if TYPE_CHECKING:
     help="Accuse at the level that this ledger gives to --subject; its levels add up to --alpha for ever.",
 )
 @click.option("--subject", default=None, metavar="TEXT", help="Whose log this is, in the ledger.")
+@click.option(
+    "--vkey",
+    "vkeys",
+    multiple=True,
+    help="The provider's public key, for commitments to hidden tokens; may be repeated.",
+)
 @options.input_format_option
 @options.engine_recipe_option
 @options.noise_option
@@ -108,6 +114,7 @@ def verify(
     follow_idle: float | None,
     ledger: Path | None,
     subject: str | None,
+    vkeys: tuple[str, ...],
     input_format: str,
     engine_recipe: str | None,
     noise: str | None,
@@ -129,6 +136,7 @@ def verify(
     Exit status: 0 consistent, 1 inconsistent, 3 inconclusive, 2 unusable input.
     """
     from auditor.following import until_idle  # noqa: PLC0415
+    from auditor.merkle.keys import parse_vkey  # noqa: PLC0415
     from auditor.profiles import profile_finder  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.verification import verify as run  # noqa: PLC0415
@@ -154,6 +162,7 @@ def verify(
             served_model=served_model,
             on_scored=lambda _scored: advance(1),
             on_evidence=_running() if follow else None,
+            provider_keys=[parse_vkey(vkey) for vkey in vkeys],
         )
     show(result, output_format)
     context.exit(result.exit_status)
