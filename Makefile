@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle proof study profiles engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle proof inflation study profiles engines clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,10 @@ $(PEER)/.installed: tests/bench/peer-constraints.txt
 # About an hour on 2 cores: both error rates of the verdict, measured on fresh generations.
 proof: setup
 	$(BIN)/python -m tests.proofs.error_rates --out out/error_rates.jsonl
+
+# Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
+inflation: setup
+	$(BIN)/python -m tests.proofs.inflation --out out/inflation
 
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup

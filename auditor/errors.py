@@ -365,9 +365,17 @@ class CountMismatchError(VerificationFailedError):
 
 
 class CommittedLateError(VerificationFailedError):
-    """Hidden tokens that were not committed to before the first visible token came."""
+    """Hidden tokens that were not committed to before the first visible token came.
+
+    Args:
+        by_clock: the client's clock says so, and not the signed heads themselves.
+    """
 
     code = "committed-late"
+
+    def __init__(self, message: str, *, by_clock: bool, where: str = "") -> None:
+        super().__init__(message, where=where)
+        self.by_clock = by_clock
 
 
 class SessionKeyError(UnusableInputError):

@@ -123,13 +123,15 @@ def _committed_in_time(trace: Trace, heads: Sequence[TokenHead], sent: Sequence[
         (i for i, head in enumerate(heads) if head.visible == 0 and head.hidden == heads[-1].hidden), None
     )
     if first is None:
-        raise CommittedLateError("no head covers all hidden tokens before the answer", where=trace.where)
+        said = "no head covers all hidden tokens before the answer"
+        raise CommittedLateError(said, by_clock=False, where=trace.where)
     received, began = sent[first].received, (trace.timing or {}).get("first_token")
     if received is None or began is None:
         return False
     if moment(received, trace.where) > moment(began, trace.where):
         raise CommittedLateError(
             f"the hidden tokens' head came at {received}, the first visible token at {began}",
+            by_clock=True,
             where=trace.where,
         )
     return True

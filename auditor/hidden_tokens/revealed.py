@@ -86,7 +86,7 @@ class Revealer:
         try:
             committed, clock = check_commitment(trace, self._keys), clock_bound(trace)
         except AuditError as problem:
-            return Revealed(problem=problem, refuted=problem if _is_signed(problem, trace) else None)
+            return Revealed(problem=problem, refuted=problem if _is_signed(problem) else None)
         return self._look_inside(trace, committed, clock)
 
     def _look_inside(self, trace: Trace, committed: Committed, clock: ClockBound | None) -> Revealed:
@@ -104,7 +104,7 @@ class Revealer:
                 committed, challenge, opening, self._tokenizer, embedder, vocabulary=self._vocabulary
             )
         except AuditError as problem:
-            refuted = problem if _is_signed(problem, trace) else None
+            refuted = problem if _is_signed(problem) else None
             return Revealed(committed, problem=problem, refuted=refuted, clock=clock)
         return Revealed(committed, opened, _left_out(trace, opened), clock=clock)
 
@@ -114,16 +114,15 @@ class Revealer:
         return self._embedders[digest]
 
 
-def _is_signed(problem: AuditError, trace: Trace) -> bool:
+def _is_signed(problem: AuditError) -> bool:
     """Whether it is the provider's own signature that contradicts, and not a file that was damaged.
 
-    A log that lost its counts, or bills less, is no contradiction. Without times it is the heads themselves
-    that come too late; with times it is the client's clock that says so.
+    A log that lost its counts, or bills less, is no contradiction, and clocks may err.
     """
     if isinstance(problem, CountMismatchError):
         return problem.billed is not None and problem.billed > problem.signed
     if isinstance(problem, CommittedLateError):
-        return not trace.timing
+        return not problem.by_clock
     return isinstance(problem, EmbeddingForgedError)
 
 
