@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -13,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from auditor.commands import options
+from auditor.commands.check_report import CheckReport
 from auditor.commands.keys import passphrase
 from auditor.errors import AuditError, OpeningSyntaxError, OptionError, VerificationFailedError
 
 if TYPE_CHECKING:
-    from auditor.hidden_tokens.checking import Committed, Opened
     from auditor.merkle.keys import PublicKey
-    from auditor.merkle.token_openings import Challenge, Opening
+    from auditor.merkle.token_openings import Challenge
     from auditor.trace import Trace
 
 REFUSED = 1
@@ -212,6 +211,7 @@ def challenge(
 
     Exit status 1 when a commitment does not hold.
     """
+    from auditor.commands import print_error  # noqa: PLC0415
     from auditor.durable_files import write_durably  # noqa: PLC0415
     from auditor.hidden_tokens.checking import check_commitment  # noqa: PLC0415
     from auditor.hidden_tokens.wire import challenge_to_json, lines_of  # noqa: PLC0415
@@ -224,7 +224,7 @@ def challenge(
         try:
             head = check_commitment(trace, keys).head
         except VerificationFailedError as problem:
-            _say(problem)
+            print_error(problem)
             refused += 1
             continue
         known = {block for file in before if trace.id in file for block in file[trace.id].blocks}
@@ -322,6 +322,15 @@ def open_(
 @vkey_option
 @_file("--out", "Write the traces that passed, with their openings, for `audit verify`.", required=False)
 @click.option("--force", is_flag=True, help="Overwrite --out.")
+@_file(
+    "--honest",
+    "Full traces of honest responses: judge the content of what was opened against theirs. "
+    "Needs the `content` extra.",
+    required=False,
+)
+@click.option(
+    "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of the content test."
+)
 @options.format_option
 def check(
     committed: Path,
@@ -332,6 +341,8 @@ def check(
     vkeys: tuple[str, ...],
     out: Path | None,
     force: bool,
+    honest: Path | None,
+    alpha: float,
     output_format: str,
 ) -> None:
     """Auditor: check openings against COMMITTED heads and challenges; withholding is failure.
@@ -346,13 +357,14 @@ def check(
     from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
     from auditor.hidden_tokens.wire import opening_from_json, read_lines  # noqa: PLC0415
     from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
+    from auditor.trace_files import write_traces  # noqa: PLC0415
 
     del kind
     keys, asked = _keys(vkeys), _challenges(challenge)
     tokenizer = Tokenizer.load(model_directory or options.demo_model())
     answers = _by_request((opening_from_json(value, where) for value, where in read_lines(opening)), opening)
     embedders: dict[str, Any] = {}
-    report = _Report()
+    report = CheckReport()
     for trace in _traces(committed):
         if trace.id not in asked:
             report.unasked += 1
@@ -375,93 +387,9 @@ def check(
         else:
             report.passed(trace, known, asked[trace.id], answers[trace.id], found)
     report.missing(set(asked), committed)
+    if honest is not None and report.opened:
+        report.judge(list(_traces(honest)), tokenizer, alpha)
     if out is not None:
-        _write(out, report.traces, force=force)
+        write_traces(out, report.traces, overwrite=force)
     report.show(output_format)
-    sys.exit(REFUSED if report.failures else 0)
-
-
-class _Report:
-    def __init__(self) -> None:
-        self.traces: list[Trace] = []
-        self.failures: list[tuple[str, AuditError]] = []
-        self.opened: list[tuple[str, Opened]] = []
-        self.timed = self.unasked = 0
-
-    def failed(self, trace: Trace, problem: AuditError) -> None:
-        self.failures.append((trace.id, problem))
-
-    def passed(
-        self, trace: Trace, known: Committed, challenge: Challenge, opening: Opening, found: Opened
-    ) -> None:
-        from dataclasses import replace  # noqa: PLC0415
-
-        self.opened.append((trace.id, found))
-        self.timed += known.timed
-        with_opening = replace(known.commitment, challenge=challenge, opening=opening)
-        self.traces.append(replace(trace, commitment=with_opening.to_json(trace.id)))
-
-    def missing(self, asked: set[str], log: Path) -> None:
-        left = asked - {request for request, _ in self.failures} - {request for request, _ in self.opened}
-        if left:
-            raise OptionError(f"response {min(left)} was challenged and is not in the log", where=str(log))
-
-    def show(self, output_format: str) -> None:
-        for _, problem in self.failures:
-            _say(problem)
-        seen = sum(found.exposure.seen for _, found in self.opened)
-        hidden = sum(found.exposure.hidden for _, found in self.opened)
-        excess = sum(found.excess for _, found in self.opened)
-        share = seen / hidden if hidden else 0.0
-        if output_format == "json":
-            responses = [_row(request, found) for request, found in self.opened] + [
-                {"request": request, "passed": False, "code": problem.code, "problem": problem.message}
-                for request, problem in self.failures
-            ]
-            summary = {
-                "schema": "auditor.token-check/v1",
-                "passed": len(self.opened),
-                "failed": len(self.failures),
-                "not_challenged": self.unasked,
-                "seen": seen,
-                "hidden": hidden,
-                "share": share,
-                "responses": responses,
-            }
-            click.echo(json.dumps(summary, allow_nan=False))
-            return
-        click.echo(
-            f"{len(self.opened)} responses hold, {len(self.failures)} fail, {self.unasked} not challenged"
-        )
-        click.echo(f"  {seen:,} of {hidden:,} hidden tokens seen ({share:.1%})")
-        click.echo(f"  {excess:,} tokens more than the canonical tokenization of what was opened")
-        if self.opened:
-            by_clock = (
-                "by the client's clock" if self.timed == len(self.opened) else "by the order of heads only"
-            )
-            click.echo(
-                f"  committed before the answer: {by_clock} ({self.timed} of {len(self.opened)} timed)"
-            )
-
-
-def _row(request: str, found: Opened) -> dict[str, Any]:
-    return {
-        "request": request,
-        "passed": True,
-        "seen": found.exposure.seen,
-        "hidden": found.exposure.hidden,
-        "blocks": sorted(found.blocks),
-        "canonical_excess": found.excess,
-    }
-
-
-def _write(out: Path, traces: list[Trace], *, force: bool) -> None:
-    from auditor.trace_files import write_traces  # noqa: PLC0415
-
-    write_traces(out, traces, overwrite=force)
-
-
-def _say(problem: AuditError) -> None:
-    from auditor.commands import print_error  # noqa: PLC0415
-
-    print_error(problem)
+    sys.exit(REFUSED if report.failures or report.convicted else 0)

@@ -287,3 +287,64 @@ def test_evidence_adds_up_over_responses_and_the_quick_way_agrees():
     for calibration, alpha in ((honest[:10], 0.01), (honest, 0.0), (honest, 1.5)):
         with pytest.raises(OptionError):
             ResponseTest(calibration, alpha)
+
+
+def made_up_log(count, seed, tokenizer, attack=None):
+    """Full traces of made-up reasoning, inflated by an attack."""
+    from auditor.trace import Trace, Usage
+
+    found = []
+    for i, (tokens, answer) in enumerate(problems(count, seed, tokenizer)):
+        prompt, visible = (1, 2, 3), tuple(tokenizer.encode(answer))
+        served = Served(prompt, tokens, visible, tokenizer, BLOCK)
+        hidden = tokens if attack is None else INFLATIONS[attack].inflate(served, 1.0, i)
+        digest = "sha256:" + "ab" * 32
+        found.append(
+            Trace(
+                f"req-{seed}-{i}",
+                "demo",
+                prompt,
+                hidden + visible,
+                SamplingSpec(),
+                model_digest=digest,
+                tokenizer_digest=digest,
+                usage=Usage(3, len(hidden + visible), len(hidden)),
+            )
+        )
+    return found
+
+
+@pytest.mark.parametrize("attack", [None, "accounting/random-vocabulary", "accounting/copied-blocks"])
+def test_audit_check_judges_content_against_honest_traces(attack, tokenizer, tmp_path):
+    import json
+
+    from click.testing import CliRunner
+
+    from auditor.commands import cli
+    from auditor.trace_files import write_traces
+
+    at = tmp_path.__truediv__
+
+    def run(*words):
+        done = CliRunner().invoke(cli, [str(word) for word in words])
+        assert done.exit_code in (0, 1), done.output + repr(done.exception)
+        return done
+
+    write_traces(at("honest.jsonl"), made_up_log(160, 1, tokenizer))
+    write_traces(at("full.jsonl"), made_up_log(12, 2, tokenizer, attack))
+    vkey = run("keys", "generate", "acme.example/tokens", "--out", at("key")).output.strip()
+    run("keys", "session", "--out", at("session"))
+    session = ("--session-key", at("session"))
+    run(
+        "commit", at("full.jsonl"), "--key", at("key"), *session, "--out", at("c.jsonl"), "--kept", at("kept")
+    )
+    run("challenge", at("c.jsonl"), "--vkey", vkey, "--blocks", 64, "--out", at("ask"))
+    run("open", at("ask"), "--kept", at("kept"), *session, "--out", at("answer"))
+    done = run(
+        "check", at("c.jsonl"), "--challenge", at("ask"), "--opening", at("answer"), "--vkey", vkey, "--honest",
+        at("honest.jsonl"), "--alpha", 0.05, "--format", "json",
+    )  # fmt: skip
+    content = json.loads(done.output)["content"]
+    assert len(content["p_values"]) == 12
+    assert content["convicts"] == (attack is not None)
+    assert done.exit_code == (0 if attack is None else 1)
