@@ -148,6 +148,11 @@ def check_draw(head: TokenHead, challenge: Challenge) -> None:
     beyond = [block for block in challenge.blocks if not 0 <= block < head.blocks]
     if beyond:
         raise LeafIndexError(f"block {beyond[0]} of a response of {head.blocks} blocks")
+    if len(challenge.blocks) < min(challenge.count, head.blocks):
+        # Before the draw is repeated: a count from a stranger's file must not keep us drawing.
+        raise ChallengeMismatchError(
+            f"{len(challenge.blocks)} blocks where {challenge.count} were to be drawn"
+        )
     fair = draw_challenge(head, challenge.nonce, challenge.count, prefix=challenge.prefix)
     if challenge.blocks != fair.blocks:
         raise ChallengeMismatchError("the challenged blocks are not those that the nonce draws")

@@ -56,7 +56,8 @@ def worst_of(tests: Sequence[tuple[F64, F64]]) -> F64:
     Args:
         tests: (honest scores, scores [n]) of each; the honest ones are not used for anything else.
     """
-    return -np.min([p_values(honest, scores) for honest, scores in tests], axis=0)
+    least = np.min([p_values(honest, scores) for honest, scores in tests], axis=0)
+    return np.asarray(-least, np.float64)
 
 
 class ResponseTest:

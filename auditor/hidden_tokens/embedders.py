@@ -147,7 +147,8 @@ def _unit(rows: F32) -> F32:
 
 def quantised(vector: F32) -> bytes:
     """Int8 levels (scale 127) of one unit vector [d], as bytes."""
-    return np.rint(vector * 127.0).astype(np.int8).tobytes()
+    levels: npt.NDArray[np.int8] = np.rint(vector * 127.0).astype(np.int8)
+    return levels.tobytes()
 
 
 def same_embedding(given: bytes, vector: F32) -> bool:

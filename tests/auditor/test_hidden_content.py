@@ -204,7 +204,9 @@ def test_matching_heads_learn_which_vectors_belong_together():
     rng = np.random.default_rng(0)
     left = rng.normal(size=(400, 32)).astype(np.float32)
     left /= np.linalg.norm(left, axis=1, keepdims=True)
-    right = left[:, ::-1].copy()  # no likeness until it is learned
+    right = left.copy()
+    right[:, 16:] = rng.normal(size=(400, 16)) / 32**0.5  # half of it says nothing
+    right /= np.linalg.norm(right, axis=1, keepdims=True)
     pairs = mixed_up(left, right, range(400), 0)
     for head in (PerceptronHead, CosineHead):
         fitted = head(*pairs, 0)

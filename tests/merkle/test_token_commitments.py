@@ -242,6 +242,13 @@ def test_every_way_to_cheat_in_an_opening_has_its_error():
         (replace(good, head=head_digest(other_head)), HEAD, challenge, ChallengeMismatchError),
         (good, HEAD, replace(challenge, blocks=(*challenge.blocks[:-1], HEAD.blocks)), LeafIndexError),
         (good, HEAD, replace(challenge, blocks=challenge.blocks[:-1]), ChallengeMismatchError),
+        (good, HEAD, replace(challenge, blocks=(0, 1, 2)), ChallengeMismatchError),
+        (
+            good,
+            replace(HEAD, hidden=1 << 60),
+            replace(challenge, head=head_digest(replace(HEAD, hidden=1 << 60)), count=1 << 59),
+            ChallengeMismatchError,
+        ),
         (
             replace(good, leaves={**good.leaves, 100: replace(LEAVES[99], index=100)}),
             HEAD,
