@@ -11,15 +11,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from auditor.errors import (
+from auditor.commitment_errors import (
     ChallengeMismatchError,
     ChallengeReplayedError,
     CommitmentFieldError,
     ExposureError,
-    LeafIndexError,
     OpeningIncompleteError,
-    TreeSizeError,
 )
+from auditor.errors import LeafIndexError, TreeSizeError
 from auditor.merkle.multiproof import prove_many, verify_many
 from auditor.merkle.nodes import NodeReader
 from auditor.merkle.token_heads import TokenHead

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from auditor.errors import HeadChainError
+from auditor.commitment_errors import HeadChainError
 from auditor.merkle.keys import Signer
 from auditor.merkle.token_heads import TokenHead, sign_head
 from auditor.merkle.token_leaves import Salts, TokenLeaf

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ import click
 from auditor.commands import options
 from auditor.commands.check_report import CheckReport
 from auditor.commands.keys import passphrase
-from auditor.errors import AuditError, OpeningSyntaxError, OptionError, VerificationFailedError
+from auditor.commitment_errors import OpeningSyntaxError
+from auditor.errors import AuditError, OptionError, VerificationFailedError
 
 if TYPE_CHECKING:
     from auditor.merkle.keys import PublicKey
@@ -52,7 +53,7 @@ max_share_option = click.option(
 committed_argument = click.argument("committed", type=click.Path(path_type=Path))
 
 
-def _file(name: str, description: str, *, required: bool = True) -> Any:
+def _file(name: str, description: str, *, required: bool = True) -> Callable[[options.F], options.F]:
     return click.option(
         name,
         type=click.Path(path_type=Path),

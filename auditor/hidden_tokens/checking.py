@@ -17,15 +17,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from auditor.errors import (
+from auditor.commitment_errors import (
     CommittedLateError,
     CountMismatchError,
     EmbeddingForgedError,
     HeadSwappedError,
     OpeningIncompleteError,
     OpeningSyntaxError,
-    TokenOutOfRangeError,
 )
+from auditor.errors import TokenOutOfRangeError
 from auditor.hidden_tokens.embedders import Embedder, same_embedding
 from auditor.hidden_tokens.wire import Commitment, SentHead, commitment_from_json
 from auditor.merkle.keys import PublicKey

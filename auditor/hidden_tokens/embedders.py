@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from auditor.errors import EmbedderUnknownError
+from auditor.commitment_errors import EmbedderUnknownError
 
 F32 = npt.NDArray[np.float32]
 

@@ -76,12 +76,12 @@ class CosineHead:
         self._scale, self._shift = torch.tensor(4.0), torch.tensor(-2.0)
         parameters = [self._map, self._scale, self._shift]
         for parameter in parameters:
-            parameter.requires_grad_(requires_grad=True)
+            parameter.requires_grad_()
         optimiser = torch.optim.Adam(parameters, lr=3e-3)
         u, v, y = (torch.from_numpy(np.asarray(a, np.float32)) for a in (left, right, labels))
         for _ in range(30):
             order = torch.randperm(len(y), generator=generator)
-            for part in order.split(256):
+            for part in torch.split(order, 256):
                 optimiser.zero_grad()
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(
                     self._logits(u[part], v[part]), y[part]
@@ -89,7 +89,7 @@ class CosineHead:
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
         for parameter in parameters:
-            parameter.requires_grad_(requires_grad=False)
+            parameter.detach_()
 
     def _logits(self, u: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         cosine = torch.nn.functional.cosine_similarity(u @ self._map, v @ self._map, dim=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from auditor.errors import CommitmentFieldError, ExposureError, SessionKeyError
+from auditor.commitment_errors import CommitmentFieldError, ExposureError, SessionKeyError
 from auditor.hidden_tokens.embedders import Embedder, quantised
 from auditor.hidden_tokens.wire import Commitment, Kept, SentHead
 from auditor.merkle.keys import Signer

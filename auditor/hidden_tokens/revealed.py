@@ -14,14 +14,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from auditor.errors import (
-    AuditError,
+from auditor.commitment_errors import (
     CommittedLateError,
     CountMismatchError,
     EmbeddingForgedError,
-    KeyUnknownError,
-    TraceIncompleteError,
 )
+from auditor.errors import AuditError, KeyUnknownError, TraceIncompleteError
 from auditor.hidden_tokens.checking import Committed, Opened, check_commitment, check_opened
 from auditor.hidden_tokens.clock import ClockBound, clock_bound
 from auditor.hidden_tokens.embedders import Embedder, embedder_of_digest

@@ -100,7 +100,7 @@ class DeepSets:
         shapes = [(rows.shape[1], 32), (32,), (32, 32), (32,), (32, 32), (32,), (32, 1), (1,)]
         self._inner = [
             (torch.randn(s, generator=self._generator) / (s[0] ** 0.5 if len(s) == 2 else 1e9))
-            .requires_grad_(requires_grad=True)
+            .requires_grad_()
             for s in shapes
         ]  # fmt: skip
         target = torch.from_numpy(labels.astype(np.float32))
@@ -118,7 +118,7 @@ class DeepSets:
     def _forward(self, rows: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
         a, b, c, d, e, f, g, h = self._inner
         each = torch.relu(torch.relu(rows @ a + b) @ c + d)
-        means = torch.stack([part.mean(dim=0) for part in each.split(counts.tolist())])
+        means = torch.stack([part.mean(dim=0) for part in torch.split(each, counts.tolist())])
         return (torch.relu(means @ e + f) @ g + h).squeeze(1)
 
     def score(self, blocks: Sequence[F64]) -> F64:

@@ -18,7 +18,8 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from auditor.errors import AuditError, CommitmentFieldError, OpeningSyntaxError
+from auditor.commitment_errors import CommitmentFieldError, OpeningSyntaxError
+from auditor.errors import AuditError
 from auditor.merkle.encoding import decode_base64, encode_base64
 from auditor.merkle.token_leaves import TokenLeaf
 from auditor.merkle.token_openings import Challenge, Opening

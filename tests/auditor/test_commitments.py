@@ -12,19 +12,21 @@ import pytest
 from click.testing import CliRunner
 
 from auditor.commands import cli
-from auditor.errors import (
-    AuditError,
+from auditor.commitment_errors import (
     ChallengeReplayedError,
     CommittedLateError,
     CountMismatchError,
     EmbeddingForgedError,
     ExposureError,
     HeadSwappedError,
-    KeyUnknownError,
     OpeningIncompleteError,
     OpeningSyntaxError,
-    ProofRootError,
     SessionKeyError,
+)
+from auditor.errors import (
+    AuditError,
+    KeyUnknownError,
+    ProofRootError,
     TraceIncompleteError,
 )
 from auditor.generation import Provider, generate

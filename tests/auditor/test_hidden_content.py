@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.errors import EmbedderUnknownError, OptionError
+from auditor.commitment_errors import EmbedderUnknownError
+from auditor.errors import OptionError
 from auditor.hidden_tokens.checking import canonical_excess
 from auditor.hidden_tokens.decisions import ResponseTest, p_values, responses_needed, worst_of
 from auditor.hidden_tokens.embedders import (

@@ -10,16 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.errors import (
+from auditor.commitment_errors import (
     ChallengeMismatchError,
     ChallengeReplayedError,
     CommitmentFieldError,
     CommitmentHeadError,
     ExposureError,
     HeadChainError,
+    OpeningIncompleteError,
+)
+from auditor.errors import (
     KeyUnknownError,
     LeafIndexError,
-    OpeningIncompleteError,
     ProofLengthError,
     ProofRootError,
     SignatureInvalidError,
