@@ -84,21 +84,41 @@ class Study:
     # With weights ----------------------------------------------------------------------------------
 
     def replayed(self):
-        """Mean clipped margins of every block: {cell: [responses][blocks]}."""
-        runner, found = Runner(load_model(TARGET)), {}
+        """Mean clipped margins of every block: {cell: [responses][blocks]}; kept cell by cell.
+
+        Tail garbage may outgrow the context by some tokens; the replay ends where the context does.
+        """
+        path = self.out / "replayed.cells.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = {cell: margins for cell, margins in map(json.loads, lines)}
+        model = load_model(TARGET)
+        runner, context = Runner(model), model.config.context_length
 
         def margins(pool, hiddens):
             requests = [
-                Request(r.prompt, hidden, SPEC, r.seed, noise_scheme("gumbel-pos-v1"), self.tokenizer)
+                Request(
+                    r.prompt,
+                    hidden[: context - len(r.prompt)],
+                    SPEC,
+                    r.seed,
+                    noise_scheme("gumbel-pos-v1"),
+                    self.tokenizer,
+                )
                 for r, hidden in zip(pool, hiddens, strict=True)
             ]
             return [s.margins.tolist() for s in replay_blocks(runner, requests, BLOCK)]
 
         pool = self.pools["calibration"]
-        found["calibration"] = margins(pool, [r.hidden for r in pool])
-        for name, rate, hiddens in self.test_cells():
-            found[f"{name} {rate}"] = margins(self.pools["test"], hiddens)
-            self.say(f"replayed {name} {rate}")
+        cells = [("calibration", pool, [r.hidden for r in pool])]
+        cells += [
+            (f"{name} {rate}", self.pools["test"], hiddens) for name, rate, hiddens in self.test_cells()
+        ]
+        for cell, pool, hiddens in cells:
+            if cell not in found:
+                found[cell] = margins(pool, hiddens)
+                with path.open("a") as stream:
+                    stream.write(json.dumps([cell, found[cell]]) + "\n")
+                self.say(f"replayed {cell}")
         return found
 
     # Without weights -------------------------------------------------------------------------------
