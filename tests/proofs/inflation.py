@@ -90,7 +90,7 @@ class Study:
         """
         path = self.out / "replayed.cells.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
-        found = {cell: margins for cell, margins in map(json.loads, lines)}
+        found = dict(map(json.loads, lines))
         model = load_model(TARGET)
         runner, context = Runner(model), model.config.context_length
 
