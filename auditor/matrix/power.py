@@ -10,9 +10,9 @@ import numpy as np
 from scipy.stats import beta
 
 from auditor.evidence import Calibration, margin_log_e, outside_log_e
+from auditor.gathering import Evidence, fused_log_e
 from auditor.matrix.rows import F64, Reduced
 from auditor.noise_model import log_likelihoods
-from auditor.gathering import Evidence, fused_log_e
 
 SIZES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128, 180, 256, 362, 512)
 AUDITS, HONEST_AUDITS = 400, 2_000
