@@ -13,11 +13,13 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
+from auditor.commands.commitments import challenge, check, commit, open_
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.keys import keys
 from auditor.commands.log import log
+from auditor.commands.matrix import matrix
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
 from auditor.commands.profile import profile
@@ -48,6 +50,7 @@ for command in (
     verify,
     calibrate,
     plan,
+    matrix,
     generate,
     seed,
     record,
@@ -58,6 +61,10 @@ for command in (
     keys,
     profile,
     log,
+    commit,
+    challenge,
+    open_,
+    check,
 ):
     cli.add_command(command)
 

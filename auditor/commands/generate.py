@@ -115,6 +115,13 @@ Conversation = tuple[dict[str, object], ...]
     show_default=True,
     help="Whether the traces say which drafts were judged.",
 )
+@click.option(
+    "--hidden-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Bill the first N output tokens as hidden reasoning, for `audit commit`.",
+)
 @options.threads_option
 def generate(
     model_directory: Path | None,
@@ -140,6 +147,7 @@ def generate(
     speculation: str | None,
     drafter: Path | None,
     log_drafts: bool,
+    hidden_tokens: int,
     threads: int | None,
     **rules: Any,
 ) -> None:
@@ -201,6 +209,7 @@ def generate(
             other_model=other_model_loaded,
             fingerprints=kind,
             drafting=drafting,
+            hidden_tokens=hidden_tokens,
         )
         for n, (sampling, conversations) in enumerate(asked)
     )
