@@ -4,13 +4,11 @@ Scores of honest responses are exchangeable with the calibration's, and nothing 
 
 * One response: the conformal p-value, (1 + honest scores at least as large) / (n + 1), is at most u with
   probability at most u (Vovk, Gammerman, Shafer 2005).
-* Several tests of one response: `worst_of` places each test's score among honest ones and takes the
-largest
-  rank; calibrated again on other honest responses it is one score like any other.
+* Several tests of one response: `worst_of` places each test's score among honest ones and takes the most
+  extreme; calibrated again on other honest responses it is one score like any other.
 * Many responses: a bet on each. Responses judged against one calibration share its luck, so their p-values
-are not
-  independent; therefore a threshold's rate is not taken at its nominal value but at an upper confidence limit
-  (Clopper and Pearson 1934), which holds with probability 1 - alpha / 2. Given that, a bet of
+  are not independent; therefore a threshold's rate is not taken at its nominal value but at an upper
+  confidence limit (Clopper and Pearson 1934), which holds with probability 1 - alpha / 2. Then a bet of
 
       e = 1 - l + l * [score beyond threshold] / rate,   0 <= l <= 1
 
