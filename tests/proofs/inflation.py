@@ -243,6 +243,7 @@ def methods(study):
         "replay, all opened": {c: worst(m) for c, m in replayed.items()},
         "replay, one prefix": {c: worst_of_prefix(m, c) for c, m in replayed.items()},
         "no weights": without_weights(trained["all"], trained["rules"]),
+        "boosting alone": {c: np.array(s) for c, s in trained["all"].items()},
     }
     left_out = {}
     for name, cells in trained["left-out"].items():
