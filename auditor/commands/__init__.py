@@ -19,8 +19,10 @@ from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.keys import keys
 from auditor.commands.log import log
+from auditor.commands.matrix import matrix
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
+from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
@@ -48,6 +50,7 @@ for command in (
     verify,
     calibrate,
     plan,
+    matrix,
     generate,
     seed,
     record,
@@ -56,6 +59,7 @@ for command in (
     doctor,
     bench,
     keys,
+    profile,
     log,
     commit,
     challenge,
