@@ -17,12 +17,14 @@ from sqlalchemy import func, insert, select, tuple_
 from auditor.service import jobs
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
+    ConflictError,
     IdempotencyKeyReusedError,
     NotFinishedError,
     NotFoundError,
     RequestInvalidError,
 )
 from auditor.service.identifiers import new_id
+from auditor.store_engine import insert_if_absent
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import event as event_table
 from auditor.store_schema import evidence as evidence_table
@@ -33,6 +35,8 @@ from auditor.store_schema import trace_log as log_table
 from auditor.store_schema import verdict as verdict_table
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from sqlalchemy import Connection, Row, Select
 
 ENTRY_SCHEMA = "auditor.entry/v1"
@@ -106,12 +110,13 @@ class Event:
 
 def keep_log(connection: Connection, tenant_id: str, digest: str, name: str, size: int) -> TraceLog:
     """The tenant's log with these bytes, which are in the blob folder already; the same bytes are one log."""
-    found = _find_log(connection, tenant_id, log_table.c.digest == digest)
-    if found is not None:
-        return found
     made = TraceLog(new_id("log"), tenant_id, digest, name, size, time_now(connection))
-    connection.execute(insert(log_table).values(asdict(made)))
-    return made
+    if insert_if_absent(connection, log_table, asdict(made)):
+        return made
+    found = _find_log(connection, tenant_id, log_table.c.digest == digest)
+    if found is None:
+        raise NotFoundError("the log was erased meanwhile")
+    return found
 
 
 def find_log(connection: Connection, tenant_id: str, log_id: str) -> TraceLog:
@@ -132,7 +137,7 @@ def _find_log(connection: Connection, tenant_id: str, same: Any) -> TraceLog | N
     return None if row is None else TraceLog(*row)
 
 
-def made_before(connection: Connection, tenant_id: str, key: str, request_sha256: bytes) -> str | None:
+def _made_before(connection: Connection, tenant_id: str, key: str, request_sha256: bytes) -> str | None:
     """The id of what an earlier request with this Idempotency-Key made; None when there was none.
 
     Raises:
@@ -148,14 +153,22 @@ def made_before(connection: Connection, tenant_id: str, key: str, request_sha256
     return str(row.resource_id)
 
 
-def remember(connection: Connection, tenant_id: str, key: str, request_sha256: bytes, made: str) -> None:
-    """Tie an Idempotency-Key to what its request made.
+def once(
+    connection: Connection, tenant_id: str, key: str, request_sha256: bytes, make: Callable[[], str]
+) -> tuple[str, bool]:
+    """The id of what this request makes, or made before; and whether it was made before.
 
     Raises:
-        IntegrityError: another request with this key was quicker; everything of this one is to be undone.
+        IdempotencyKeyReusedError: the Idempotency-Key came with another request.
     """
+    found = _made_before(connection, tenant_id, key, request_sha256)
+    if found is not None:
+        return found, True
+    made = make()
     values = {"tenant_id": tenant_id, "key": key, "request_sha256": request_sha256, "resource_id": made}
-    connection.execute(insert(idempotency_table).values(**values, created=time_now(connection)))
+    if insert_if_absent(connection, idempotency_table, {**values, "created": time_now(connection)}):
+        return made, False
+    raise ConflictError("a request with this key is under way", where="Idempotency-Key", retry_after=1)
 
 
 def submit(connection: Connection, log: TraceLog, options: AuditOptions) -> str:
@@ -308,6 +321,7 @@ def _audits(tenant_id: str) -> Select[Any]:
 
 
 def _audit(row: Row[Any]) -> Audit:
-    audit_id, tenant_id, created, options = row[:4]
-    log = TraceLog(*row[4:10])
-    return Audit(audit_id, tenant_id, created, AuditOptions(**json.loads(options)), log, *row[10:])
+    values = list(row)
+    audit_id, tenant_id, created, options = values[:4]
+    log = TraceLog(*values[4:10])
+    return Audit(audit_id, tenant_id, created, AuditOptions(**json.loads(options)), log, *values[10:])

@@ -164,6 +164,7 @@ def authenticate(connection: Connection, text: str) -> ApiKey:
         UnauthenticatedError: unknown, expired or revoked; which of these is not said.
     """
     key_id, _, secret = text.partition(".")
+    key_id = key_id.replace("\0", "")  # PostgreSQL has no such text
     wanted = select(*_KEY_COLUMNS, key_table.c.secret_sha256).where(key_table.c.id == key_id)
     row = connection.execute(wanted).one_or_none()
     right = hmac.compare_digest(_DECOY if row is None else bytes(row.secret_sha256), _digest(secret))
