@@ -25,11 +25,13 @@ class Service:
 
     Attributes:
         uploads: folder of parts that are no whole log yet.
+        log: folder of the transparency log.
     """
 
     store: Store
     blobs: BlobFolder
     uploads: Path
+    log: Path
 
 
 def service_of(request: Request) -> Service:

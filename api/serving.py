@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,9 +14,11 @@ from pathlib import Path
 
 from auditor.api.application import create_application
 from auditor.api.service import Service
+from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
 from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
+from auditor.service.log_placing import ServiceLog, open_log, place
 from auditor.service.places import open_store
 from auditor.store import Store
 
@@ -23,6 +26,8 @@ logger = logging.getLogger("auditor.serve")
 
 _WORKER = "from auditor.commands import main; main()"
 _MOST_REST = 30.0
+PLACE_SECONDS = 2.0
+"""An entry is in a signed tree after about so long."""
 
 
 def serve_all(
@@ -53,12 +58,17 @@ def serve_all(
         listener = stack.enter_context(bound_socket(listen))
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
-        service = Service(store, BlobFolder(folder), folder / "uploads")
+        log = open_log(folder.parent / "log", folder.parent / "log.key")
+        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):
             stack.enter_context(kept_running([*command, *worker_options], environment))
         on_start(address_of(listener), key)
+        # The server passes the signal that ended it on when it is done; there is still cleaning up to do.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        stack.enter_context(kept_logged(store, log))
         serve(create_application(service), listener)
 
 
@@ -73,6 +83,27 @@ def first_key(store: Store, *, always: bool = False) -> str | None:
             connection, tenant.id, "first", tenants.SCOPES, days=tenants.MOST_KEY_DAYS
         )
     return text
+
+
+@contextmanager
+def kept_logged(store: Store, log: ServiceLog) -> Iterator[None]:
+    """Place new entries in the log, and sign it, every `PLACE_SECONDS` for as long as the block lasts."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(PLACE_SECONDS):
+            try:
+                place(store, log)
+            except AuditError as error:
+                logger.error("log: %s", error)  # noqa: TRY400  # it says all there is in one line
+
+    thread = threading.Thread(target=keep, name="log")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 @contextmanager

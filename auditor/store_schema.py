@@ -187,3 +187,16 @@ idempotency_key = Table(
     _text("resource_id"),
     Column("created", BigInteger, nullable=False),
 )
+
+# A log that comes in parts; the parts are files until it is whole.
+upload = Table(
+    "upload",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _text("name"),
+    _text("digest"),
+    Column("size", BigInteger, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
+)

@@ -297,6 +297,22 @@ def events(connection: Connection, tenant_id: str, audit_id: str, *, after: int,
     return [Event(row.sequence, row.kind, json.loads(row.data), row.created) for row in rows]
 
 
+def log_entry(connection: Connection, tenant_id: str, audit_id: str, kind: str) -> tuple[int | None, bytes]:
+    """The place in the log, once it has one, and the bytes of an audit's entry.
+
+    Raises:
+        NotFoundError: the tenant has no such audit.
+        NotFinishedError: there is no such entry yet, or there will be none.
+    """
+    audit = find(connection, tenant_id, audit_id)
+    column = log_entry_table.c
+    wanted = select(column.position, column.body).where(column.audit_id == audit_id, column.kind == kind)
+    row = connection.execute(wanted).one_or_none()
+    if row is None:
+        raise NotFinishedError(f"there is no {kind} entry: the audit is {audit.state}")
+    return row.position, bytes(row.body)
+
+
 _LOG_COLUMNS = tuple(log_table.c[name] for name in ("id", "tenant_id", "digest", "name", "size", "created"))
 
 

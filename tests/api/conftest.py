@@ -71,7 +71,7 @@ class World:
 @pytest.fixture
 def world(database_url, tmp_path):
     with Store.open(database_url) as store:
-        service = Service(store, BlobFolder(tmp_path / "blobs"), tmp_path / "uploads")
+        service = Service(store, BlobFolder(tmp_path / "blobs"), tmp_path / "uploads", tmp_path / "log")
         with TestClient(create_application(service), raise_server_exceptions=False) as client:
             world = World(service, client, None, None)
             world.alice, world.bob = world.party("alice"), world.party("bob")

@@ -18,6 +18,8 @@ SCOPE = {
     ("GET", "/v1/keys"): "keys",
     ("POST", "/v1/keys"): "keys",
     ("DELETE", "/v1/keys/{key_id}"): "keys",
+    ("GET", "/v1/uploads/{upload_id}"): "audits:write",
+    ("PUT", "/v1/uploads/{upload_id}/parts/{number}"): "audits:write",
     ("POST", "/v1/audits"): "audits:write",
     ("POST", "/v1/audits/{audit_id}/cancel"): "audits:write",
 }
@@ -73,7 +75,9 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
     audit = answer.json()
     world.work()
     key = world.alice.get("/v1/keys").json()["items"][0]
-    hers = {"audit_id": audit["id"], "key_id": key["id"], "upload_id": "upl_1", "number": 1}
+    order = {"name": "x", "digest": "sha256:" + "0" * 64, "bytes": 1}
+    upload = world.alice.call("POST", "/v1/uploads", json=order, headers={"Idempotency-Key": "u"}).json()
+    hers = {"audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"], "number": 1}
     checked = 0
     for method, path in endpoints(world):
         if "{" not in path or "tenant_id" in path:
