@@ -1,7 +1,7 @@
 """From rows to the transparency log: entries that were committed get a place, then a signed tree holds them.
 
 1. In one transaction, under a lock, entries without a place get the next ones, in the order of writing.
-2. Placed entries that the tree lacks are appended to its folder; a crash in between is made good the next time.
+2. Placed entries that the tree lacks are appended to its folder; a crash in between is made good next time.
 3. The tree is signed, by a signer that refuses to shrink or fork (`transparency_log.py`).
 
 A tree that is longer than the placed entries is of another database, or this one is an old copy: nothing is

@@ -1,7 +1,7 @@
 """Logs too large for one request: announced with size and digest, sent in parts, then made whole.
 
 Parts are files `UPLOAD_ID/NUMBER` of a folder of their own; nothing a caller names becomes part of a path.
-A part is on disk before it is acknowledged, so an upload goes on after a crash of either side. Memory: one part.
+A part is on disk before it is acknowledged, so an upload survives a crash of either side. Memory: one part.
 """
 
 from __future__ import annotations

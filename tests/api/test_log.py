@@ -21,9 +21,13 @@ def log(world, tmp_path):
     return open_log(world.service.log, tmp_path / "log.key")
 
 
+def policy_of(log):
+    return f"log {log.signer.public.vkey}\nquorum none\n".encode()
+
+
 def checked(log):
     """The log's size, after walking all of it."""
-    return verify_log(log.folder, parse_policy(f"log {log.signer.public.vkey}\nquorum none\n".encode())).size
+    return verify_log(log.folder, parse_policy(policy_of(log))).size
 
 
 def test_a_verdict_is_in_the_signed_log_and_its_receipt_verifies_offline(world, log, tmp_path, capsys):
@@ -32,19 +36,14 @@ def test_a_verdict_is_in_the_signed_log_and_its_receipt_verifies_offline(world, 
     refused(world.alice.get(f"{path}/receipts/verdict"), 409, "not-finished")
     world.work()
     assert place(world.service.store, log) == 2
+    (tmp_path / "policy").write_bytes(policy_of(log))
     for kind in ("submission", "verdict"):
         entry = world.alice.get(f"{path}/entries/{kind}").content
         receipt = world.alice.get(f"{path}/receipts/{kind}").content
         assert json.loads(entry)["tenant"] == world.alice.tenant.id
         (tmp_path / "entry").write_bytes(entry)
         (tmp_path / "proof").write_bytes(receipt)
-        arguments = [
-            str(tmp_path / "proof"),
-            "--entry",
-            str(tmp_path / "entry"),
-            "--vkey",
-            log.signer.public.vkey,
-        ]
+        arguments = [str(tmp_path / name) for name in ("proof", "entry", "policy")]
         assert verify_standalone(arguments) == 0, capsys.readouterr()
     digest = world.alice.get(path).json()["verdict_digest"]
     assert json.loads(entry)["verdict"] == digest
