@@ -147,7 +147,7 @@ def worker(
       audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs
       CUDA_VISIBLE_DEVICES=1 audit worker --model models/llama
     """
-    from auditor.profiles import profile_finder  # noqa: PLC0415
+    from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
     from auditor.service.blobs import BlobFolder  # noqa: PLC0415
@@ -160,7 +160,10 @@ def worker(
     options.set_threads(threads)
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
     with Store.open(database) as store:
-        work = AuditWork(BlobFolder(blob_folder(database, blobs)), reference, profile_finder(profiles))
+        # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
+        kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
+        finder = profile_finder(profiles) if profiles else kept
+        work = AuditWork(BlobFolder(blob_folder(database, blobs)), reference, finder)
         hand = Worker(store, work, terms=Terms(lease_seconds=lease))
         _stop_when_told(hand, with_parent=with_parent)
         hand.run()
