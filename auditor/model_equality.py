@@ -25,10 +25,11 @@ an e-value.
 
 **What the null leaves out.** An honest provider's rounding differs from the reference's, so the two
 distributions are never exactly equal. The Hamming kernel sees marginals of places, on which rounding has no
-direction. Measured (`tests/proofs/seed_free.py`: 8 prompts, 30 completions of 24 tokens of each on either side,
-drawn from pools of 160): honest bfloat16 beside float32 had p <= 0.05 in 16 of 200 tests (95 % 0.046 to 0.127;
-drawing from one pool alone makes 0.066 of 0.05) and an e-value of 100 in 1. Draw the reference in the dtype that the
-provider declares. At that size it does not see temperature +0.1 (20), int4 (16) or a system prompt (27 of 200).
+direction. Measured (`tests/proofs/seed_free.py`: 8 prompts, 30 completions of 24 tokens of each on either
+side, drawn from pools of 160): honest bfloat16 beside float32 had p <= 0.05 in 16 of 200 tests (95 % 0.046
+to 0.127; drawing from one pool alone makes 0.066 of 0.05) and an e-value of 100 in 1. Draw the reference in
+the dtype that the provider declares. At that size it does not see temperature +0.1 (20), int4 (16) or a
+system prompt (27 of 200).
 """
 
 from __future__ import annotations
