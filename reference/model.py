@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from auditor.errors import OptionError
 from auditor.reference.architecture import ModelConfig
-from auditor.reference.batch import KeyValueHook, Run, Span, check_spans
+from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Run, Span, check_spans
 from auditor.reference.checkpoint.adapters import AdaptedTensors, Adapter
 from auditor.reference.checkpoint.digests import adapted_digest, adapter_digest, weights_digest
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
@@ -78,6 +78,8 @@ class Model:
     _head: Linear
     _wide_matmul: bool = False
     _key_value: KeyValueHook | None = None
+    _attention: AttentionHook | None = None
+    _residual: ResidualHook | None = None
     _shown: tuple[int, ...] = ()
 
     @classmethod
@@ -162,6 +164,8 @@ class Model:
         weights: WeightsHook | None = None,
         key_value: KeyValueHook | None = None,
         skip_layers: frozenset[int] = frozenset(),
+        attention: AttentionHook | None = None,
+        residual: ResidualHook | None = None,
     ) -> Model:
         """Return a modified copy, for simulating providers that do not run what they sold.
 
@@ -173,6 +177,8 @@ class Model:
                 decode. The rows of several sequences come together. It takes the place of an earlier one.
             skip_layers: decoder layers to leave out, besides those that already are; the others keep their
                 numbers.
+            attention, residual: what attention layers gather instead, and what layers leave behind
+                (`batch.py`). They see whole sequences: such a model scores, and does not decode.
 
         Raises:
             OptionError: a layer number that the model does not have.
@@ -205,6 +211,8 @@ class Model:
             changed,
             _layers=_kept(layers, lambda index: index not in skip_layers),
             _key_value=self._key_value if key_value is None else key_value,
+            _attention=self._attention if attention is None else attention,
+            _residual=self._residual if residual is None else residual,
         )
 
     def showing(self, layers: Sequence[int]) -> Model:
@@ -252,11 +260,18 @@ class Model:
             TraceFieldError: an empty span.
             TokenOutOfRangeError: an id outside the vocabulary.
             ContextLengthError: a position beyond the context.
+            OptionError: a hook that sees whole sequences, asked for a part of one.
         """
         if not spans:
             return torch.empty(0, self.config.hidden_size * (1 + len(self._shown)), dtype=self.dtype)
         check_spans(spans, self.config.vocab_size, self.config.context_length)
-        run = Run(spans, cache, self.dtype, exact, self._key_value)
+        whole = self._attention is not None or self._residual is not None
+        if whole and any(span.past is not None or span.ancestors is not None for span in spans):
+            raise OptionError(
+                "this provider's attention or depth is simulated on whole sequences only",
+                fix="measure it by `audit matrix`; it cannot decode",
+            )
+        run = Run(spans, cache, self.dtype, exact, self._key_value, self._attention)
         tokens = torch.cat([span.tokens for span in spans])
         hidden = functional.embedding(tokens, self.parameters[self.config.embedding]).to(self.dtype)
         if self.config.embedding_scale != 1.0:
@@ -268,7 +283,13 @@ class Model:
         shown = {-1: _copied(hidden, wanted)} if -1 in taps else {}
         for place, layer in enumerate(self._layers, start=1):
             last = place == len(self._layers)
-            hidden = layer(hidden, run, wanted if last else None)
+            if self._residual is None:
+                hidden = layer(hidden, run, wanted if last else None)
+            else:
+                before = hidden.clone()
+                hidden = self._residual(layer.index, before, layer(hidden, run), run.decoded)
+                if last and wanted is not None:
+                    hidden = hidden[wanted]
             if taps and layer.index in taps:
                 shown[layer.index] = hidden if last else _copied(hidden, wanted)
         if len(self._layers) == 0 and wanted is not None:

@@ -161,6 +161,20 @@ class Runner:
         for _, scored in self._each(items, _any_variant, work):
             yield scored
 
+    def states(
+        self, items: Iterable[tuple[Request, tuple[int, ...]]], model: ReferenceModel
+    ) -> Iterator[torch.Tensor]:
+        """Hidden states [output tokens, hidden] of logged outputs on a model, after prompts really fed."""
+
+        def work(batch: list[tuple[Request, tuple[int, ...]]]) -> list[torch.Tensor]:
+            hidden = self._hidden(model, [request for request, _ in batch], [fed for _, fed in batch])
+            return [
+                rows[: len(request.output)].clone() for rows, (request, _) in zip(hidden, batch, strict=True)
+            ]
+
+        for _, rows in self._each(items, lambda item: item[0], work):
+            yield rows
+
     def _each(
         self, items: Iterable[T], request_of: Callable[[T], Request], work: Callable[[list[T]], list[R]]
     ) -> Iterator[tuple[T, R]]:

@@ -13,16 +13,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
+from auditor.commands.commitments import challenge, check, commit, open_
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.keys import keys
 from auditor.commands.log import log
+from auditor.commands.matrix import matrix
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
+from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
+from auditor.commands.serve import serve, worker
+from auditor.commands.submit import status, submit
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
 
@@ -47,15 +52,25 @@ for command in (
     verify,
     calibrate,
     plan,
+    matrix,
     generate,
     seed,
     record,
     probe,
     provider,
+    serve,
+    worker,
+    submit,
+    status,
     doctor,
     bench,
     keys,
+    profile,
     log,
+    commit,
+    challenge,
+    open_,
+    check,
 ):
     cli.add_command(command)
 

@@ -57,7 +57,9 @@ def profile():
 
 
 def audited(log, own=None, **options):
-    return verify(lambda: log, reference(), find_profile=lambda _key: own or profile(), **options)
+    return verify(
+        lambda: log, reference(), find_profile=lambda _key: own or profile(), explain=False, **options
+    )
 
 
 def evidence(log):
