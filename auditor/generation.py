@@ -27,6 +27,7 @@ from auditor.reference.checkpoint.digests import template_digest, tokenizer_dige
 from auditor.reference.decode import Ask, Steps
 from auditor.reference.decode import generate as decode
 from auditor.reference.deviations import Deviation, Prompt
+from auditor.reference.drafters.model import ModelDrafter
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
@@ -171,7 +172,7 @@ def generate(
             deviant,
             asks,
             batch_size=provider.batch_size,
-            drafter=None if drafting is None else drafting.model,
+            drafter=None if drafting is None else ModelDrafter(drafting.model, noise_aware=False),
             on_hidden=keep,
             on_steps=steps.append,
         )

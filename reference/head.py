@@ -149,7 +149,15 @@ def draw_rows(
     logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows
 ) -> npt.NDArray[np.int64]:
     """The token each row samples, int64 [R]; arguments as `score_rows` has them."""
-    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled").winner
+    return draw_with_slack(logits, spec, scheme, draws)[0]
+
+
+def draw_with_slack(
+    logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows
+) -> tuple[npt.NDArray[np.int64], F64]:
+    """The same, and the least movement of logits, float64 [R], that would make another token win."""
+    stats = _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled")
+    return stats.winner, stats.slack
 
 
 def _score(

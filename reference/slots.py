@@ -135,6 +135,11 @@ class SlotKV:
         sequence.table = torch.cat([sequence.slots, behind[accepted], behind[rest]])
         sequence.length += len(accepted)
 
+    def trim(self, sequence: Sequence) -> None:
+        """Give back what the sequence holds behind its length: turned down, or reserved."""
+        self.free(sequence.table[sequence.length :])
+        sequence.table = sequence.slots
+
     def release(self, sequence: Sequence) -> None:
         """Give back everything the sequence holds."""
         self.free(sequence.table)
