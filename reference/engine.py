@@ -35,6 +35,7 @@ from auditor.reference.loading import ReferenceModel
 from auditor.reference.running import Ask, Running
 from auditor.reference.slots import Sequence
 
+_KEYS = count()  # a drafter may serve one engine after another
 _ALONE = torch.ones(1, 1, dtype=torch.bool)
 
 
@@ -96,7 +97,6 @@ class Engine:
         self._token_budget = max(token_budget or model.pack_tokens, batch_size + 1)
         # Recurrent layers keep no state by position: no way back from a wrong guess.
         self._drafts = drafter is not None and model.config.shares_prefixes
-        self._keys = count()
 
     def add(self, ask: Ask) -> Running:
         """Queue a request.
@@ -113,7 +113,7 @@ class Engine:
                     fix="speculate with another rule",
                 )
             request.block_sampler()
-        context = Context(next(self._keys), list(ask.prompt), len(ask.prompt), request)
+        context = Context(next(_KEYS), list(ask.prompt), len(ask.prompt), request)
         self._waiting.append(_Live(context, Sequence()))
         return request
 

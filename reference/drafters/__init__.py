@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from auditor.reference.drafters.blend import BlendDrafter
 from auditor.reference.drafters.cost import Budget, CostCurve
 from auditor.reference.drafters.drafter import Context, Drafter, NoDrafts, Verified
@@ -13,7 +15,16 @@ from auditor.reference.drafters.suffix import SuffixDrafter
 from auditor.reference.drafters.trace import TraceDrafter
 from auditor.reference.drafters.tree import EMPTY, ROOT, DraftTree
 
+DRAFTERS: dict[str, Callable[[], Drafter]] = {
+    "ngram": NgramDrafter,
+    "recycling": RecyclingDrafter,
+    "suffix": SuffixDrafter,
+    "blend": lambda: BlendDrafter(GrammarDrafter(), SuffixDrafter(), RecyclingDrafter()),
+}
+"""Drafters that need nothing but what is decoded, by name."""
+
 __all__ = [
+    "DRAFTERS",
     "EMPTY",
     "ROOT",
     "BlendDrafter",

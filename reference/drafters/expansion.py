@@ -63,7 +63,7 @@ class HitTable:
         """Of a candidate of this (rank, lead, support)."""
         hits, tries = self._counts.get(kind, (0.0, 0.0))
         prior = 0.6 / (kind[0] + 1.0) ** 1.5
-        return (hits + _PRIOR_WEIGHT * prior) / (tries + _PRIOR_WEIGHT)
+        return float(hits + _PRIOR_WEIGHT * prior) / (tries + _PRIOR_WEIGHT)
 
     def learn(self, kind: Kind, *, hit: bool) -> None:
         """Count one that was tried."""

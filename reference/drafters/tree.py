@@ -89,7 +89,8 @@ class DraftTree:
         if len(self) <= nodes and max(self.depths, default=0) <= depth and self._within(vocabulary):
             return self
         number: dict[int, int] = {ROOT: ROOT}
-        tokens, parents = [], []
+        tokens: list[int] = []
+        parents: list[int] = []
         for node, (token, parent) in enumerate(zip(self.tokens, self.parents, strict=True)):
             fits = 0 <= token < vocabulary and self.depths[node] <= depth and len(tokens) < nodes
             if fits and parent in number:

@@ -17,7 +17,7 @@ from auditor.reference.decode import Ask
 from auditor.reference.decode import generate as decode
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.deviations import HONEST, deviation
-from auditor.reference.drafters.model import ModelDrafter
+from auditor.reference.drafters import ModelDrafter
 from auditor.reference.loading import load_model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
@@ -56,7 +56,7 @@ def serve(drafter):
                 deviation=HONEST if cause == "honest" else deviation(cause),
                 seed=seed,
                 sampling=sampling,
-                drafting=Drafting(rule, proposer),
+                drafting=Drafting(rule, ModelDrafter(proposer, noise_aware=False)),
                 other_model=drafter,
             )
         )
