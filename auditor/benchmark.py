@@ -21,6 +21,7 @@ from auditor.reference.layers.linear import Linear
 from auditor.reference.model import Model
 from auditor.reference.noise import Draws, noise_scheme
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.side_by_side import side_by_side
 
 PACK = 2048
 ROWS = 64
@@ -97,11 +98,13 @@ def _prefill(model: Model, peak: float) -> list[Measurement]:
         Span(torch.randint(0, model.config.vocab_size, (length,), generator=generator))
         for _ in range(PACK // length)
     ]
-    rows = length * len(spans)
-    seconds = best_seconds(lambda: model.forward(spans), 3)
+    lanes = model.calls_at_once
+    packs = [spans] * (2 * lanes if lanes > 1 else 1)
+    rows = length * len(spans) * len(packs)
+    seconds = best_seconds(lambda: list(side_by_side(model.forward, packs, lanes)), 3)
     rate = products_flops(model, rows, 0) / seconds / 1e9
     return [
-        Measurement(f"prefill, {len(spans)} x {length}", rows / seconds, "tokens/s"),
+        Measurement(f"prefill, {len(packs)} x {len(spans)} x {length}", rows / seconds, "tokens/s"),
         Measurement("prefill, products", rate, "GFLOP/s", peak),
     ]
 

@@ -114,6 +114,11 @@ class FallbackModel:
         """Rows worth packing into one call."""
         return 2_048
 
+    @property
+    def calls_at_once(self) -> int:
+        """One: what transformers keeps between calls is its own affair."""
+        return 1
+
     def new_cache(self, *, limit: int | None = None) -> SlotKV:
         """Return a cache that holds positions and nothing else."""
         return SlotKV((None,) * self.config.num_hidden_layers, self.dtype, limit=limit)

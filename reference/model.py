@@ -150,6 +150,11 @@ class Model:
         """Rows worth packing into one call: a streamed model reads every layer once a call."""
         return 16_384 if isinstance(self._layers, LayerStream) else 2_048
 
+    @property
+    def calls_at_once(self) -> int:
+        """Calls worth running side by side, a thread each; a streamed model reads its layers once for all."""
+        return 1 if isinstance(self._layers, LayerStream) else torch.get_num_threads()
+
     def replace(
         self,
         *,

@@ -109,6 +109,11 @@ class ParallelModel:
         """As `Model.pack_tokens`."""
         return self._own.pack_tokens
 
+    @property
+    def calls_at_once(self) -> int:
+        """One: the ranks take part in every call."""
+        return 1
+
     def new_cache(self, *, limit: int | None = None) -> SlotKV:
         """An empty cache for this rank's heads or layers."""
         return self._own.new_cache(limit=limit)

@@ -8,7 +8,9 @@ the head, a tile of rows at a time: no [tokens, vocabulary] array larger than `t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
+from threading import RLock
 from typing import TypeVar
 
 import numpy as np
@@ -23,10 +25,12 @@ from auditor.reference.loading import ReferenceModel
 from auditor.reference.prefix import PrefixTree, shared_prefixes
 from auditor.reference.request import Replayed, Request, Shadow, shadow_steps
 from auditor.reference.row_law import RowLaw, row_law
+from auditor.reference.side_by_side import side_by_side
 from auditor.reference.slots import Sequence, SlotKV
 from auditor.reference.speculation import Step
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 # Requests looked at together when prefixes are shared.
 WINDOW = 64
@@ -62,6 +66,8 @@ class Runner:
         self._cache = model.new_cache()
         self._shares = prefix_bytes > 0 and model.config.shares_prefixes
         self.prefixes = PrefixTree(self._cache, prefix_bytes if self._shares else 0)
+        # Slots are handed out, and written to, by one call at a time: they move when the storage grows.
+        self._slots = RLock()
 
     def score(
         self,
@@ -74,29 +80,31 @@ class Runner:
         `on_hidden` is shown the hidden states [output tokens, hidden] of each request just before its
         statistics come; they are not kept.
         """
+
+        def work(batch: list[Request]) -> list[tuple[torch.Tensor | None, RowStats]]:
+            hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
+            return [
+                (None if on_hidden is None else rows[: len(request.output)], self._score_one(request, rows))
+                for request, rows in zip(batch, hidden, strict=True)
+            ]
+
         stream = iter(requests)
         while window := list(islice(stream, WINDOW)):
             self._store_shared([request.prompt for request in window])
-            for batch in self._batches(window, lambda request: request):
-                hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
-                for request, rows in zip(batch, hidden, strict=True):
-                    if on_hidden is not None:
-                        on_hidden(request, rows[: len(request.output)])
-                    yield self._score_one(request, rows)
+            for request, (rows, stats) in self._each(window, lambda request: request, work):
+                if on_hidden is not None and rows is not None:
+                    on_hidden(request, rows)
+                yield stats
 
     def laws(self, requests: Iterable[Request]) -> Iterator[RowLaw]:
         """How every output token stands in its own distribution, request by request; no seed is used."""
-        for batch in self._batches(requests, lambda request: request):
+
+        def work(batch: list[Request]) -> list[RowLaw]:
             hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
-            for request, everything in zip(batch, hidden, strict=True):
-                spec = effective_sampling(request.spec, request.scheme)
-                claimed = np.asarray(request.output, np.int64)
-                rows = everything[: len(claimed)]
-                tiles = [
-                    row_law(self.model.logits(rows[part]).cpu(), claimed[part], spec, request.scheme.filters)
-                    for part in self._tiles(len(claimed))
-                ]
-                yield RowLaw.concatenate(tiles)
+            return [self._law(request, rows) for request, rows in zip(batch, hidden, strict=True)]
+
+        for _, law in self._each(requests, lambda request: request, work):
+            yield law
 
     def shadow(
         self,
@@ -116,13 +124,19 @@ class Runner:
         Yields:
             (name, statistics) for each sampler of each request.
         """
-        for batch in self._batches(requests, lambda item: next(iter(item[0].values()))):
+
+        def work(batch: list[tuple[Mapping[str, Request], Prompt]]) -> list[dict[str, RowStats]]:
             honest = [max(variants.values(), key=lambda r: len(r.steps)) for variants, _ in batch]
             hidden = self._hidden(self.model, honest, [r.prompt for r in honest])
             prompts = [tuple(deviation.prompt(prompt)) for _, prompt in batch]
             other = self._hidden(deviant, honest, prompts)
-            for (variants, _), own_rows, other_rows in zip(batch, hidden, other, strict=True):
-                yield from self._shadow_one(variants, own_rows, other_rows, deviation, deviant)
+            return [
+                self._shadow_one(variants, own_rows, other_rows, deviation, deviant)
+                for (variants, _), own_rows, other_rows in zip(batch, hidden, other, strict=True)
+            ]
+
+        for _, scored in self._each(requests, _any_variant, work):
+            yield from scored.items()
 
     def under(
         self, items: Iterable[tuple[Mapping[str, Request], tuple[int, ...]]], deviant: ReferenceModel
@@ -133,19 +147,35 @@ class Runner:
             items: the same prompt and output under several named samplers, and the ids fed in the prompt's
                 place. Noise stays at the positions that the declared prompt gives it.
         """
-        for batch in self._batches(items, lambda item: next(iter(item[0].values()))):
+
+        def work(batch: list[tuple[Mapping[str, Request], tuple[int, ...]]]) -> list[dict[str, RowStats]]:
             logged = [next(iter(variants.values())) for variants, _ in batch]
             hidden = self._hidden(deviant, logged, [fed for _, fed in batch])
-            for (variants, _), rows in zip(batch, hidden, strict=True):
-                yield self._score_variants(variants, rows, deviant)
+            return [
+                self._score_variants(variants, rows, deviant)
+                for (variants, _), rows in zip(batch, hidden, strict=True)
+            ]
 
-    def _batches(self, items: Iterable[T], request_of: Callable[[T], Request]) -> Iterator[list[T]]:
+        for _, scored in self._each(items, _any_variant, work):
+            yield scored
+
+    def _each(
+        self, items: Iterable[T], request_of: Callable[[T], Request], work: Callable[[list[T]], list[R]]
+    ) -> Iterator[tuple[T, R]]:
+        """Work on packs of items, as many side by side as the model allows; (item, result) in order."""
+        lanes = self.model.calls_at_once
+        packs = self._batches(items, request_of, self._token_budget // lanes)
+        for batch, done in side_by_side(work, packs, lanes):
+            yield from zip(batch, done, strict=True)
+
+    def _batches(
+        self, items: Iterable[T], request_of: Callable[[T], Request], limit: int
+    ) -> Iterator[list[T]]:
         batch: list[T] = []
         used = 0
         for item in items:
-            request = request_of(item)
-            length = len(request.prompt) + len(request.output)
-            if batch and used + length > self._token_budget:
+            length = _length(request_of(item))
+            if batch and used + length > limit:
                 yield batch
                 batch, used = [], 0
             batch.append(item)
@@ -168,44 +198,58 @@ class Runner:
 
     def _hidden(
         self, model: ReferenceModel, requests: list[Request], prompts: list[tuple[int, ...]]
-    ) -> Iterator[torch.Tensor]:
+    ) -> list[torch.Tensor]:
         """Hidden states [output tokens, hidden] of each request, the given prompt in place of its own.
 
         Those of branches, where it has any, stand behind them (`block_replay.py`).
         """
-        tokens = [(*prompt, *request.output[:-1]) for prompt, request in zip(prompts, requests, strict=True)]
         own = model is self.model
-        past = [self._stored(prompt) if own else self._cache.alloc(0) for prompt in prompts]
+        with self._slots:
+            past = [self._stored(prompt) if own else self._cache.alloc(0) for prompt in prompts]
+        tokens = [(*prompt, *request.output[:-1]) for prompt, request in zip(prompts, requests, strict=True)]
         if len(tokens) == 1 and len(tokens[0]) - len(past[0]) > self._token_budget:
-            yield self._in_chunks(model, tokens[0], past[0], len(prompts[0]) - 1, requests[0].steps)
-            return
-        branches = [any(step.branch for step in request.steps) for request in requests]
-        cache = self._cache if own or not any(branches) else model.new_cache()
-        kept = [
-            cache.alloc(len(ids) - len(slots)) if branched else None
-            for ids, slots, branched in zip(tokens, past, branches, strict=True)
-        ]
+            with self._slots:
+                return [self._in_chunks(model, tokens[0], past[0], len(prompts[0]) - 1, requests[0].steps)]
         spans = [
             Span(
                 torch.tensor(ids[len(slots) :]),
                 past=slots if len(slots) else None,
-                keep=keep,
                 wanted=len(prompt) - 1 - len(slots),
             )
-            for ids, slots, keep, prompt in zip(tokens, past, kept, prompts, strict=True)
+            for ids, slots, prompt in zip(tokens, past, prompts, strict=True)
         ]
-        hidden = model.forward(spans, cache)
-        rows = list(torch.split(hidden, [len(span.tokens) - span.wanted for span in spans]))
-        for number, keep in enumerate(kept):
-            if keep is not None:
-                slots, steps = torch.cat([past[number], keep]), requests[number].steps
-                length = len(prompts[number])
+        if any(step.branch for request in requests for step in request.steps):
+            with self._slots:
+                rows = self._with_branches(model, spans, requests, prompts)
+        else:
+            rows = _split(model.forward(spans, self._cache), spans)
+        with self._slots:
+            for slots in past:
+                self._cache.free(slots)
+        return rows
+
+    def _with_branches(
+        self,
+        model: ReferenceModel,
+        spans: list[Span],
+        requests: list[Request],
+        prompts: list[tuple[int, ...]],
+    ) -> list[torch.Tensor]:
+        cache = self._cache if model is self.model else model.new_cache()
+        branched = [any(step.branch for step in request.steps) for request in requests]
+        spans = [
+            replace(span, keep=cache.alloc(len(span.tokens)) if own else None)
+            for span, own in zip(spans, branched, strict=True)
+        ]
+        rows = _split(model.forward(spans, cache), spans)
+        for number, span in enumerate(spans):
+            if span.keep is not None:
+                slots = span.keep if span.past is None else torch.cat([span.past, span.keep])
+                length, steps = len(prompts[number]), requests[number].steps
                 behind = branch_hidden(model, cache, slots, length, steps, self._token_budget)
                 rows[number] = torch.cat([rows[number], behind])
-                cache.free(keep)
-        for slots in past:
-            self._cache.free(slots)
-        yield from rows
+                cache.free(span.keep)
+        return rows
 
     def _stored(self, prompt: tuple[int, ...]) -> torch.Tensor:
         return self.prefixes.match(prompt[:-1]) if self._shares else self._cache.alloc(0)
@@ -252,6 +296,16 @@ class Runner:
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
         return self._score_variants({"declared": request}, hidden, self.model)["declared"]
 
+    def _law(self, request: Request, hidden: torch.Tensor) -> RowLaw:
+        spec = effective_sampling(request.spec, request.scheme)
+        claimed = np.asarray(request.output, np.int64)
+        rows = hidden[: len(claimed)]
+        tiles = [
+            row_law(self.model.logits(rows[part]).cpu(), claimed[part], spec, request.scheme.filters)
+            for part in self._tiles(len(claimed))
+        ]
+        return RowLaw.concatenate(tiles)
+
     def _score_variants(
         self, variants: Mapping[str, Request], hidden: torch.Tensor, model: ReferenceModel
     ) -> dict[str, RowStats]:
@@ -280,7 +334,7 @@ class Runner:
         other: torch.Tensor,
         deviation: Deviation,
         deviant: ReferenceModel,
-    ) -> Iterator[tuple[str, RowStats]]:
+    ) -> dict[str, RowStats]:
         plain = {name: request for name, request in variants.items() if not request.steps}
         samplers = {name: Shadow(request, deviation, self.model) for name, request in plain.items()}
         rows = len(next(iter(variants.values())).output)
@@ -290,14 +344,26 @@ class Runner:
             wrong_logits = deviant.logits(other[:rows][part])
             for sampler in samplers.values():
                 sampler.score(logits, wrong_logits, part)
-        for name, sampler in samplers.items():
-            yield name, RowStats.concatenate(sampler.tiles)
+        found = {name: RowStats.concatenate(sampler.tiles) for name, sampler in samplers.items()}
         for name in variants.keys() - plain.keys():
             steps = self._step_logits(self.model, variants[name], hidden)
             other_steps = self._step_logits(deviant, variants[name], other)
-            yield name, shadow_steps(variants[name], deviation, self.model, steps, other_steps)
+            found[name] = shadow_steps(variants[name], deviation, self.model, steps, other_steps)
+        return found
 
     def _step_logits(
         self, model: ReferenceModel, request: Request, hidden: torch.Tensor
     ) -> Iterator[tuple[Step, torch.Tensor]]:
         return step_logits(model.logits, hidden, request.steps, len(request.output), self._tile_rows)
+
+
+def _split(hidden: torch.Tensor, spans: list[Span]) -> list[torch.Tensor]:
+    return list(torch.split(hidden, [len(span.tokens) - span.wanted for span in spans]))
+
+
+def _length(request: Request) -> int:
+    return len(request.prompt) + len(request.output)
+
+
+def _any_variant(item: tuple[Mapping[str, Request], object]) -> Request:
+    return next(iter(item[0].values()))

@@ -69,7 +69,8 @@ class DecoderLayer:
         )
         mixed = self.mixer.mix(joined, run)
         if wanted is not None:
-            hidden, mixed = hidden[wanted], mixed[wanted]
+            # For whole rows, several times as quick as indexing.
+            hidden, mixed = hidden.index_select(0, wanted), mixed.index_select(0, wanted)
         for rows in row_tiles(len(hidden)):
             own = hidden[rows]  # a view: what is added to it is added to `hidden`
             self._add(own, _through(self.norms[2], self.mixer.outputs(mixed[rows])))

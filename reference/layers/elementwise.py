@@ -16,6 +16,11 @@ from torch import Tensor
 SOFTPLUS_IS_LINEAR_FROM = 20.0
 
 
+def compiled(x: Tensor) -> bool:
+    """Whether the compiled loops of `kernels/row_parts.py` are its path: never a matter of how it lies."""
+    return x.dtype == torch.float32 and x.device.type == "cpu"
+
+
 def sigmoid(x: Tensor) -> Tensor:
     """1 / (1 + exp(-x))."""
     return _one_plus_exp(-x.float()).reciprocal_().to(x.dtype)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from auditor.reference.layers.elementwise import gelu_tanh, sigmoid, silu
+from auditor.kernels.row_parts import silu_gate
+from auditor.reference.layers.elementwise import compiled, gelu_tanh, sigmoid, silu
 from auditor.reference.layers.linear import Product
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Gated:
 
     def __call__(self, gate_up: Tensor) -> Tensor:
         """[rows, 2 * width] -> [rows, width]."""
+        if self.activation == "silu" and compiled(gate_up):
+            return torch.from_numpy(silu_gate(gate_up.contiguous().numpy()))
         gate, up = torch.chunk(gate_up, 2, dim=1)
         return ACTIVATIONS[self.activation](gate) * up
 

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from auditor.kernels.row_parts import rotate_heads
 from auditor.reference.architecture import Rope
 from auditor.reference.attention import Softmax
+from auditor.reference.layers.elementwise import compiled
 from auditor.reference.layers.linear import Product
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.rotary import rotate
@@ -93,7 +95,14 @@ class SelfAttention:
         """Rotated queries and keys, and values, each [n, heads, head_dim]."""
         plan = self.plan
         heads = (plan.heads, plan.key_value_heads, plan.key_value_heads)
-        queries, keys, values = torch.split(self.qkv(x), [n * plan.head_dim for n in heads], dim=1)
+        qkv = self.qkv(x).contiguous()
+        turned = plan.rope is None
+        if plan.rope is not None and self.norms is None and not plan.rope.interleaved and compiled(qkv):
+            cos, sin = run.angles(plan.rope, plan.rope.rotary_dim or plan.head_dim, rows)
+            angles = cos[:, 0].numpy(), sin[:, 0].numpy()
+            rotate_heads(qkv.numpy(), *angles, heads=sum(heads[:2]), head_dim=plan.head_dim)
+            turned = True
+        queries, keys, values = torch.split(qkv, [n * plan.head_dim for n in heads], dim=1)
         if self.norms is not None and plan.qk_norm == "projection":
             queries, keys = self.norms[0](queries), self.norms[1](keys)
         queries, keys, values = (
@@ -102,7 +111,7 @@ class SelfAttention:
         )
         if self.norms is not None and plan.qk_norm == "head":
             queries, keys = self.norms[0](queries), self.norms[1](keys)
-        if plan.rope is not None:
+        if plan.rope is not None and not turned:
             cos, sin = run.angles(plan.rope, plan.rope.rotary_dim or plan.head_dim, rows)
             turn = plan.rope.interleaved
             queries, keys = (rotate(part, cos, sin, interleaved=turn) for part in (queries, keys))

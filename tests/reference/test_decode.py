@@ -57,7 +57,7 @@ def test_what_was_generated_is_what_the_audit_expects(model, scheme, name):
     for stats in audit(model, asks, outputs):
         # A decode step may differ from the prefill in the last float32 bit; a slack below that is a tie.
         assert (stats.matched | (stats.slack < 1e-4)).all()
-        assert stats.matched.mean() > 0.95
+        assert (~stats.matched).sum() <= 1
         assert (stats.margin < 1e-3).all()
 
 

@@ -56,13 +56,24 @@ def same_bits(one, other):
 
 
 @settings(deadline=None, max_examples=25)
-@given(data=st.data(), budget=st.integers(20, 3000), prefix_bytes=st.sampled_from([0, 60_000, 1 << 24]))
-def test_scores_are_the_same_bits_in_any_company(model, requests, alone, data, budget, prefix_bytes):
+@given(
+    data=st.data(),
+    budget=st.integers(20, 3000),
+    prefix_bytes=st.sampled_from([0, 60_000, 1 << 24]),
+    lanes=st.integers(1, 3),
+)
+def test_scores_are_the_same_bits_in_any_company(model, requests, alone, data, budget, prefix_bytes, lanes):
     order = data.draw(st.permutations(range(len(requests))))[: data.draw(st.integers(1, len(requests)))]
     runner = Runner(model, token_budget=budget, prefix_bytes=prefix_bytes)
-    for _ in range(2):  # the second time, prefixes are found from the first
-        got = list(runner.score([requests[n] for n in order]))
-        assert all(same_bits(rows, alone[n]) for rows, n in zip(got, order, strict=True))
+    before = torch.get_num_threads()
+    torch.set_num_threads(lanes)
+    try:
+        for _ in range(2):  # the second time, prefixes are found from the first
+            got = list(runner.score([requests[n] for n in order]))
+            assert all(same_bits(rows, alone[n]) for rows, n in zip(got, order, strict=True))
+        assert torch.get_num_threads() == lanes
+    finally:
+        torch.set_num_threads(before)
     runner._cache.check([], runner.prefixes.held())
 
 
