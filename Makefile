@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle proof study profiles engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-speculation proof study profiles engines clean
 
 setup: $(STAMP)
 
@@ -44,6 +44,10 @@ bench: setup $(PEER)/.installed
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup
 	$(BIN)/python tests/bench/core.py
+
+# Drafters: accepted tokens a step, and tokens a second beside transformers: docs/speculation.md again. Ten minutes.
+bench-speculation: setup
+	$(BIN)/python tests/bench/speculation.py
 
 # Half a minute: a million leaves.
 bench-merkle: setup

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from auditor.errors import OptionError
 from auditor.reference.batch import Span
 from auditor.reference.drafters.cost import Budget
 from auditor.reference.drafters.drafter import Context, Verified
@@ -56,11 +57,16 @@ class ModelDrafter:
     Args:
         width: most guesses at each depth that are read on from.
         noise_aware: rank by log q + g; otherwise by q.
+
+    Raises:
+        OptionError: a model that keeps no state by position, and cannot go back from a wrong guess.
     """
 
     top = 0
 
     def __init__(self, model: ReferenceModel, *, width: int = 1, noise_aware: bool = True) -> None:
+        if not model.config.shares_prefixes:
+            raise OptionError(f"a {model.config.model_type} model cannot draft", fix="name one of attention")
         self._model, self._width, self._cache = model, width, model.new_cache()
         self._offers = Offers(noise_aware=noise_aware, width=width)
         self._readings: dict[int, _Reading] = {}
@@ -73,6 +79,9 @@ class ModelDrafter:
     def propose_all(self, asked: Sequence[tuple[Context, Budget, FutureNoise]]) -> list[DraftTree]:
         """As `BatchDrafter`."""
         growing = [_Growing(*one, self._readings.setdefault(one[0].key, _Reading())) for one in asked]
+        for one in growing:
+            room = self._model.config.context_length - len(one.context.tokens)
+            one.budget.depth = min(one.budget.depth, room)
         wanting = [one for one in growing if one.budget.left > 0]
         for one in wanting:
             self._catch_up(one)
