@@ -31,6 +31,7 @@ from auditor.reference.choice import Walked, walk_trees
 from auditor.reference.drafters.cost import Budget, Call, CostCurve
 from auditor.reference.drafters.drafter import Context, Drafter, NoDrafts, Verified, propose_all
 from auditor.reference.drafters.tree import EMPTY, DraftTree
+from auditor.reference.layers.mamba2 import Branches
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.running import Ask, Running
 from auditor.reference.slots import Sequence
@@ -95,11 +96,10 @@ class Engine:
         self._cost, self._batch_size, self._nodes, self._keep_states = cost, batch_size, nodes, keep_states
         self._smooth = None if cost is None else cost.smooth
         self._token_budget = max(token_budget or model.pack_tokens, batch_size + 1)
-        # Recurrent layers keep no state by position: no way back from a wrong guess.
-        self._drafts = drafter is not None and model.config.shares_prefixes
+        self._drafts = drafter is not None and model.config.follows_trees
 
-    def add(self, ask: Ask) -> Running:
-        """Queue a request.
+    def add(self, ask: Ask, sequence: Sequence | None = None) -> Running:
+        """Queue a request; `sequence` is the beginning of its prompt, where this cache has it already.
 
         Raises:
             SamplingUnsupportedError: a rule that its scheme's engine does not offer.
@@ -114,7 +114,7 @@ class Engine:
                 )
             request.block_sampler()
         context = Context(next(_KEYS), list(ask.prompt), len(ask.prompt), request)
-        self._waiting.append(_Live(context, Sequence()))
+        self._waiting.append(_Live(context, Sequence() if sequence is None else sequence))
         return request
 
     def step(self) -> None:
@@ -268,6 +268,9 @@ class Engine:
             sequence.length += len(rows)
         else:
             self.cache.keep(sequence, torch.tensor(rows))
+        for layer, carried in sequence.state.items():
+            if isinstance(carried, Branches):
+                sequence.state[layer] = carried.taken(rows)
         context.tokens.extend(emitted)
         if self._drafts:
             self.drafter.observe(context, emitted, verified)

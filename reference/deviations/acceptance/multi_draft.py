@@ -30,7 +30,8 @@ def k_seq(p: F64, q: F64, drafts: Sequence[int], coins: Sequence[float], last: f
     taken = np.minimum(q, p / rho) * ((1 - (1 - beta) ** len(drafts)) / beta if beta > 0 else 0.0)
     left = np.maximum(p - taken, 0.0)
     left = left if left.any() else p
-    return int(min(np.searchsorted(np.cumsum(left) / left.sum(), last, side="right"), len(p) - 1))
+    place = int(np.searchsorted(np.cumsum(left) / left.sum(), last, side="right"))
+    return min(place, len(p) - 1)
 
 
 def accepted(p: F64, q: F64, rho: float) -> float:

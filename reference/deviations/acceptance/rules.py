@@ -112,8 +112,8 @@ class Ratio:
 class TargetThresholds:
     """SGLang's tree verification of one draft: coin <= p(d) / t_acc or p(d) >= t_single; lossless at 1, 1."""
 
-    accept_all: float = 0.9
-    accept_single: float = 0.9
+    accept_all: float = 0.5
+    accept_single: float = 0.5
 
     def accept(self, p: F64, q: F64 | None, draft: int, coin: float, at: At) -> bool:
         """As `Acceptance`."""

@@ -151,11 +151,16 @@ class TruthAmongLies(GarbageDrafter):
         return DraftTree(tuple(tokens), tuple(parents))
 
 
+@lru_cache(maxsize=1)
+def _draft():
+    return Model.load(DRAFT)
+
+
 def drafters_of(model, folder, truth, seed):
     """By name, a maker of every drafter."""
     vocabulary = model.config.vocab_size
     other = model.replace(skip_layers=frozenset({model.config.num_hidden_layers - 1}))
-    draft = Model.load(DRAFT) if Path(folder) == TARGET else other
+    draft = _draft() if Path(folder) == TARGET else other
     return {
         "none": lambda: None,
         "garbage": lambda: GarbageDrafter(seed, vocabulary),
