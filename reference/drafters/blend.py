@@ -1,8 +1,9 @@
-"""Several drafters' guesses in one tree: the first ones' come first, what two of them guess stands once."""
+"""Several drafters' guesses in one tree: each has a share, what two of them guess stands once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from auditor.reference.drafters.cost import Budget
 from auditor.reference.drafters.drafter import Context, Drafter, Verified, propose_all
@@ -11,7 +12,7 @@ from auditor.reference.future_noise import FutureNoise
 
 
 class BlendDrafter:
-    """Guesses of several drafters, which share a budget in their order."""
+    """Guesses of several drafters; what one leaves of its share is for those behind it."""
 
     def __init__(self, *drafters: Drafter) -> None:
         self._drafters = drafters
@@ -23,7 +24,14 @@ class BlendDrafter:
 
     def propose_all(self, asked: Sequence[tuple[Context, Budget, FutureNoise]]) -> list[DraftTree]:
         """As `BatchDrafter`."""
-        rounds = [propose_all(drafter, asked) for drafter in self._drafters]
+        left = [budget.nodes for _, budget, _ in asked]
+        rounds = []
+        for number, drafter in enumerate(self._drafters):
+            sharing = len(self._drafters) - number
+            shares = [replace(b, nodes=n // sharing) for (_, b, _), n in zip(asked, left, strict=True)]
+            own = [(context, share, noise) for (context, _, noise), share in zip(asked, shares, strict=True)]
+            rounds.append(propose_all(drafter, own))
+            left = [n - len(tree) for n, tree in zip(left, rounds[-1], strict=True)]
         return [joined(trees) for trees in zip(*rounds, strict=True)]
 
     def observe(self, context: Context, emitted: Sequence[int], verified: Verified | None) -> None:

@@ -20,7 +20,7 @@ from auditor.errors import OptionError
 from auditor.reference.batch import Span
 from auditor.reference.drafters.cost import Budget
 from auditor.reference.drafters.drafter import Context, Verified
-from auditor.reference.drafters.expansion import Candidates, Kind, Offers
+from auditor.reference.drafters.expansion import Candidates, Kind, Offers, Ranked
 from auditor.reference.drafters.tree import ROOT, DraftTree
 from auditor.reference.future_noise import FutureNoise
 from auditor.reference.loading import ReferenceModel
@@ -48,6 +48,7 @@ class _Growing:
     tokens: list[int] = field(default_factory=list)
     parents: list[int] = field(default_factory=list)
     kinds: list[Kind] = field(default_factory=list)
+    ranked: dict[int, Ranked] = field(default_factory=dict)
     edge: list[tuple[int, int, float]] = field(default_factory=list)
 
 
@@ -112,7 +113,7 @@ class ModelDrafter:
 
     def _tree(self, one: _Growing) -> DraftTree:
         tree = DraftTree(tuple(one.tokens), tuple(one.parents))
-        self._offers.made(one.context, tree, one.kinds)
+        self._offers.made(one.context, tree, one.kinds, one.ranked)
         return tree
 
     def _catch_up(self, one: _Growing) -> None:
@@ -179,7 +180,8 @@ class ModelDrafter:
         offered = []
         for row, (number, _, value), place in zip(logits, edge, places if one.edge else [ROOT], strict=True):
             candidates = self._candidates(one, row)
-            for token, kind in self._offers.ranked(candidates, depth, one.noise):
+            one.ranked[number] = self._offers.ranked(candidates, depth, one.noise)
+            for token, kind in zip(one.ranked[number].tokens, one.ranked[number].kinds, strict=True):
                 offered.append((value * self._offers.hits.chance(kind), number, place, token, kind))
         one.edge = []
         for value, number, place, token, kind in sorted(offered, key=lambda o: -o[0])[: self._width]:

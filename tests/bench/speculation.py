@@ -69,17 +69,19 @@ def conversations(workload: str, count: int) -> list[tuple[dict[str, str], ...]]
 WORKLOADS = ("chat", "agent", "documentation")
 
 
-def drafters(noise_aware: bool, model: Model) -> dict[str, object]:
-    return {
+def drafters(noise_aware: bool, model: Model | None) -> dict[str, object]:
+    found = {
         "n-gram": NgramDrafter(noise_aware=noise_aware),
         "Token Recycling": RecyclingDrafter(noise_aware=noise_aware),
         "SuffixDecoding": SuffixDrafter(noise_aware=noise_aware),
         "blend of the last two": BlendDrafter(
             SuffixDrafter(noise_aware=noise_aware), RecyclingDrafter(noise_aware=noise_aware)
         ),
-        "draft model, width 1": ModelDrafter(model, noise_aware=noise_aware),
-        "draft model, width 3": ModelDrafter(model, width=3, noise_aware=noise_aware),
     }
+    if model is not None:
+        found["draft model, width 1"] = ModelDrafter(model, noise_aware=noise_aware)
+        found["draft model, width 3"] = ModelDrafter(model, width=3, noise_aware=noise_aware)
+    return found
 
 
 def logs_of(model: Model, asks: list[Ask]) -> list[Logged]:
@@ -100,7 +102,8 @@ def asks_of(tokenizer: Tokenizer, workload: str, temperature: float, count: int)
 
 
 def replay_part(options: argparse.Namespace) -> list[dict[str, object]]:
-    model, draft, tokenizer = Model.load(TARGET), Model.load(DRAFT), Tokenizer.load(TARGET)
+    model, tokenizer = Model.load(TARGET), Tokenizer.load(TARGET)
+    draft = None if options.no_models else Model.load(DRAFT)
     rows = []
     for workload in WORKLOADS:
         for temperature in TEMPERATURES:
@@ -331,6 +334,7 @@ def main() -> None:
     )
     parser.add_argument("parts", nargs="*", metavar="PART", help="replay, serving; both if none")
     parser.add_argument("--requests", type=int, default=48, help="a workload and temperature, replay")
+    parser.add_argument("--no-models", action="store_true", help="leave draft models out of the replay")
     parser.add_argument("--served", type=int, default=24)
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()

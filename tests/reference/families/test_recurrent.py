@@ -195,10 +195,10 @@ def test_what_a_recurrent_layer_cannot_follow_is_refused(model):
         model.forward([extend(cache, sequence, tokens_of(1))], cache)
 
 
-@pytest.mark.parametrize("architecture", ["mamba2", "granitemoehybrid"])
+@pytest.mark.parametrize("kind", ["mamba2", "granitemoehybrid"])
 @pytest.mark.parametrize("length", [1, 2, 30, 64, 70])
-def test_a_row_of_a_tree_has_the_logits_of_its_own_path(checkpoint_of, architecture, length):
-    model = Model.load(checkpoint_of(architecture))
+def test_a_row_of_a_tree_has_the_logits_of_its_own_path(checkpoint_of, kind, length):
+    model = Model.load(checkpoint_of(kind))
     tree = DraftTree((3, 9, 4, 4, 7, 3, 5), (-1, 0, 0, -1, 3, 4, 2))
     text, cache, sequence = tokens_of(length + 1), model.new_cache(), Sequence()
     model.forward([extend(cache, sequence, text[:-1])], cache)
@@ -211,10 +211,10 @@ def test_a_row_of_a_tree_has_the_logits_of_its_own_path(checkpoint_of, architect
         assert (hidden[node + 1] - alone).abs().max() < 2e-4 * alone.abs().max()
 
 
-@pytest.mark.parametrize("architecture", ["mamba2", "granitemoehybrid"])
-def test_guesses_change_no_token_of_a_recurrent_model(checkpoint_of, architecture):
+@pytest.mark.parametrize("kind", ["mamba2", "granitemoehybrid"])
+def test_guesses_change_no_token_of_a_recurrent_model(checkpoint_of, kind):
     """Trees, their rollback, preemption and chunks, against a plain loop."""
-    folder = checkpoint_of(architecture)
+    folder = checkpoint_of(kind)
     for seed in range(3):
         for name in ("truth among lies", "recycling"):
             same_as_plain(folder, name, seed, count=9, longest=20, most=16, requests=4)
