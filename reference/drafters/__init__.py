@@ -19,7 +19,7 @@ DRAFTERS: dict[str, Callable[[], Drafter]] = {
     "ngram": NgramDrafter,
     "recycling": RecyclingDrafter,
     "suffix": SuffixDrafter,
-    "blend": lambda: BlendDrafter(GrammarDrafter(), SuffixDrafter(), RecyclingDrafter()),
+    "blend": lambda: BlendDrafter(GrammarDrafter(), SuffixDrafter(recycling=True)),
 }
 """Drafters that need nothing but what is decoded, by name."""
 

@@ -11,15 +11,18 @@ _LEVELS = 4  # longest matches that are heard
 _BACKOFF = 1.0  # weight of all shorter matches together, in counts
 
 
-def backed_off(levels: Sequence[tuple[int, Mapping[int, int]]]) -> Candidates:
+def backed_off(
+    levels: Sequence[tuple[int, Mapping[int, int]]], base: Mapping[int, float] | None = None
+) -> Candidates:
     """Interpolated estimates of what follows (Jelinek and Mercer 1980; weights as in PPM, method A).
 
     Args:
         levels: length of a match and counts of what followed it, the longest match first.
+        base: what is likely where no match says anything.
     """
+    chances = {} if base is None else {token: chance for token, chance in base.items() if chance > 0}
     if not levels:
-        return Candidates((), ())
-    chances: dict[int, float] = {}
+        return Candidates(list(chances), [log(chance) for chance in chances.values()])
     for _, counts in reversed(levels[:_LEVELS]):
         total = sum(counts.values()) + (_BACKOFF if chances else 0.0)
         chances = {token: _BACKOFF * chance / total for token, chance in chances.items()}

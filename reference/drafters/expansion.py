@@ -75,8 +75,8 @@ class HitTable:
 class Sharpness:
     """How far candidates' estimates are to be trusted against the noise: score = sharpness * log q + g.
 
-    1 is right for true probabilities. Thin counts say too little of what is nearly certain, rough ones too much,
-    so for each support it is learned which sharpness would have put the token taken first most often.
+    1 is right for true probabilities. Thin counts say too little of what is nearly certain, rough ones too
+    much: for each support it is learned which sharpness would have put the token taken first most often.
     """
 
     CHOICES = (2.0, 1.0, 4.0, 16.0, 0.5)
@@ -134,7 +134,7 @@ class Offers:
     _made: dict[int, tuple[DraftTree, Sequence[Kind], Mapping[int, Ranked]]] = field(default_factory=dict)
 
     def ranked(self, found: Candidates, depth: int, noise: FutureNoise) -> Ranked:
-        """Rank what may follow a node; a kind is rank, distance from the first (of the first: lead), support."""
+        """Rank what may follow a node; a kind is rank, distance from the first (or its lead), support."""
         scores, drawn = list(found.scores), []
         if self.noise_aware and noise.known:
             drawn = noise.gumbel(depth, found.tokens)
@@ -152,7 +152,7 @@ class Offers:
     def made(
         self, context: Context, tree: DraftTree, kinds: Sequence[Kind], ranked: Mapping[int, Ranked]
     ) -> None:
-        """Remember a tree, its nodes' kinds, and what their children were chosen from, until the step is over."""
+        """Remember a tree, its nodes' kinds, and what was ranked at each, until the step is over."""
         self._made[context.key] = tree, kinds, ranked
 
     def learn(self, context: Context, emitted: Sequence[int]) -> None:

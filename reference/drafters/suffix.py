@@ -16,6 +16,7 @@ from auditor.reference.drafters.cost import Budget
 from auditor.reference.drafters.counts import backed_off
 from auditor.reference.drafters.drafter import Context, Verified
 from auditor.reference.drafters.expansion import Candidates, Expansion
+from auditor.reference.drafters.recycling import WIDTH, Matrix
 from auditor.reference.drafters.tree import DraftTree
 from auditor.reference.future_noise import FutureNoise
 
@@ -35,6 +36,8 @@ class _Node:
 
 Ending = tuple[tuple[int, _Node], ...]
 """Nodes of all endings of a text that a trie has, the longest first, with their lengths."""
+
+State = tuple[Ending, Ending, int]
 
 
 class SuffixTrie:
@@ -88,9 +91,10 @@ class SuffixTrie:
 
 @dataclass(slots=True)
 class _Followed:
-    """One sequence: its own trie, and where its text stands in both; a state is both endings."""
+    """One sequence: its own trie, and where its text stands in both; a state is both endings and a token."""
 
     shared: SuffixTrie
+    matrix: Matrix
     own: SuffixTrie = field(default_factory=SuffixTrie)
     open_runs: deque[_Node] = field(default_factory=deque)
     ending: Ending = ()
@@ -102,40 +106,49 @@ class _Followed:
             self.ending = self.shared.ending(self.ending, token)
         self.read = len(tokens)
 
-    @property
-    def state(self) -> tuple[Ending, Ending]:
+    def state(self, newest: int) -> State:
         runs = len(self.open_runs)
-        return tuple((runs - n, node) for n, node in enumerate(self.open_runs)), self.ending
+        return tuple((runs - n, node) for n, node in enumerate(self.open_runs)), self.ending, newest
 
-    def candidates(self, state: tuple[Ending, Ending]) -> Candidates:
+    def candidates(self, state: State) -> Candidates:
         levels = sorted((*state[0], *state[1]), key=lambda level: -level[0])
-        return backed_off([(length, node.counts()) for length, node in levels if node.children][:4])
+        return backed_off(
+            [(length, node.counts()) for length, node in levels if node.children][:4],
+            self.matrix.rows.get(state[2]),
+        )
 
-    def after(self, state: tuple[Ending, Ending], token: int) -> tuple[Ending, Ending]:
-        return self.own.ending(state[0], token), self.shared.ending(state[1], token)
+    def after(self, state: State, token: int) -> State:
+        return self.own.ending(state[0], token), self.shared.ending(state[1], token), token
 
 
 class SuffixDrafter:
-    """Guesses from this sequence and from the tenant's earlier outputs, of which `most` tokens are kept."""
+    """Guesses from this sequence and from the tenant's earlier outputs.
 
-    top = 0
+    Args:
+        most: tokens of earlier outputs that are kept for a tenant.
+        recycling: with the model's own earlier rows where no match says enough (`recycling.py`).
+    """
 
-    def __init__(self, *, most: int = 1 << 20, noise_aware: bool = True) -> None:
+    def __init__(self, *, most: int = 1 << 20, recycling: bool = False, noise_aware: bool = True) -> None:
+        self.top = WIDTH if recycling else 0
         self._most, self._expansion = most, Expansion(noise_aware=noise_aware)
+        self._matrices: dict[str, Matrix] = {}
         self._tries: dict[str, SuffixTrie] = {}
         self._followed: dict[int, _Followed] = {}
 
     def propose(self, context: Context, budget: Budget, noise: FutureNoise) -> DraftTree:
         """As `Drafter`."""
         trie = self._tries.setdefault(context.tenant, SuffixTrie(self._most))
-        followed = self._followed.setdefault(context.key, _Followed(trie))
+        matrix = self._matrices.setdefault(context.tenant, Matrix())
+        followed = self._followed.setdefault(context.key, _Followed(trie, matrix))
         followed.extend(context.tokens)
-        return self._expansion.grow(context, followed, followed.state, budget, noise)
+        return self._expansion.grow(context, followed, followed.state(context.tokens[-1]), budget, noise)
 
     def observe(self, context: Context, emitted: Sequence[int], verified: Verified | None) -> None:
         """As `Drafter`."""
-        del verified
         self._expansion.learn(context, emitted)
+        if self.top and verified is not None:
+            self._matrices.setdefault(context.tenant, Matrix()).learn(verified, context.temperature)
 
     def forget(self, context: Context) -> None:
         """As `Drafter`; its output is remembered for the tenant's later requests."""

@@ -30,7 +30,6 @@ from auditor.reference.batch import Span
 from auditor.reference.decode import generate
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.drafters import (
-    BlendDrafter,
     CostCurve,
     ModelDrafter,
     NgramDrafter,
@@ -74,9 +73,7 @@ def drafters(noise_aware: bool, model: Model | None) -> dict[str, object]:
         "n-gram": NgramDrafter(noise_aware=noise_aware),
         "Token Recycling": RecyclingDrafter(noise_aware=noise_aware),
         "SuffixDecoding": SuffixDrafter(noise_aware=noise_aware),
-        "blend of the last two": BlendDrafter(
-            SuffixDrafter(noise_aware=noise_aware), RecyclingDrafter(noise_aware=noise_aware)
-        ),
+        "SuffixDecoding over Recycling": SuffixDrafter(recycling=True, noise_aware=noise_aware),
     }
     if model is not None:
         found["draft model, width 1"] = ModelDrafter(model, noise_aware=noise_aware)
@@ -89,7 +86,7 @@ def logs_of(model: Model, asks: list[Ask]) -> list[Logged]:
     logs = []
     for ask, output in zip(asks, outputs, strict=True):
         text = torch.tensor([*ask.prompt, *output[:-1]])
-        top = torch.topk(model.logits(model.forward([Span(text, wanted=len(ask.prompt) - 1)])), 8)
+        top = torch.topk(model.logits(model.forward([Span(text, wanted=len(ask.prompt) - 1)])), 32)
         logs.append(Logged(ask, output, top.indices.numpy(), top.values.numpy()))
     return logs
 
@@ -214,7 +211,7 @@ def serving_part(options: argparse.Namespace) -> list[dict[str, object]]:
                     "n-gram": NgramDrafter,
                     "Token Recycling": RecyclingDrafter,
                     "SuffixDecoding": SuffixDrafter,
-                    "blend of the last two": lambda: BlendDrafter(SuffixDrafter(), RecyclingDrafter()),
+                    "SuffixDecoding over Recycling": lambda: SuffixDrafter(recycling=True),
                     "draft model, width 1": lambda: ModelDrafter(draft),
                     "layers 3 and 4 skipped": lambda: ModelDrafter(
                         model.replace(skip_layers=frozenset({2, 3}))

@@ -173,7 +173,9 @@ def drafters_of(model, folder, truth, seed):
         "draft tree": lambda: ModelDrafter(draft, width=3),
         "layers skipped": lambda: ModelDrafter(other, width=2, noise_aware=False),
         "trace": lambda: TraceDrafter(truth),
-        "blend": lambda: BlendDrafter(SuffixDrafter(), RecyclingDrafter(), GarbageDrafter(seed, vocabulary)),
+        "blend": lambda: BlendDrafter(
+            SuffixDrafter(recycling=True), RecyclingDrafter(), GarbageDrafter(seed, vocabulary)
+        ),
     }
 
 
