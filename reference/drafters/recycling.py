@@ -1,10 +1,10 @@
 """Token Recycling: what the model thought likely after a token, seen anywhere in a tenant's requests.
 
 A matrix from each token to the largest logits that some row gave after it; every row of every step updates
-it, those of wrong guesses too. Source: arXiv 2408.08696, which keeps the eight ids of the last row and expands a
-fixed template of 80 nodes. Here probabilities are kept beside the ids, halved with each newer row rather than
-overwritten, and 32 of them, since noise lifts tokens from far down; the shared heap stands for the template.
-One matrix for each tenant: a tree's speed would tell one what another had asked.
+it, those of wrong guesses too. Source: arXiv 2408.08696, which keeps the eight ids of the last row and grows
+a fixed template of 80 nodes. Here probabilities are kept beside the ids, halved with each newer row rather
+than overwritten, and 32 of them, since noise lifts tokens from far down; the shared heap is the template. One
+matrix for each tenant: a tree's speed would tell one what another had asked.
 """
 
 from __future__ import annotations

@@ -111,7 +111,8 @@ def test_longer_matches_are_heard_first_and_shorter_ones_where_they_are_thin():
     chances = dict(zip(found.tokens, found.scores, strict=True))
     assert chances[7] > chances[8]
     assert sum(2.718281828459045**score for score in found.scores) == pytest.approx(1.0)
-    assert backed_off([]).tokens == ()
+    assert not backed_off([]).tokens
+    assert list(backed_off([], {5: 0.5, 6: 0.0}).tokens) == [5]
     thick = backed_off([(3, {7: 20}), (1, {8: 1})])
     assert thick.support > found.support
 
