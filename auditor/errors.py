@@ -102,6 +102,36 @@ class ProfileInvalidError(UnusableInputError):
     code = "profile-invalid"
 
 
+class ProfileUnsignedError(UnusableInputError):
+    """A calibration profile that carries no signature, where signatures are asked for."""
+
+    code = "profile-unsigned"
+
+
+class ProfileExpiredError(UnusableInputError):
+    """A calibration profile that is no longer in force."""
+
+    code = "profile-expired"
+
+
+class ProfileRevokedError(UnusableInputError):
+    """A calibration profile that a trusted key took back."""
+
+    code = "profile-revoked"
+
+
+class ProfileSupersededError(UnusableInputError):
+    """A calibration profile made before the oldest that is still accepted for its recipe."""
+
+    code = "profile-superseded"
+
+
+class RevocationsError(UnusableInputError):
+    """A list of revoked profiles that cannot be read, or that is out of date."""
+
+    code = "revocations"
+
+
 class CalibrationSuspectError(UnusableInputError):
     """Traffic handed in as honest does not look like traffic of one kind."""
 

@@ -90,7 +90,12 @@ def _profile(verdict: Verdict | None) -> dict[str, Any] | None:
     if verdict is None or verdict.profile is None:
         return None
     p = verdict.profile
-    return {"id": p.id, "honest_tokens": p.honest_tokens, "smallest_alpha": dict(p.smallest_alpha)}
+    return {
+        "id": p.id,
+        "honest_tokens": p.honest_tokens,
+        "smallest_alpha": dict(p.smallest_alpha),
+        "signed_by": list(p.signed_by),
+    }
 
 
 def _group(verdict: Verdict, synchrony: Synchrony | None) -> dict[str, Any]:

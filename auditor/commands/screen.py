@@ -6,10 +6,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from auditor.comparison import MODEL_EQUALITY
+from auditor.gathering import STOP_DECISIONS
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
 from auditor.synchrony import Synchrony
-from auditor.verdict import STOP_DECISIONS, UNCALIBRATED, Outcome, Verdict
+from auditor.verdict import UNCALIBRATED, Outcome, Verdict
 from auditor.verification import Result
 
 COLOURS: dict[Outcome, str] = {"consistent": "green", "inconsistent": "red", "inconclusive": "yellow"}
@@ -27,6 +29,9 @@ UNITS = {
     "outside-support": "share outside the filters",
     "seed-free-surprise": "nats a token more than the entropy",
     "seed-free-rank": "largest distance of ranks from uniform",
+    "text-surprise": "nats a token more than the entropy, ids assumed",
+    "text-rank": "largest distance of ranks from uniform, ids assumed",
+    MODEL_EQUALITY: "discrepancy from the trusted answers",
     UNCALIBRATED: "share of tokens that do not match",
     STOP_DECISIONS: "share of requests whose end contradicts them",
 }
@@ -101,6 +106,8 @@ def _print_group(verdict: Verdict, synchrony: Synchrony | None, console: Console
             f"(95 %: {low:.2g} to {high:.2g}); the smallest alpha at which it can convict twice that noise "
             f"is {p.smallest_alpha['2']:.2g}, ten times {p.smallest_alpha['10']:.2g}"
         )
+        if p.signed_by:
+            console.print(f"  profile {escape(p.id[:19])}... signed by {escape(', '.join(p.signed_by))}")
     if verdict.diagnosis:
         ranked = ", ".join(f"{cause} {weight:.0%}" for cause, weight in verdict.diagnosis[:4])
         console.print(f"  explained best by: {ranked}")

@@ -1,0 +1,227 @@
+"""One logged response: what its bill may honestly be, from its text and the claimed model.
+
+1. The text is encoded canonically; the tokens must spell it byte for byte.
+2. One teacher-forced pass over the canonical ids gives the model's word on every other tokenization.
+3. The honest excess over the canonical number is estimated without bias (`expected_length`).
+4. What a text does not show is forgiven, in the provider's favour: the end token, a leading space that a server
+   stripped, and as many special tokens and unfinished characters as the model would have put there.
+
+Fail closed: a text that does not hold everything that was generated (stop strings, tool calls, replacement
+characters, a chat message whose reasoning was taken out) is refused, never guessed at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from auditor.errors import CannotScoreError, TraceIncompleteError
+from auditor.preparation import without_seed
+from auditor.reference.prefix_rows import PrefixRows
+from auditor.reference.request import Request
+from auditor.reference.token_bytes import TokenBytes
+from auditor.token_counts.expected_length import unbiased_mean
+from auditor.token_counts.lattice import F64, Ids, Lattice, WeightedLattice
+from auditor.token_counts.martingale import CountedResponse
+
+if TYPE_CHECKING:
+    from auditor.reference.tokenizer import Tokenizer
+    from auditor.replay import Reference
+    from auditor.trace import Trace
+
+_REPLACEMENT = "\ufffd"
+_HELD_BACK = 3  # tokens of an unfinished character, at most
+_SLACK = 0.25  # tokens: the ceiling of an estimate on a text whose tokenization is beyond doubt
+_CAUTION = 4.0  # ... and how far above the lattice's own estimate it lies elsewhere
+_REFUSED_ENDS = frozenset({"tool_calls", "function_call", "content_filter"})
+
+
+@dataclass(frozen=True, slots=True)
+class ResponseCount:
+    """A response that could be counted.
+
+    Attributes:
+        counted: for the sequential test. characters: of the text.
+        computed: token positions forwarded. one_pass: those of prompt and canonical text.
+    """
+
+    counted: CountedResponse
+    characters: int
+    computed: int
+    one_pass: int
+
+
+@lru_cache(maxsize=8)
+def token_bytes(tokenizer: Tokenizer, size: int) -> TokenBytes:
+    """A tokenizer's bytes, made once.
+
+    Raises:
+        ModelUnsupportedError: as `TokenBytes.of`.
+    """
+    return TokenBytes.of(tokenizer, size)
+
+
+def is_doubtful(trace: Trace, tokenizer: Tokenizer) -> bool:
+    """Whether a bill and a text are logged, and no ids that account for both."""
+    if trace.text is None or trace.usage.completion_tokens is None:
+        return False
+    ids = trace.output_token_ids
+    if not ids or len(ids) != trace.usage.completion_tokens:
+        return True
+    shown = {tokenizer.decode(ids), tokenizer.decode(ids, skip_special=True)}
+    body = ids[:-1] if ids[-1] in tokenizer.special_ids else ids
+    return trace.text not in shown | {tokenizer.decode(body)}
+
+
+def count_response(trace: Trace, reference: Reference) -> ResponseCount:
+    """Count one response whose ids are missing or in doubt.
+
+    The estimate's randomness is keyed by the raw bytes of the trace: whoever repeats the audit gets the same.
+
+    Raises:
+        TraceIncompleteError: no text, bill or prompt.
+        CannotScoreError: the text does not hold all that was generated, or its distribution is not known.
+        ModelUnsupportedError: tokens that do not spell bytes out.
+    """
+    text, billed = _text_and_bill(trace)
+    tokenizer, model = reference.tokenizer, reference.model
+    vocabulary = token_bytes(tokenizer, model.config.vocab_size)
+    canonical = _canonical(text, tokenizer, vocabulary, trace)
+    request = _request(trace, canonical, reference)
+    scheme = request.scheme if trace.sampling.filtered else None
+    rows = PrefixRows(model, request.prompt, trace.sampling, scheme)
+    lattice = Lattice.of(canonical, vocabulary)
+    ends = () if trace.sampling.ignore_eos else tokenizer.eos_ids
+    invisible = sorted(tokenizer.special_ids - set(ends))
+    weighted, own, hidden = _weighted(
+        lattice, rows, vocabulary, invisible, ended=trace.finish_reason != "length"
+    )
+    one_pass = len(request.prompt) + len(canonical)
+    generator = _generator(trace)
+    estimate = unbiased_mean(
+        lambda ids: float(max(0, len(ids) - len(canonical))),
+        lambda count: weighted.draw(count, generator),
+        lambda paths: _scores(paths, rows, {canonical: own}),
+        generator,
+    )
+    allowed = len(canonical) + _forgiven(text, trace, tokenizer)
+    ceiling = _SLACK + _CAUTION * weighted.departures() + hidden
+    counted = CountedResponse(billed, allowed, estimate.value + hidden, ceiling)
+    return ResponseCount(counted, len(text), rows.computed, one_pass)
+
+
+def _text_and_bill(trace: Trace) -> tuple[str, int]:
+    if not trace.text or trace.usage.completion_tokens is None:
+        raise TraceIncompleteError(
+            "no text or no usage.completion_tokens to compare it with", where=trace.where, fix="log both"
+        )
+    for is_so, why in (
+        (bool(trace.sampling.stop), "stop strings cut the text, not the bill"),
+        (trace.finish_reason in _REFUSED_ENDS, f"finish_reason {trace.finish_reason}: text was taken out"),
+        (_REPLACEMENT in trace.text, "the text has replacement characters for bytes that were lost"),
+        (trace.sampling.greedy, "a greedy request draws nothing, so its tokenization has no distribution"),
+    ):
+        if is_so:
+            raise CannotScoreError(f"its tokens cannot be counted from the text: {why}", where=trace.where)
+    return trace.text, trace.usage.completion_tokens
+
+
+def _canonical(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: Trace) -> Ids:
+    ids = tuple(tokenizer.encode(text))
+    names = {i: tokenizer.decode([i]).encode() for i in tokenizer.special_ids}
+    if b"".join(names.get(i) or vocabulary.spelled[i] or b"" for i in ids) != text.encode():
+        raise CannotScoreError(
+            "the tokenizer does not give the text back byte for byte (it normalises)", where=trace.where
+        )
+    while ids and ids[-1] in tokenizer.eos_ids:
+        ids = ids[:-1]  # allowed for below
+    if not ids:
+        raise TraceIncompleteError("the text has no tokens", where=trace.where)
+    return ids
+
+
+def _request(trace: Trace, canonical: Ids, reference: Reference) -> Request:
+    why = TraceIncompleteError("only the text is logged", where=trace.where)
+    request = without_seed(replace(trace, output_token_ids=canonical), why, reference)
+    if request is None:
+        raise CannotScoreError(
+            "its tokens cannot be counted from the text: the distribution of this request is not known",
+            where=trace.where,
+            fix="log token ids",
+        )
+    return request
+
+
+def _weighted(
+    lattice: Lattice, rows: PrefixRows, vocabulary: TokenBytes, invisible: Sequence[int], *, ended: bool
+) -> tuple[WeightedLattice, float, float]:
+    """The lattice with the model's weights, the canonical path's log probability, and tokens not shown.
+
+    The last are the expected number of special tokens and unfinished characters that a server may leave out
+    of a text.
+    """
+    canonical = lattice.canonical
+    unfinished = [i for i, b in enumerate(vocabulary.spelled) if b and not _whole(b)]
+    wanted = dict(lattice.wanted())
+    values: dict[int, F64] = {}
+    hidden = own = 0.0
+    for context, law in rows([canonical[:n] for n in range(len(canonical) + 1)]):
+        n = len(context)
+        if n < len(canonical):
+            values[n] = law[list(wanted[n])]
+            own += float(law[canonical[n]])
+            if canonical[n] not in invisible:
+                hidden += float(np.exp(law[list(invisible)]).sum())
+        elif not ended:
+            hidden += _HELD_BACK * float(np.exp(law[unfinished]).sum())
+    by_token = [values[n] for n in range(len(canonical))]
+    places = {context: place for place, context in lattice.likely_departures(by_token).items()}
+    inner = {}
+    if places:
+        for context, law in rows(list(places)):
+            place = places[context]
+            inner[place] = law[[token for token, _ in lattice.edges[place]]]
+    return lattice.weighted(by_token, inner), own, hidden
+
+
+def _whole(piece: bytes) -> bool:
+    try:
+        piece.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _forgiven(text: str, trace: Trace, tokenizer: Tokenizer) -> int:
+    """The end token unless the limit ended the output, and a leading space that servers strip."""
+    end = trace.finish_reason != "length"
+    if text[0].isspace():
+        return int(end)
+    stripped = len(tokenizer.encode(" " + text)) - len(tokenizer.encode(text))
+    return int(end) + max(0, stripped)
+
+
+def _scores(paths: Sequence[Ids], rows: PrefixRows, known: Mapping[Ids, float]) -> list[float]:
+    """Log probability of each path, contexts in common forwarded once."""
+    following: dict[Ids, set[int]] = {}
+    for ids in paths:
+        for n, token in enumerate(ids if ids not in known else ()):
+            following.setdefault(ids[:n], set()).add(token)
+    steps: dict[tuple[Ids, int], float] = {}
+    if following:
+        for context, law in rows(sorted(following)):
+            steps.update({(context, token): float(law[token]) for token in following[context]})
+    return [
+        known[ids] if ids in known else sum(steps[ids[:n], token] for n, token in enumerate(ids))
+        for ids in paths
+    ]
+
+
+def _generator(trace: Trace) -> np.random.Generator:
+    key = trace.raw_digest or repr((trace.id, trace.text, trace.usage.completion_tokens))
+    return np.random.default_rng(list(hashlib.sha256(key.encode()).digest()))
