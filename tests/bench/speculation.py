@@ -200,7 +200,7 @@ def serving_part(options: argparse.Namespace) -> list[dict[str, object]]:
     assistant = AutoModelForCausalLM.from_pretrained(DRAFT, dtype=torch.float32).eval()
     costs = {batch: CostCurve.profiled(model, batch, clock=time.process_time) for batch in (1, 8)}
     rows = []
-    for temperature in (1.0, 0.0):
+    for temperature in options.temperatures:
         asks = asks_of(tokenizer, "chat", temperature, options.served)
         plain = ours(model, asks, 8, None, None)["outputs"]
         logged = {(ask.prompt, ask.seed): output for ask, output in zip(asks, plain, strict=True)}
@@ -333,6 +333,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=48, help="a workload and temperature, replay")
     parser.add_argument("--no-models", action="store_true", help="leave draft models out of the replay")
     parser.add_argument("--served", type=int, default=24)
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.0], help="serving")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
