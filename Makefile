@@ -7,7 +7,7 @@ PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation proof \
-        fingerprints study profiles engines clean
+        inflation fingerprints study profiles engines clean
 
 setup: $(STAMP)
 
@@ -75,6 +75,10 @@ proof: setup
 # Tokens and bytes of activation fingerprints beside TOPLOC's: docs/fingerprints.md again. Goes on where it was stopped.
 fingerprints: setup
 	$(BIN)/python -m tests.proofs.fingerprint_power
+
+# Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
+inflation: setup
+	$(BIN)/python -m tests.proofs.inflation --out out/inflation
 
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup

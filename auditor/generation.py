@@ -131,6 +131,7 @@ def generate(
     other_model: ReferenceModel | None = None,
     fingerprints: FingerprintKind | None = None,
     drafting: Drafting | None = None,
+    hidden_tokens: int = 0,
     now: datetime | None = None,
 ) -> Iterator[Trace]:
     """Serve conversations and log them, in order, a batch at a time.
@@ -142,6 +143,8 @@ def generate(
         fingerprints: the kind to write beside each output, of the states that were really computed; none when
             None. Their projection is public, as no commitment comes before it.
         drafting: plain decoding when None.
+        hidden_tokens: output tokens, from the first, that are billed as hidden reasoning; at most all but
+            one. They stay in the log, which is the provider's own until `audit commit` splits it.
 
     Raises:
         NoiseUnknownError: unknown `noise`, or a rule of speculation whose coins are not known for it.
@@ -222,11 +225,15 @@ def generate(
                 noise=scheme.name,
                 text=text,
                 finish_reason=finish_reason,
-                usage=Usage(prompt_tokens=len(prompts[i]), completion_tokens=len(output)),
+                usage=_bill(len(prompts[i]), len(output), hidden_tokens),
                 engine=engine,
                 speculation=_logged(drafting, steps.pop()),
                 fingerprints=entries,
             )
+
+
+def _bill(prompt: int, output: int, hidden: int) -> Usage:
+    return Usage(prompt, output, min(hidden, output - 1) if hidden else None)
 
 
 def _logged(drafting: Drafting | None, steps: Steps) -> Speculation:

@@ -2,6 +2,8 @@
 
 Rule, in order:
 
+0. Inconsistent, if the provider's own signatures contradict the log (`hidden_tokens/revealed.py`): more
+   tokens billed than it signed, say. No noise explains that, so no error rate is spent on it.
 1. Inconsistent, if the fused e-value reaches 1/alpha. An honest provider meets this with probability at
    most alpha, whatever its prompts and sampling parameters.
 2. Inconclusive, if anything in the group could not be scored, or no profile fits. So a trace whose seed is
@@ -18,7 +20,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -26,6 +28,7 @@ import numpy as np
 from auditor.errors import AuditError, FingerprintUncalibratedError
 from auditor.evidence import ANY_HONEST_SCALE, margin_log_e, uncalibrated_log_e
 from auditor.gathering import Evidence, Tally, fused_log_e, gather_evidence, text_evidence
+from auditor.hidden_tokens.revealed import doubts, refutations
 from auditor.noise_model import F64, log_likelihoods
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
@@ -59,7 +62,7 @@ class Verdict:
 
     Attributes:
         log_e: log of the fused e-value; the p-value is its inverse, at most 1.
-        reasons: why the verdict is inconclusive; empty otherwise.
+        reasons: why the verdict is inconclusive, or what the provider signed against itself.
         diagnosis: (cause, weight) by falling weight, only when inconsistent; `judge` leaves it empty, for
             causes are told apart by replaying (`diagnosis.py`).
         detectable: power against each measured cause; None when the profile has no measurements.
@@ -99,9 +102,12 @@ def judge(
     """
     recipe = scored[0].trace.engine.recipe
     usable = [s for s in scored if s.counts is not None and s.scores is not None]
-    reasons = (*_problems(scored), *_fingerprint_problems(scored, profile))
+    refuted = refutations([s.trace for s in scored])
+    reasons = (*refuted, *_problems(scored), *doubts([s.trace for s in scored]))
+    reasons = (*reasons, *_fingerprint_problems(scored, profile))
     if profile is None:
-        return _judge_uncalibrated(scored, usable, recipe, (*reasons, why_no_profile), alpha, further)
+        verdict = _judge_uncalibrated(scored, usable, recipe, (*reasons, why_no_profile), alpha, further)
+        return replace(verdict, outcome="inconsistent") if refuted else verdict
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
     unseeded = [s.seed_free for s in scored if s.seed_free is not None and not is_text_only(s.trace)]
     evidence = gather_evidence(Tally.of(usable, profile), profile, grids.sum(axis=0)) if usable else ()
@@ -121,7 +127,7 @@ def judge(
     if profile.deviations and usable:
         detectable = tuple(detection_power(profile, tokens, alpha))
     reasons = (*reasons, *_contradicted(usable, profile))
-    if log_e >= -math.log(alpha):
+    if refuted or log_e >= -math.log(alpha):
         outcome: Outcome = "inconsistent"
     elif reasons or not usable:
         outcome = "inconclusive"

@@ -18,8 +18,10 @@ from auditor.diagnosis import diagnose
 from auditor.errors import AuditError, OptionError, ProfileExpiredError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.following import Group, Watch
+from auditor.hidden_tokens.revealed import Revealer
 from auditor.journal import Journal, open_journal
 from auditor.log_checks import counted_once, of_one_model
+from auditor.merkle.keys import PublicKey
 from auditor.profile import Profile, ProfileKey
 from auditor.profile_trust import REFUSALS
 from auditor.replay import TOGETHER, Reference, Scored, replay
@@ -119,6 +121,7 @@ def verify(
     on_evidence: Callable[[float, int, float], None] | None = None,
     explain: bool = True,
     compared_with: Iterable[Trace] | None = None,
+    provider_keys: Sequence[PublicKey] = (),
     now: datetime | None = None,
 ) -> Result:
     """Audit a log.
@@ -138,6 +141,7 @@ def verify(
         explain: name the cause of a conviction, a pass over a dozen requests for each hypothesis.
         compared_with: completions of the same requests by a trusted deployment of the declared model, for a
             two-sample test (`comparison.py`); it needs no seeds and no profile.
+        provider_keys: whose signatures on commitments to hidden tokens are trusted.
         now: when a profile must not have expired yet; the present when None.
 
     Raises:
@@ -150,12 +154,14 @@ def verify(
     errors: list[AuditError] = []
     trusted = _trusted(compared_with, reference)
 
+    revealer = Revealer(provider_keys, reference.tokenizer, reference.model.config.vocab_size)
+
     def good() -> Iterator[Trace]:
         for place, item in enumerate(source()):
             if isinstance(item, AuditError):
                 errors.append(item)
             elif chosen is None or place in chosen:
-                yield item
+                yield revealer.reveal(item)
 
     all_scored: list[Scored] = []
     nulls = _Nulls(reference, find_profile, now or datetime.now(UTC))

@@ -16,7 +16,7 @@ from auditor.reference.streaming import LayerStream
 
 
 def consecutive(stream: LayerStream, ranks: Ranks) -> tuple[DecoderLayer, ...]:
-    """This rank's run of layers, between what arrives and what goes on.
+    """A rank's run of layers, between what arrives and what goes on.
 
     Raises:
         OptionError: fewer layers than ranks.

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
+from auditor.commands.commitments import challenge, check, commit, open_
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
@@ -60,6 +61,10 @@ for command in (
     keys,
     profile,
     log,
+    commit,
+    challenge,
+    open_,
+    check,
 ):
     cli.add_command(command)
 

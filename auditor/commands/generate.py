@@ -116,6 +116,13 @@ Conversation = tuple[dict[str, object], ...]
     show_default=True,
     help="Whether the traces say which drafts were judged.",
 )
+@click.option(
+    "--hidden-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Bill the first N output tokens as hidden reasoning, for `audit commit`.",
+)
 @options.threads_option
 def generate(
     model_directory: Path | None,
@@ -141,6 +148,7 @@ def generate(
     speculation: str | None,
     drafter: str | None,
     log_drafts: bool,
+    hidden_tokens: int,
     threads: int | None,
     **rules: Any,
 ) -> None:
@@ -203,6 +211,7 @@ def generate(
             other_model=other_model_loaded,
             fingerprints=kind,
             drafting=drafting,
+            hidden_tokens=hidden_tokens,
         )
         for n, (sampling, conversations) in enumerate(asked)
     )

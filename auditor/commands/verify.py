@@ -93,6 +93,12 @@ if TYPE_CHECKING:
     help="Answers to the same requests by a deployment you trust (`audit generate --like`): were both "
     "written by one model? Needs no seeds and no profile, but several answers of a request. May be repeated.",
 )
+@click.option(
+    "--vkey",
+    "vkeys",
+    multiple=True,
+    help="The provider's public key, for commitments to hidden tokens; may be repeated.",
+)
 @options.input_format_option
 @options.engine_recipe_option
 @options.noise_option
@@ -123,6 +129,7 @@ def verify(
     ledger: Path | None,
     subject: str | None,
     trusted: tuple[Path, ...],
+    vkeys: tuple[str, ...],
     input_format: str,
     engine_recipe: str | None,
     noise: str | None,
@@ -145,6 +152,7 @@ def verify(
     Exit status: 0 consistent, 1 inconsistent, 3 inconclusive, 2 unusable input.
     """
     from auditor.following import until_idle  # noqa: PLC0415
+    from auditor.merkle.keys import parse_vkey  # noqa: PLC0415
     from auditor.profiles import profile_finder, read_trust  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.verification import verify as run  # noqa: PLC0415
@@ -171,6 +179,7 @@ def verify(
             on_scored=lambda _scored: advance(1),
             on_evidence=_running() if follow else None,
             compared_with=_trusted_answers(trusted, follow=follow),
+            provider_keys=[parse_vkey(vkey) for vkey in vkeys],
         )
     show(result, output_format)
     context.exit(result.exit_status)
