@@ -3,8 +3,8 @@
     make bench-speculation      or      .venv/bin/python tests/bench/speculation.py [replay|serving]
 
 Replay: the demo model's own float32 generations, three workloads at three temperatures; each drafter reads each
-workload in order, as at batch 1, with at most 16 guesses a step. A tenth of a request's chance is no result:
-gains are of whole requests, resampled 2,000 times, intervals are 95 %.
+workload in order, as at batch 1, with at most 16 guesses a step. Gains are of noise-aware ranking over counts;
+intervals are 95 %, from 2,000 resamples of whole requests.
 
 Serving: CPU seconds of one process on one thread, so that other work on the machine counts little; contestants
 take turns, round by round, and a ratio is of one round.
