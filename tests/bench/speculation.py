@@ -7,7 +7,7 @@ workload in order, as at batch 1, with at most 16 guesses a step. Gains are of n
 intervals are 95 %, from 2,000 resamples of whole requests.
 
 Serving: CPU seconds of one process on one thread, so that other work on the machine counts little; contestants
-take turns, round by round, and a ratio is of one round.
+take turns, round by round, and a ratio is of one round. A batch of 8 holds no more requests than there are.
 """
 
 from __future__ import annotations
