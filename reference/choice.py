@@ -21,7 +21,7 @@ from auditor.errors import OptionError
 from auditor.kernels.splitmix import U64
 from auditor.reference.batch import Span
 from auditor.reference.drafters.tree import ROOT, DraftTree
-from auditor.reference.head import draw_with_slack
+from auditor.reference.head import drawn
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.running import Running
 from auditor.reference.speculation import NO_DRAFT, SpeculatedRows, SpeculationRule, draw_speculated
@@ -56,7 +56,8 @@ def _walk_together(model: ReferenceModel, judged: Sequence[Judged]) -> list[Walk
     noise = [request.noise.rows(np.array([0, *tree.depths], np.int64)) for request, tree, _ in judged]
     joined = np.concatenate([rows for rows in noise if rows is not None]) if noise[0] is not None else None
     logits = torch.cat([rows for _, _, rows in judged]) if len(judged) > 1 else judged[0][2]
-    winners, slack = draw_with_slack(logits, first.spec, first.ask.scheme, joined)
+    stats = drawn(logits, first.spec, first.ask.scheme, joined)
+    winners, slack = stats.winner, stats.slack
     walks, start = [], 0
     for request, tree, rows in judged:
         own = slice(start, start + len(rows))
@@ -85,8 +86,8 @@ def _again(model: ReferenceModel, request: Running, guessed: tuple[int, ...]) ->
 
 def _draw(request: Running, logits: Tensor, depth: int) -> tuple[int, float]:
     noise = request.noise.rows(np.array([depth], np.int64))
-    winners, slack = draw_with_slack(logits, request.spec, request.ask.scheme, noise)
-    return int(winners[0]), float(slack[0])
+    stats = drawn(logits, request.spec, request.ask.scheme, noise)
+    return int(stats.winner[0]), float(stats.slack[0])
 
 
 def _walk_alone(model: ReferenceModel, request: Running, tree: DraftTree, logits: Tensor) -> Walked:

@@ -149,15 +149,12 @@ def draw_rows(
     logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows
 ) -> npt.NDArray[np.int64]:
     """The token each row samples, int64 [R]; arguments as `score_rows` has them."""
-    return draw_with_slack(logits, spec, scheme, draws)[0]
+    return drawn(logits, spec, scheme, draws).winner
 
 
-def draw_with_slack(
-    logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows
-) -> tuple[npt.NDArray[np.int64], F64]:
-    """The same, and the least movement of logits, float64 [R], that would make another token win."""
-    stats = _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled")
-    return stats.winner, stats.slack
+def drawn(logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows) -> RowStats:
+    """The same, with the slack of each."""
+    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled")
 
 
 def _score(
