@@ -21,9 +21,11 @@ from auditor.errors import OptionError
 from auditor.kernels.splitmix import U64
 from auditor.reference.batch import Span
 from auditor.reference.drafters.tree import ROOT, DraftTree
-from auditor.reference.head import drawn
+from auditor.reference.head import NoiseRows, RowStats, _score
 from auditor.reference.loading import ReferenceModel
+from auditor.reference.noise import NoiseScheme
 from auditor.reference.running import Running
+from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import NO_DRAFT, SpeculatedRows, SpeculationRule, draw_speculated
 
 # Several times the largest difference seen between a tree's float32 logits and a prefill's.
@@ -56,7 +58,7 @@ def _walk_together(model: ReferenceModel, judged: Sequence[Judged]) -> list[Walk
     noise = [request.noise.rows(np.array([0, *tree.depths], np.int64)) for request, tree, _ in judged]
     joined = np.concatenate([rows for rows in noise if rows is not None]) if noise[0] is not None else None
     logits = torch.cat([rows for _, _, rows in judged]) if len(judged) > 1 else judged[0][2]
-    stats = drawn(logits, first.spec, first.ask.scheme, joined)
+    stats = _drawn(logits, first.spec, first.ask.scheme, joined)
     winners, slack = stats.winner, stats.slack
     walks, start = [], 0
     for request, tree, rows in judged:
@@ -84,9 +86,14 @@ def _again(model: ReferenceModel, request: Running, guessed: tuple[int, ...]) ->
     return _draw(request, request.ruled(logits[0], guessed)[None], len(guessed))[0]
 
 
+def _drawn(logits: Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows) -> RowStats:
+    """As `head.draw_rows`, with the slack of each row."""
+    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled")
+
+
 def _draw(request: Running, logits: Tensor, depth: int) -> tuple[int, float]:
     noise = request.noise.rows(np.array([depth], np.int64))
-    stats = drawn(logits, request.spec, request.ask.scheme, noise)
+    stats = _drawn(logits, request.spec, request.ask.scheme, noise)
     return int(stats.winner[0]), float(stats.slack[0])
 
 

@@ -149,12 +149,7 @@ def draw_rows(
     logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows
 ) -> npt.NDArray[np.int64]:
     """The token each row samples, int64 [R]; arguments as `score_rows` has them."""
-    return drawn(logits, spec, scheme, draws).winner
-
-
-def drawn(logits: torch.Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows) -> RowStats:
-    """The same, with the slack of each."""
-    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled")
+    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled").winner
 
 
 def _score(
