@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof inflation fingerprints study matrix profiles engines soak clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
+        proof inflation fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
 
@@ -44,6 +45,10 @@ bench: setup $(PEER)/.installed
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup
 	$(BIN)/python tests/bench/core.py
+
+# Drafters: accepted tokens a step, and tokens a second beside transformers: docs/speculation.md again. Ten minutes.
+bench-speculation: setup
+	$(BIN)/python tests/bench/speculation.py
 
 # Half a minute: a million leaves.
 bench-merkle: setup

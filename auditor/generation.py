@@ -28,10 +28,11 @@ from auditor.reference.checkpoint.digests import template_digest, tokenizer_dige
 from auditor.reference.decode import Ask, Steps
 from auditor.reference.decode import generate as decode
 from auditor.reference.deviations import Deviation, Prompt
+from auditor.reference.drafters import Drafter
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
-from auditor.reference.speculation import find_rule
+from auditor.reference.speculation import find_rule, is_synchronised
 from auditor.reference.stop_strings import stop_string_place
 from auditor.reference.tokenizer import Tokenizer
 from auditor.replay import VERSION
@@ -102,14 +103,21 @@ class Drafting:
     """How a provider speculates.
 
     Attributes:
-        rule: a keyed rule (`reference/speculation/rules.py`).
-        model: proposes its likeliest token at each position.
-        logged: whether the drafts are written into the log.
+        rule: how guesses decide tokens: `coupled` lets them change none, else a keyed rule
+            (`reference/speculation/rules.py`), which judges the chains of a `ModelDrafter` that is not aware
+            of the noise.
+        drafter: guesses.
+        logged: whether the drafts that a keyed rule judged are written into the log.
     """
 
     rule: str
-    model: ReferenceModel
+    drafter: Drafter
     logged: bool = True
+
+    @property
+    def changes_tokens(self) -> bool:
+        """Whether tokens may be others than those of plain sampling."""
+        return not is_synchronised(self.rule)
 
 
 def generate(
@@ -159,7 +167,9 @@ def generate(
     created = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     engine = Engine("auditor", VERSION, provider.dtype, "cpu", provider.recipe)
     ends = frozenset(provider.tokenizer.eos_ids)
-    rule = None if drafting is None else find_rule(drafting.rule, noise_scheme(noise), None)
+    rule = None
+    if drafting is not None and drafting.changes_tokens:
+        rule = find_rule(drafting.rule, noise_scheme(noise), None)
     for start in range(0, len(conversations), provider.batch_size):
         batch = [tuple(c) for c in conversations[start : start + provider.batch_size]]
         prompts = [tuple(provider.tokenizer.encode_chat(messages)) for messages in batch]
@@ -184,7 +194,7 @@ def generate(
             deviant,
             asks,
             batch_size=provider.batch_size,
-            drafter=None if drafting is None else drafting.model,
+            drafter=None if drafting is None else drafting.drafter,
             on_hidden=keep,
             on_steps=steps.append,
         )
@@ -229,7 +239,7 @@ def _bill(prompt: int, output: int, hidden: int) -> Usage:
 def _logged(drafting: Drafting | None, steps: Steps) -> Speculation:
     if drafting is None:
         return Speculation()
-    return Speculation(drafting.rule, steps if drafting.logged else None)
+    return Speculation(drafting.rule, steps if drafting.logged and drafting.changes_tokens else None)
 
 
 def _ending(

@@ -148,6 +148,12 @@ class ModelConfig:
         """
         return all(_kept_by_position(plan.mixer, self.context_length) for plan in self.layers)
 
+    @property
+    def follows_trees(self) -> bool:
+        """Whether rows of a draft tree can be verified; longrope turns keys by the length of the whole."""
+        ropes = [getattr(plan.mixer, "rope", None) for plan in self.layers]
+        return not any(isinstance(rope, Rope) and rope.rope_type == "longrope" for rope in ropes)
+
 
 def _kept_by_position(mixer: MixerPlan, context_length: int) -> bool:
     rope = getattr(mixer, "rope", None)

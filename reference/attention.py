@@ -181,6 +181,24 @@ def rowwise(
     return _ungrouped(_with_sinks(joined, group, softmax), group)
 
 
+def tree_mask(ancestors: Tensor, start: int, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Additive mask [group * rows, start + rows] of a draft tree behind `start` committed positions."""
+    committed = ancestors.new_ones(len(ancestors), start)
+    if window is not None:
+        depth = ancestors.sum(1) - 1
+        ancestors = ancestors & (depth[:, None] - depth < window)
+        committed = (start + depth)[:, None] - torch.arange(start, device=depth.device) < window
+    return _additive(torch.cat([committed, ancestors], 1), dtype).repeat(group, 1)
+
+
+def branching(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, softmax: Softmax) -> Tensor:
+    """`rowwise` of a draft tree in one call, its mask made once for all layers."""
+    keys, values = keys.transpose(0, 1), values.transpose(0, 1)
+    group = queries.shape[1] // keys.shape[0]
+    joined = partial(_grouped(queries, keys.shape[0]).flatten(1, 2), keys, values, mask, softmax)
+    return _ungrouped(_with_sinks(joined, group, softmax), group)
+
+
 def newest(
     queries: Tensor, keys: Tensor, values: Tensor, runs: Sequence[tuple[int, int]], softmax: Softmax
 ) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from auditor.errors import ContextLengthError, OptionError, TokenOutOfRangeError, TraceFieldError
 from auditor.reference.architecture import Rope
-from auditor.reference.attention import Softmax, causal, newest, rowwise
+from auditor.reference.attention import Softmax, branching, causal, newest, rowwise, tree_mask
 from auditor.reference.layers.rotary import angles
 from auditor.reference.slots import Sequence, SlotKV, as_run
 
@@ -133,7 +133,7 @@ class Run:
 
     Args:
         exact: rows are computed so that cutting a sequence elsewhere changes no bit (`attention.causal`);
-            otherwise without padding, for few rows a sequence.
+            otherwise without padding, for few rows a sequence, as draft trees always are.
     """
 
     spans: SequenceOf[Span]
@@ -149,6 +149,7 @@ class Run:
         ends = torch.tensor([0, *(span.tokens.shape[0] for span in self.spans)]).cumsum(0).tolist()
         self.rows = [slice(first, last) for first, last in pairwise(ends)]
         self.positions = torch.cat([span.positions for span in self.spans])
+        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         kept = [
             (own, span.keep) for own, span in zip(self.rows, self.spans, strict=True) if span.keep is not None
@@ -209,16 +210,27 @@ class Run:
             assert self.kv is not None, "past positions need a cache"
             return newest(queries, *self.kv.read(layer, slice(None)), self._runs, softmax)
         out = queries.new_empty(*queries.shape[:2], values.shape[-1])
-        for span, own, place in zip(self.spans, self.rows, self._in_place, strict=True):
+        for number, (span, own, place) in enumerate(zip(self.spans, self.rows, self._in_place, strict=True)):
             seen = self._seen(layer, span, place, keys[own], values[own])
             if self.attention is not None:
                 asked = Attending(layer, queries[own], *seen, span.wanted + 1, softmax)
                 out[own] = self.attention(asked)
-            elif self.exact:
+            elif self.exact and span.ancestors is None:
                 causal(queries[own], *seen, span.start, softmax, out=out[own])
+            elif span.ancestors is None or len(span.ancestors) == 1:
+                out[own] = rowwise(queries[own], *seen, span.start, softmax, None)
             else:
-                out[own] = rowwise(queries[own], *seen, span.start, softmax, span.ancestors)
+                group = queries.shape[1] // keys.shape[1]
+                mask = self._tree_mask(number, span.ancestors, group, softmax.window)
+                out[own] = branching(queries[own], *seen, mask, softmax)
         return out
+
+    def _tree_mask(self, number: int, ancestors: Tensor, group: int, window: int | None) -> Tensor:
+        """The mask of a span's draft tree, made once a call."""
+        key = (number, group, window)
+        if key not in self._masks:
+            self._masks[key] = tree_mask(ancestors, self.spans[number].start, group, window, self.dtype)
+        return self._masks[key]
 
     def _store(self, layer: int, keys: Tensor, values: Tensor) -> None:
         if self._kept is None or self._keep is None:

@@ -41,6 +41,7 @@ class FallbackConfig:
     context_length: int
     num_hidden_layers: int
     shares_prefixes: bool = False
+    follows_trees: bool = False
 
     @property
     def hidden_size(self) -> int:

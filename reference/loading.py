@@ -34,6 +34,8 @@ class Sizes(Protocol):
     def num_hidden_layers(self) -> int: ...  # noqa: D102
     @property
     def shares_prefixes(self) -> bool: ...  # noqa: D102
+    @property
+    def follows_trees(self) -> bool: ...  # noqa: D102
 
 
 class ReferenceModel(Protocol):

@@ -224,6 +224,11 @@ class RuledRequest:
         self._prompt = np.asarray(prompt, np.int64)
         self._walk = None if rules.grammar is None else GrammarWalk(rules.grammar)
 
+    @property
+    def grammar(self) -> CompiledGrammar | None:
+        """The grammar that the output follows."""
+        return self._rules.grammar
+
     def apply(self, logits: Tensor, output: I64, start: int) -> Ruled:
         """Apply the rules to the logits of output tokens start, start + 1, ...
 

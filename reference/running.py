@@ -10,12 +10,14 @@ import numpy as np
 import torch
 
 from auditor.reference.block_replay import BlockSampler, refuse_grammar
-from auditor.reference.head import NoiseRows, effective_sampling
+from auditor.reference.future_noise import FutureNoise
+from auditor.reference.grammar_masks import CompiledGrammar
+from auditor.reference.head import effective_sampling
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.shape_filters import check_shape
-from auditor.reference.speculation import NO_DRAFT, SpeculationRule
+from auditor.reference.speculation import SpeculationRule
 from auditor.reference.stop_strings import stop_string_place
 from auditor.reference.tokenizer import Tokenizer
 
@@ -32,7 +34,9 @@ class Ask:
         stop_ids: the model's own ids that end the output, unless the request ignores them; those of the
             request always do. The one sampled is kept.
         tokenizer: what stop strings, and rules about texts and end ids, need.
-        speculation: judges a drafter's tokens, `draft_tokens` a step; None draws every token plainly.
+        speculation: judges a drafter's tokens, `draft_tokens` a step, as a provider would; None draws every
+            token plainly, whatever a drafter guesses.
+        tenant: whose request it is; drafters learn nothing from one for another.
         emit: told every token as it is drawn.
     """
 
@@ -46,6 +50,7 @@ class Ask:
     tokenizer: Tokenizer | None = None
     speculation: SpeculationRule | None = None
     draft_tokens: int = 4
+    tenant: str = ""
     emit: Callable[[int], None] = field(default=lambda _token: None, compare=False)
 
 
@@ -57,17 +62,18 @@ class Running:
 
     Attributes:
         spec: as the scheme's engine takes it. output: ids so far. states: hidden states of them, if kept.
+        noise: of the output tokens to come.
     """
 
     def __init__(self, ask: Ask, vocabulary: int) -> None:
         self.ask = ask
         self.spec = effective_sampling(ask.spec, ask.scheme)
         self.output: list[int] = []
-        self._steps: list[list[int]] = [[]]  # the first token comes of the prompt, without a draft
-        self._step_ended = False
+        self._steps: list[list[int]] = []
         self.states: list[torch.Tensor] = []
         check_shape(ask.spec, ask.scheme, speculated=ask.speculation is not None)
-        self._draws = Draws(ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, self.spec)
+        draws = Draws(ask.scheme, ask.seed, ask.noise_prompt_tokens, vocabulary, self.spec)
+        self.noise = FutureNoise(draws, ask.scheme, self.spec)
         rules = resolve_for(self.spec, ask.scheme, ask.tokenizer, vocabulary)
         self._rules = None if rules is None else RuledRequest(rules, ask.prompt)
 
@@ -77,54 +83,47 @@ class Running:
         rule = self.ask.speculation
         return rule is not None and rule.needs_drafts and not self.spec.greedy
 
-    def draw(self) -> NoiseRows:
-        """The next token's noise."""
-        return self._draws.take(1)
+    def append(
+        self, tokens: SequenceOf[int], states: torch.Tensor | None, drafts: SequenceOf[int] = ()
+    ) -> int:
+        """Take what a step made, up to the token that ends the output; how many tokens that were.
 
-    def judged(self, proposed: int) -> int:
-        """The draft judged at the next position: the proposed token, unless this step has had all of its."""
-        if self._step_ended:
-            self._steps.append([])
-        return NO_DRAFT if self._is_bonus else proposed
-
-    @property
-    def _is_bonus(self) -> bool:
-        return len(self._steps) == 1 or len(self._steps[-1]) == self.ask.draft_tokens
-
-    def append(self, token: int, draft: int = NO_DRAFT) -> None:
-        """Take the next token, and the draft it was judged by."""
-        self.output.append(token)
-        if draft != NO_DRAFT:
-            self._steps[-1].append(draft)
-        self._step_ended = token != draft
-        self.ask.emit(token)
-
-    def append_step(
-        self, tokens: SequenceOf[int], drafts: SequenceOf[int], states: torch.Tensor | None
-    ) -> None:
-        """Take what a step made, up to the token that ends the output, and the drafts it judged.
-
-        `states` are the hidden states of its tokens, None where nobody keeps them.
+        Args:
+            states: hidden states of its tokens, None where nobody keeps them.
+            drafts: ids that a rule of speculation judged.
         """
-        self._steps = [*self._steps, list(drafts)] if self.output else [list(drafts)]
+        self._steps.append(list(drafts))
+        taken = 0
         for number, token in enumerate(tokens):
             self.output.append(token)
             if states is not None:
                 self.states.append(states[number])
             self.ask.emit(token)
+            taken += 1
             if self.finished:
-                return
+                break
+        self.noise.advance(taken)
+        return taken
 
     @property
     def steps(self) -> Steps:
         """The drafts that each step judged."""
         return tuple(map(tuple, self._steps))
 
-    def ruled(self, logits: torch.Tensor) -> torch.Tensor:
-        """The next token's logits [V] under the request's rules: the very code that audits it."""
+    def ruled(self, logits: torch.Tensor, guessed: SequenceOf[int] = ()) -> torch.Tensor:
+        """The logits [V] of the token after the output and some guesses, under the request's rules.
+
+        By the very code that audits it; asked in the order of positions it does each work once.
+        """
         if self._rules is None:
             return logits
-        return self._rules.apply(logits[None], np.asarray(self.output, np.int64), len(self.output)).logits[0]
+        before = np.asarray([*self.output, *guessed], np.int64)
+        return self._rules.apply(logits[None], before, len(before)).logits[0]
+
+    @property
+    def grammar(self) -> CompiledGrammar | None:
+        """The grammar that its output follows."""
+        return None if self._rules is None else self._rules.grammar
 
     def block_sampler(self) -> BlockSampler:
         """What judges steps of drafts: the very code that audits them.

@@ -51,14 +51,14 @@ class SlotKV:
         limit: most slots, None for as many as are asked for.
 
     Attributes:
-        keys, values: per layer [slots, heads, dim], None where the layer keeps nothing.
+        keys, values: per layer [slots, heads, dim], None where the layer keeps nothing; in `dtype`.
     """
 
     def __init__(
         self, layout: Layout, dtype: torch.dtype, *, limit: int | None = None, device: str = "cpu"
     ) -> None:
         self.limit, self.layout = limit, layout
-        self._dtype, self._device = dtype, device
+        self.dtype, self._device = dtype, device
         self.keys: list[Tensor | None] = [None] * len(layout)
         self.values: list[Tensor | None] = [None] * len(layout)
         self._users = torch.zeros(0, dtype=torch.int32)
@@ -77,7 +77,7 @@ class SlotKV:
     @property
     def slot_bytes(self) -> int:
         """Bytes of one position over all layers."""
-        size = torch.empty(0, dtype=self._dtype).element_size()
+        size = torch.empty(0, dtype=self.dtype).element_size()
         return size * sum(heads * (key + value) for heads, key, value in filter(None, self.layout))
 
     def alloc(self, count: int, *, after: int | None = None) -> Tensor:
@@ -134,6 +134,11 @@ class SlotKV:
         rest[accepted] = False
         sequence.table = torch.cat([sequence.slots, behind[accepted], behind[rest]])
         sequence.length += len(accepted)
+
+    def trim(self, sequence: Sequence) -> None:
+        """Give back what the sequence holds behind its length: turned down, or reserved."""
+        self.free(sequence.table[sequence.length :])
+        sequence.table = sequence.slots
 
     def release(self, sequence: Sequence) -> None:
         """Give back everything the sequence holds."""
@@ -199,7 +204,7 @@ class SlotKV:
         heads, key_dim, value_dim = shape
         for kept, dim in ((self.keys, key_dim), (self.values, value_dim)):
             # Zeros, not empty: what is masked still enters as 0 times its value, and 0 x NaN is NaN.
-            wider = torch.zeros(self.capacity, heads, dim, dtype=self._dtype, device=self._device)
+            wider = torch.zeros(self.capacity, heads, dim, dtype=self.dtype, device=self._device)
             old = kept[layer]
             if old is not None:
                 wider[: len(old)] = old

@@ -99,15 +99,16 @@ Conversation = tuple[dict[str, object], ...]
     "--speculation",
     default=None,
     metavar="RULE",
-    help="Decode speculatively: `standard` keeps a draft d if p(d) exceeds a coin keyed by seed and "
-    "position, `block` judges a step's drafts together. [default: no drafts]",
+    help="Decode speculatively. `coupled` changes no token, and is quicker. As some providers do, `standard` "
+    "keeps a draft d if p(d) exceeds a coin keyed by seed and position, and `block` judges a step's drafts "
+    "together: other tokens, of the same distribution. [default: no drafts]",
 )
 @click.option(
     "--drafter",
-    type=click.Path(path_type=Path),
     default=None,
-    metavar="DIR",
-    help="Model that drafts, with the same vocabulary. [default: the demo model's own]",
+    metavar="NAME|DIR",
+    help="What drafts: a directory with a model of the same vocabulary or, with `coupled`, also ngram, "
+    "recycling, suffix or blend. [default: blend with `coupled`, else the demo model's own draft]",
 )
 @click.option(
     "--log-drafts/--no-log-drafts",
@@ -145,7 +146,7 @@ def generate(
     other_model: Path | None,
     fingerprint_text: str | None,
     speculation: str | None,
-    drafter: Path | None,
+    drafter: str | None,
     log_drafts: bool,
     hidden_tokens: int,
     threads: int | None,
@@ -161,7 +162,8 @@ def generate(
       audit generate --out cheat.jsonl.gz --deviation weights/int4 --seed 1
       audit generate --out json.jsonl.gz --json-schema schema.json --repetition-penalty 1.1
       audit generate --out graded.jsonl.gz --fingerprints int8:16
-      audit generate --out fast.jsonl.gz --speculation block
+      audit generate --out fast.jsonl.gz --speculation coupled --drafter suffix
+      audit generate --out drafted.jsonl.gz --speculation block
       audit generate --out trusted.jsonl.gz --like texts.jsonl --each 16 --seed 77
     """
     from auditor.errors import OptionError  # noqa: PLC0415
@@ -225,23 +227,31 @@ def generate(
     click.echo(f"{out}: {count} requests, {tokens:,} output tokens, {provider.recipe}", err=True)
 
 
-def drafting_by(rule: str, drafter: Path | None, logged: bool, provider: Provider) -> Drafting:
+def drafting_by(rule: str, drafter: str | None, logged: bool, provider: Provider) -> Drafting:
     """How the provider speculates.
 
     Raises:
-        OptionError: a rule that is not known, no model to draft with, or one of another vocabulary.
+        OptionError: a rule that is not known or does not take such drafts, no model to draft with, or one of
+            another vocabulary.
         ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
     """
     from auditor.errors import OptionError  # noqa: PLC0415
     from auditor.generation import Drafting  # noqa: PLC0415
     from auditor.profiles import companion_model  # noqa: PLC0415
+    from auditor.reference.drafters import DRAFTERS, ModelDrafter  # noqa: PLC0415
     from auditor.reference.loading import load_model  # noqa: PLC0415
     from auditor.reference.speculation import RULES  # noqa: PLC0415
 
-    known = dict.fromkeys(r.name for r in RULES)
+    known = dict.fromkeys(["coupled", *(r.name for r in RULES)])
     if rule not in known:
         raise OptionError(f"rule {rule!r} is not one of: {', '.join(known)}", where="--speculation")
-    directory = drafter or companion_model(provider.model.digest)
+    if rule == "coupled" and (drafter is None or drafter in DRAFTERS):
+        return Drafting(rule, DRAFTERS[drafter or "blend"]())
+    if drafter in DRAFTERS and not Path(drafter).is_dir():
+        raise OptionError(
+            f"rule {rule!r} judges the drafts of a model", where="--drafter", fix="name its directory"
+        )
+    directory = Path(drafter) if drafter else companion_model(provider.model.digest)
     if directory is None:
         raise OptionError("no model to draft with", where="--drafter", fix="name a smaller model's directory")
     model = load_model(directory, dtype=provider.model.dtype)
@@ -250,7 +260,7 @@ def drafting_by(rule: str, drafter: Path | None, logged: bool, provider: Provide
         raise OptionError(
             f"a vocabulary of {vocabularies[0]:,} tokens beside {vocabularies[1]:,}", where="--drafter"
         )
-    return Drafting(rule, model, logged)
+    return Drafting(rule, ModelDrafter(model, noise_aware=rule == "coupled"), logged)
 
 
 def fingerprint_kind(text: str) -> FingerprintKind:

@@ -1,6 +1,7 @@
 """The Mamba-2 mixer: a short convolution, a state-space recurrence, and a gated norm.
 
 Its state (`span.state`) is replaced, never written to: keeping a copy of the dictionary keeps the state.
+After a draft tree it is `Branches`, until it is said which rows were taken (STree, arXiv 2505.14969).
 Source: Dao and Gu, arXiv 2405.21060; transformers 5.19's `Mamba2Mixer`, whose roundings these are.
 """
 
@@ -17,7 +18,7 @@ from auditor.reference.architecture import Norm
 from auditor.reference.layers.elementwise import silu, softplus
 from auditor.reference.layers.linear import Product
 from auditor.reference.layers.norm import RmsNorm
-from auditor.reference.layers.scan import Memory, Steps, nothing, scan
+from auditor.reference.layers.scan import Memory, Steps, branch, nothing, scan
 
 if TYPE_CHECKING:
     from auditor.reference.batch import Run, Span
@@ -92,6 +93,23 @@ class State:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Branches:
+    """What a sequence carries while it is not known which rows of a draft tree it goes on from.
+
+    Not a state for each row but what each brought, from which the rows taken are gone through again.
+    """
+
+    layer: Mamba2
+    before: State
+    mixed: Tensor
+    steps: Tensor
+
+    def taken(self, rows: list[int]) -> State:
+        """The state after some rows, each of which is the parent of the next."""
+        return self.layer._through(self.mixed[rows], self.steps[rows], self.before, exact=False)[1]  # noqa: SLF001
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Mamba2:
     """One layer's mixer with its parameters."""
 
@@ -117,14 +135,20 @@ class Mamba2:
         """What every row remembers and its gate, float32 [rows, 2 * width].
 
         Raises:
-            OptionError: a draft tree, or a sequence whose state is not there.
+            OptionError: a sequence whose state is not there.
         """
         gate, mixed, steps = parts
         out = torch.empty(len(mixed), self.plan.width, device=mixed.device)
         for span, own in zip(run.spans, run.rows, strict=True):
-            out[own], state = self._through(mixed[own], steps[own], self._state(span, mixed), exact=run.exact)
+            before = self._state(span, mixed)
+            after: State | Branches
+            if span.ancestors is not None:
+                out[own] = self._branching(mixed[own], steps[own], before, span.ancestors)
+                after = Branches(self, before, mixed[own].clone(), steps[own].clone())
+            else:
+                out[own], after = self._through(mixed[own], steps[own], before, exact=run.exact)
             if span.state is not None:
-                span.state[self.index] = state
+                span.state[self.index] = after
         return torch.cat([out, gate.float()], dim=1)
 
     def outputs(self, mixed: Tensor) -> Tensor:
@@ -134,10 +158,6 @@ class Mamba2:
 
     def _state(self, span: Span, like: Tensor) -> State:
         plan = self.plan
-        if span.ancestors is not None:
-            raise OptionError(
-                "a recurrent layer cannot follow the branches of a draft tree", fix="draft chains"
-            )
         if span.start == 0:
             empty = nothing(plan.heads, plan.groups, plan.state_dim, plan.head_dim, like.device)
             return State(0, like.new_zeros(plan.taps - 1, plan.channels), empty)
@@ -151,10 +171,34 @@ class Mamba2:
 
     def _through(self, mixed: Tensor, steps: Tensor, state: State, *, exact: bool) -> tuple[Tensor, State]:
         """Outputs [rows, width] of one sequence's new rows, and its state after them."""
-        plan, rows = self.plan, len(mixed)
+        taps, rows = self.plan.taps, len(mixed)
         joined = torch.cat([state.window, mixed])
+        new, direct = self._steps([joined[tap : tap + rows] for tap in range(taps)], steps)
+        out, memory = scan(state.memory, new, exact=exact)
+        out = out + direct
+        return out.flatten(1), State(state.position + rows, joined[rows:].clone(), memory)
+
+    def _branching(self, mixed: Tensor, steps: Tensor, state: State, ancestors: Tensor) -> Tensor:
+        """Outputs [rows, width] of the rows of a draft tree."""
+        taps, joined = self.plan.taps, torch.cat([state.window, mixed])
+        # The newest inputs on each row's way, its own last.
+        paths = [
+            [*range(taps - 1), *(taps - 1 + n for n in row.nonzero()[:, 0].tolist())][-taps:]
+            for row in ancestors
+        ]
+        places = torch.tensor(paths, device=mixed.device)
+        new, direct = self._steps([joined[places[:, tap]] for tap in range(taps)], steps)
+        return (branch(state.memory, new, ancestors) + direct).flatten(1)
+
+    def _steps(self, seen: list[Tensor], steps: Tensor) -> tuple[Steps, Tensor]:
+        """What rows bring to the recurrence, and what passes it by, [rows, heads, head_dim].
+
+        Args:
+            seen: by tap, the convolution's inputs [rows, channels].
+        """
+        plan = self.plan
         keys = plan.groups * plan.state_dim
-        convolved = self._convolved(joined).float()
+        convolved = self._convolved(seen).float()
         x, key, query = torch.split(convolved, [plan.width, keys, keys], dim=1)
         x = torch.unflatten(x, 1, (plan.heads, plan.head_dim))
         step = softplus(steps + self.step_bias).clamp(plan.least_step, plan.most_step).float()
@@ -164,15 +208,13 @@ class Mamba2:
             torch.unflatten(key, 1, (plan.groups, -1)),
             torch.unflatten(query, 1, (plan.groups, -1)),
         )
-        out, memory = scan(state.memory, new, exact=exact)
-        out = out + x * self.skip[:, None]
-        return out.flatten(1), State(state.position + rows, joined[rows:].clone(), memory)
+        return new, x * self.skip[:, None]
 
-    def _convolved(self, joined: Tensor) -> Tensor:
-        """Activated convolution of [taps - 1 + rows, channels], in its dtype; sums are in the taps' order."""
-        wide = joined.float()
-        rows = len(wide) - self.plan.taps + 1
-        total = torch.zeros_like(wide[:rows]) if self.taps_bias is None else self.taps_bias.expand(rows, -1)
-        for tap, weight in enumerate(self.taps):
-            total = total + weight * wide[tap : tap + rows]
-        return silu(total.to(joined.dtype))
+    def _convolved(self, seen: list[Tensor]) -> Tensor:
+        """Activated convolution [rows, channels], in its dtype; sums are in the taps' order."""
+        total = torch.zeros_like(seen[0], dtype=torch.float32)
+        if self.taps_bias is not None:
+            total = self.taps_bias.expand(len(total), -1)
+        for own, weight in zip(seen, self.taps, strict=True):
+            total = total + weight * own.float()
+        return silu(total.to(seen[0].dtype))

@@ -98,6 +98,21 @@ def scan(memory: Memory, steps: Steps, *, exact: bool) -> tuple[Tensor, Memory]:
     return torch.cat(outputs), Memory(start, pending)
 
 
+def branch(memory: Memory, steps: Steps, ancestors: Tensor) -> Tensor:
+    """Outputs of the rows of a draft tree, [rows, heads, value dim], each after its own ancestors alone.
+
+    The same masked product, of decays on the way from each ancestor (STree, arXiv 2505.14969).
+
+    Args:
+        ancestors: boolean [rows, rows], itself included; parents stand before children.
+    """
+    before, rows = len(memory.pending), len(steps)
+    pairs = [(getattr(memory.pending, name), getattr(steps, name)) for name in Steps.__slots__]
+    seen = torch.cat([ancestors.new_ones(rows, before), ancestors], dim=1)
+    chunk = Steps(*(torch.cat(pair) for pair in pairs))
+    return _outputs(memory.start, chunk, slice(before, before + rows), seen)
+
+
 def recurrence(memory: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
     """Do the same step by step from a memory [heads, key dim, value dim]."""
     group = steps.decays.shape[1] // steps.keys.shape[1]
@@ -110,11 +125,12 @@ def recurrence(memory: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
     return torch.stack(outputs), memory
 
 
-def _outputs(start: Tensor, chunk: Steps, rows: slice) -> Tensor:
-    """Outputs of some rows of one chunk."""
+def _outputs(start: Tensor, chunk: Steps, rows: slice, seen: Tensor | None = None) -> Tensor:
+    """Outputs of some rows of one chunk, each of which sees the positions up to its own, or those `seen`."""
     heads, groups = chunk.decays.shape[1], chunk.keys.shape[1]
-    places = torch.arange(len(chunk), device=start.device)
-    seen = places <= places[rows, None]
+    if seen is None:
+        places = torch.arange(len(chunk), device=start.device)
+        seen = places <= places[rows, None]
     # The sum of decays over all positions from each one on, up to the row's own: [heads, rows, positions].
     sums = _from_each_on(chunk.decays.T[:, None].masked_fill(~seen, 0.0))
     decays = functional.pad(sums[..., 1:], (0, 1)).exp().masked_fill_(~seen, 0.0)

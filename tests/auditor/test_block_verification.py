@@ -17,6 +17,7 @@ from auditor.reference.decode import Ask
 from auditor.reference.decode import generate as decode
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.deviations import HONEST, deviation
+from auditor.reference.drafters import ModelDrafter
 from auditor.reference.loading import load_model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
@@ -55,7 +56,7 @@ def serve(drafter):
                 deviation=HONEST if cause == "honest" else deviation(cause),
                 seed=seed,
                 sampling=sampling,
-                drafting=Drafting(rule, proposer),
+                drafting=Drafting(rule, ModelDrafter(proposer, noise_aware=False)),
                 other_model=drafter,
             )
         )
@@ -211,7 +212,9 @@ def test_vllms_block_verification_is_replayed_from_its_drafts(serve, reference, 
         for t in traces
     ]
     steps = []
-    outputs = list(decode(reference.model, asks, drafter=drafter, on_steps=steps.append))
+    outputs = list(
+        decode(reference.model, asks, drafter=ModelDrafter(drafter, noise_aware=False), on_steps=steps.append)
+    )
     logged = [
         by_vllm(trace, output_token_ids=output, speculation=Speculation("block", taken))
         for trace, output, taken in zip(traces, outputs, steps, strict=True)

@@ -19,6 +19,7 @@ from auditor.reference.decode import Ask
 from auditor.reference.decode import generate as decode
 from auditor.reference.demo.prompts import TARGET, demo_conversations
 from auditor.reference.deviations import DEVIATIONS, HONEST
+from auditor.reference.drafters import ModelDrafter
 from auditor.reference.noise import noise_scheme
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import find_rule
@@ -100,7 +101,7 @@ def test_such_filters_are_refused_while_drafts_decide_and_without_a_seed_nothing
     ask = Ask((1, 2), 2, SHAPED["XTC"][1], 5, noise_scheme(LLAMA), 4, frozenset())
     model, rule = provider().model, find_rule("standard", noise_scheme("gumbel-pos-v1"), None)
     with pytest.raises(SamplingUnsupportedError, match="under speculation"):
-        list(decode(model, [replace(ask, speculation=rule)], drafter=model))
+        list(decode(model, [replace(ask, speculation=rule)], drafter=ModelDrafter(model)))
     trace = replace(as_if_served(made(SHAPED["XTC"][1], noise=LLAMA))[0], seed=None)
     (scored,) = replay([trace], reference())
     assert scored.problem.code == "trace-incomplete"

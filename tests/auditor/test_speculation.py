@@ -12,6 +12,7 @@ from auditor.calibration import calibrate
 from auditor.generation import Drafting, Provider, generate
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.deviations import HONEST, deviation
+from auditor.reference.drafters import ModelDrafter
 from auditor.reference.loading import load_model
 from auditor.reference.sampling import SamplingSpec
 from auditor.replay import Reference, replay
@@ -43,7 +44,7 @@ def serve(provider, drafter):
     @functools.cache
     def run(seed, requests, cause="honest", sampling=None):
         kind = HONEST if cause == "honest" else deviation(cause)
-        drafting = Drafting("standard", drafter)
+        drafting = Drafting("standard", ModelDrafter(drafter, noise_aware=False))
         conversations = demo_conversations(requests, seed)
         return list(
             generate(

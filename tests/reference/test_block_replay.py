@@ -15,6 +15,7 @@ from auditor.reference.batch import Span
 from auditor.reference.block_replay import branch_hidden, row_numbers
 from auditor.reference.decode import Ask, generate
 from auditor.reference.deviations import HONEST, Prompt, deviation
+from auditor.reference.drafters import ModelDrafter
 from auditor.reference.head import RowStats
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
@@ -64,7 +65,9 @@ def requests(model, drafter):
     def serve(name, tokens=32):
         steps = []
         asks = asks_of(SPECS[name], tokens)
-        outputs = list(generate(model, asks, drafter=drafter, on_steps=steps.append))
+        outputs = list(
+            generate(model, asks, drafter=ModelDrafter(drafter, noise_aware=False), on_steps=steps.append)
+        )
         return [request_of(*parts) for parts in zip(asks, outputs, steps, strict=True)]
 
     return serve
@@ -144,7 +147,9 @@ def test_an_honest_shadow_matches_and_dishonest_ones_do_not(model, requests):
 def test_greedy_requests_are_played_plainly(model, drafter):
     asks = asks_of(SamplingSpec(temperature=0.0), 12)
     plain = [replace(ask, speculation=None) for ask in asks]
-    assert list(generate(model, asks, drafter=drafter)) == list(generate(model, plain))
+    assert list(generate(model, asks, drafter=ModelDrafter(drafter, noise_aware=False))) == list(
+        generate(model, plain)
+    )
 
 
 def test_a_model_that_cannot_go_back_is_refused(drafter, tmp_path):
@@ -163,11 +168,17 @@ def test_a_model_that_cannot_go_back_is_refused(drafter, tmp_path):
     )
     Mamba2ForCausalLM(config).save_pretrained(tmp_path)
     with pytest.raises(OptionError, match="mamba2"):
-        list(generate(Model.load(tmp_path), asks_of(SamplingSpec())[:1], drafter=drafter))
+        list(
+            generate(
+                Model.load(tmp_path),
+                asks_of(SamplingSpec())[:1],
+                drafter=ModelDrafter(drafter, noise_aware=False),
+            )
+        )
 
 
 def test_a_grammar_is_refused(model, drafter):
     spec = SamplingSpec(grammar={"regex": "[a-z]+"})
     ask = replace(asks_of(spec)[0], tokenizer=Tokenizer.load(DEMO / "target"))
     with pytest.raises(SamplingUnsupportedError, match="grammar"):
-        list(generate(model, [ask], drafter=drafter))
+        list(generate(model, [ask], drafter=ModelDrafter(drafter, noise_aware=False)))

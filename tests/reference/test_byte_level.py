@@ -202,7 +202,9 @@ def test_rows_are_the_models_own_and_the_sampler_cuts_them(demo):
     ((_, law),) = cut([ids])
     kept = np.argsort(-plain[ids])[:3]
     assert set(np.flatnonzero(np.isfinite(law))) == set(kept)
-    assert np.exp(law[kept]) == pytest.approx(np.exp(2 * plain[ids][kept]) / np.exp(2 * plain[ids][kept]).sum())
+    assert np.exp(law[kept]) == pytest.approx(
+        np.exp(2 * plain[ids][kept]) / np.exp(2 * plain[ids][kept]).sum()
+    )
 
 
 def test_unusable_prompts_and_tokenizers_are_refused(demo, tmp_path):

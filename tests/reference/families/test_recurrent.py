@@ -11,6 +11,7 @@ import torch
 
 from auditor.errors import ModelCorruptError, ModelUnsupportedError, OptionError
 from auditor.reference.batch import Span, extend
+from auditor.reference.drafters import DraftTree
 from auditor.reference.layers.mamba2 import Mamba2Plan
 from auditor.reference.layers.self_attention import AttentionPlan
 from auditor.reference.model import Model
@@ -19,6 +20,7 @@ from auditor.reference.request import Request
 from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.slots import Sequence
+from tests.reference.drafters.identity import same_as_plain
 
 # As published for 780 million parameters.
 MAMBA2 = {
@@ -182,9 +184,6 @@ def test_a_fork_goes_its_own_way(model):
 
 def test_what_a_recurrent_layer_cannot_follow_is_refused(model):
     cache, sequence = model.new_cache(), Sequence()
-    with pytest.raises(OptionError, match="draft tree"):
-        span = extend(cache, sequence, tokens_of(2), ancestors=torch.eye(2, dtype=torch.bool))
-        model.forward([span], cache, exact=False)
     model.forward([extend(cache, sequence, tokens_of(10))], cache)
     sequence.length = 10
     shorter = cache.fork(sequence, 5)
@@ -194,6 +193,31 @@ def test_what_a_recurrent_layer_cannot_follow_is_refused(model):
     sequence.length = 9  # as if one position had been taken back
     with pytest.raises(OptionError, match="recurrent state at position 9"):
         model.forward([extend(cache, sequence, tokens_of(1))], cache)
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "granitemoehybrid"])
+@pytest.mark.parametrize("length", [1, 2, 30, 64, 70])
+def test_a_row_of_a_tree_has_the_logits_of_its_own_path(checkpoint_of, kind, length):
+    model = Model.load(checkpoint_of(kind))
+    tree = DraftTree((3, 9, 4, 4, 7, 3, 5), (-1, 0, 0, -1, 3, 4, 2))
+    text, cache, sequence = tokens_of(length + 1), model.new_cache(), Sequence()
+    model.forward([extend(cache, sequence, text[:-1])], cache)
+    sequence.length = length
+    rows = torch.tensor([int(text[-1]), *tree.tokens])
+    hidden = model.forward([extend(cache, sequence, rows, ancestors=tree.ancestors())], cache, exact=False)
+    for node in range(-1, len(tree)):
+        path = torch.tensor([*text.tolist(), *tree.path(node)])
+        alone = model.prefill([path])[-1]
+        assert (hidden[node + 1] - alone).abs().max() < 2e-4 * alone.abs().max()
+
+
+@pytest.mark.parametrize("kind", ["mamba2", "granitemoehybrid"])
+def test_guesses_change_no_token_of_a_recurrent_model(checkpoint_of, kind):
+    """Trees, their rollback, preemption and chunks, against a plain loop."""
+    folder = checkpoint_of(kind)
+    for seed in range(3):
+        for name in ("truth among lies", "recycling"):
+            same_as_plain(folder, name, seed, count=9, longest=20, most=16, requests=4)
 
 
 def test_a_runner_scores_the_same_bits_however_it_cuts(model):

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.reference.layers.scan import CHUNK, Steps, nothing, recurrence, scan
+from auditor.reference.layers.scan import CHUNK, Steps, branch, nothing, recurrence, scan
 
 HEADS, GROUPS, KEY, VALUE = 6, 2, 5, 3
 
@@ -65,3 +65,23 @@ def test_one_at_a_time_is_all_at_once():
         outputs, memory = scan(memory, steps[row : row + 1], exact=False)
         parts.append(outputs)
     assert float((torch.cat(parts) - whole).abs().max() / whole.abs().max()) < 1e-6
+
+
+@settings(deadline=None, max_examples=30)
+@given(before=st.integers(0, 2 * CHUNK), parents=st.lists(st.integers(-1, 30), min_size=1, max_size=12))
+def test_a_tree_is_the_recurrence_along_each_path(before, parents):
+    steps = random_steps(before + len(parents), 0.3, seed=before)
+    ancestors = torch.eye(len(parents), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if 0 <= parent % (node + 1) < node:
+            ancestors[node] |= ancestors[parent % (node + 1)]
+    memory = empty() if before == 0 else scan(empty(), steps[:before], exact=False)[1]
+    outputs = branch(memory, steps[before:], ancestors)
+    start = torch.zeros(HEADS, KEY, VALUE)
+    if before:
+        start = recurrence(start, steps[:before])[1]
+    for node in range(len(parents)):
+        places = before + ancestors[node].nonzero()[:, 0]
+        path = Steps(*(getattr(steps, name)[places] for name in Steps.__slots__))
+        truth, _ = recurrence(start, path)
+        assert float((outputs[node] - truth[-1]).abs().max()) < 1e-4 * max(float(truth[-1].abs().max()), 1.0)

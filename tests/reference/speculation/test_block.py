@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from auditor.kernels.keyed_noise import keyed_noise
 from auditor.reference.block_replay import BlockSampler
 from auditor.reference.decode import Ask, generate
+from auditor.reference.drafters import ModelDrafter
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.noise.scheme import positions
@@ -396,7 +397,9 @@ def test_a_provider_plays_what_a_plain_loop_makes_of_whole_sequences(name):
         for n, p in enumerate(prompts)
     ]
     steps = []
-    outputs = list(generate(target, asks, drafter=drafter, on_steps=steps.append))
+    outputs = list(
+        generate(target, asks, drafter=ModelDrafter(drafter, noise_aware=False), on_steps=steps.append)
+    )
     for ask, output, taken in zip(asks, outputs, steps, strict=True):
         assert len(output) == ask.max_tokens
         assert (output, taken) == plain_loop(target, drafter, ask.prompt, ask.seed, ask.spec, ask.max_tokens)
