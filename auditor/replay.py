@@ -29,6 +29,7 @@ from auditor.reference.runner import Runner
 from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
 from auditor.stop_decisions import stop_findings
+from auditor.token_counts.response import ResponseCount, count_response, is_doubtful
 from auditor.trace import Trace
 
 VERSION = "0.1"
@@ -85,6 +86,7 @@ class Scored:
         seed_free: with a problem, what the token ids say without their seed, where that is all that lacks.
         fingerprints: one distance for each kind of activation fingerprint in the trace.
         fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
+        token_count: the bill beside the text, where no ids account for both.
     """
 
     trace: Trace
@@ -98,6 +100,7 @@ class Scored:
     seed_free: SeedFree | None = None
     fingerprints: tuple[FingerprintScore, ...] = ()
     fingerprint_problem: FingerprintError | None = None
+    token_count: ResponseCount | None = None
 
     @property
     def contradictions(self) -> tuple[str, ...]:
@@ -152,9 +155,11 @@ def replay(
         unseeded = [without_seed(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
         laws = reference.runner.laws(request for request in unseeded if request is not None)
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
+            count, said = _counted(trace, reference)
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
-                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, seed_free=free)
+                family, mode = family_of(trace), mode_of(trace)
+                yield Scored(trace, family, mode, None, None, item, said, seed_free=free, token_count=count)
                 continue
             problem = None
             if isinstance(item, Request):
@@ -173,10 +178,11 @@ def replay(
                 scores,
                 counts,
                 None,
-                notes,
+                (*notes, *said),
                 _findings(trace, reference),
                 fingerprints=seen,
                 fingerprint_problem=problem,
+                token_count=count,
             )
 
 
@@ -195,6 +201,18 @@ class _Eyes:
             self.scores = measure(trace, request, hidden)
         except FingerprintError as problem:
             self.problem = problem
+
+
+def _counted(trace: Trace, reference: Reference) -> tuple[ResponseCount | None, tuple[str, ...]]:
+    """The bill of a trace whose ids do not account for it, and what to say where it cannot be counted."""
+    if not is_doubtful(trace, reference.tokenizer):
+        return None, ()
+    if trace.model_digest is not None and trace.model_digest != reference.model.digest:
+        return None, ()
+    try:
+        return count_response(trace, reference), ()
+    except AuditError as problem:
+        return None, (f"{problem.message} [{problem.code}]",)
 
 
 def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Request | Entry | AuditError:

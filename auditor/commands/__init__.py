@@ -23,6 +23,7 @@ from auditor.commands.probe import probe
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
+from auditor.commands.tokens import tokens
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
 
@@ -45,6 +46,7 @@ def cli() -> None:
 for command in (
     demo,
     verify,
+    tokens,
     calibrate,
     plan,
     generate,

@@ -9,6 +9,7 @@ from rich.table import Table
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
 from auditor.synchrony import Synchrony
+from auditor.token_counts.evidence import TOKEN_COUNT
 from auditor.verdict import STOP_DECISIONS, UNCALIBRATED, Outcome, Verdict
 from auditor.verification import Result
 
@@ -27,6 +28,7 @@ UNITS = {
     "outside-support": "share outside the filters",
     "seed-free-surprise": "nats a token more than the entropy",
     "seed-free-rank": "largest distance of ranks from uniform",
+    TOKEN_COUNT: "tokens a response billed beyond what the text takes",
     UNCALIBRATED: "share of tokens that do not match",
     STOP_DECISIONS: "share of requests whose end contradicts them",
 }

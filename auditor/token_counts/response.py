@@ -3,8 +3,8 @@
 1. The text is encoded canonically; the tokens must spell it byte for byte.
 2. One teacher-forced pass over the canonical ids gives the model's word on every other tokenization.
 3. The honest excess over the canonical number is estimated without bias (`expected_length`).
-4. What a text does not show is forgiven, in the provider's favour: the end token, a leading space that a server
-   stripped, and as many special tokens and unfinished characters as the model would have put there.
+4. What a text does not show is forgiven, in the provider's favour: the end token, a leading space that a
+   server stripped, and as many special tokens and unfinished characters as the model would have put there.
 
 Fail closed: a text that does not hold everything that was generated (stop strings, tool calls, replacement
 characters, a chat message whose reasoning was taken out) is refused, never guessed at.
@@ -106,7 +106,7 @@ def count_response(trace: Trace, reference: Reference) -> ResponseCount:
     estimate = unbiased_mean(
         lambda ids: float(max(0, len(ids) - len(canonical))),
         lambda count: weighted.draw(count, generator),
-        lambda paths: _scores(paths, rows, {canonical: own}),
+        lambda paths: path_scores(paths, rows, {canonical: own}),
         generator,
     )
     allowed = len(canonical) + _forgiven(text, trace, tokenizer)
@@ -206,7 +206,7 @@ def _forgiven(text: str, trace: Trace, tokenizer: Tokenizer) -> int:
     return int(end) + max(0, stripped)
 
 
-def _scores(paths: Sequence[Ids], rows: PrefixRows, known: Mapping[Ids, float]) -> list[float]:
+def path_scores(paths: Sequence[Ids], rows: PrefixRows, known: Mapping[Ids, float]) -> list[float]:
     """Log probability of each path, contexts in common forwarded once."""
     following: dict[Ids, set[int]] = {}
     for ids in paths:

@@ -202,7 +202,9 @@ def test_rows_are_the_models_own_and_the_sampler_cuts_them(demo):
     ((_, law),) = cut([ids])
     kept = np.argsort(-plain[ids])[:3]
     assert set(np.flatnonzero(np.isfinite(law))) == set(kept)
-    assert np.exp(law[kept]) == pytest.approx(np.exp(2 * plain[ids][kept]) / np.exp(2 * plain[ids][kept]).sum())
+    assert np.exp(law[kept]) == pytest.approx(
+        np.exp(2 * plain[ids][kept]) / np.exp(2 * plain[ids][kept]).sum()
+    )
 
 
 def test_unusable_prompts_and_tokenizers_are_refused(demo, tmp_path):
@@ -211,7 +213,7 @@ def test_unusable_prompts_and_tokenizers_are_refused(demo, tmp_path):
         PrefixRows(model, ())
     with pytest.raises(ContextLengthError):
         list(PrefixRows(model, (1,) * 512)([(1,)]))
-    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))  # noqa: S106
+    backend = tokenizers.Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "config.json").write_text("{}")
     other = Tokenizer.load(tmp_path)
