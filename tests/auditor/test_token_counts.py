@@ -255,7 +255,7 @@ def outcome(traces, reference, profile):
 
 
 def test_padded_bills_of_texts_convict_and_honest_ones_are_never_acquitted(reference, honest, profile):
-    texts = [replace(bare(t), raw_digest=t.raw_digest) for t in honest]
+    texts = [bare(t) for t in honest[:8]]
     fair, bills = outcome(texts, reference, profile)
     assert fair.outcome == "inconclusive"
     assert bills.log_e < 0.0
