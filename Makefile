@@ -6,7 +6,8 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle proof study profiles engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof inflation fingerprints study profiles \
+        engines clean
 
 setup: $(STAMP)
 
@@ -49,6 +50,14 @@ bench-core: setup
 bench-merkle: setup
 	$(BIN)/python tests/bench/merkle_tree.py
 
+# Encode and verify beside TOPLOC: seconds, after minutes of compiling the package (needs g++).
+bench-fingerprints: setup .toploc
+	$(BIN)/python tests/bench/fingerprints.py
+
+.toploc: tests/bench/build_toploc.py
+	$(BIN)/python tests/bench/build_toploc.py $@
+	@touch $@
+
 $(PEER)/.installed: tests/bench/peer-constraints.txt
 	test -x $(PEER)/bin/python || $(PYTHON) -m venv $(PEER)
 	$(PEER)/bin/python -m pip install --quiet -c tests/bench/peer-constraints.txt torch==2.13.0 numpy openai tqdm transformers
@@ -58,6 +67,14 @@ $(PEER)/.installed: tests/bench/peer-constraints.txt
 # About an hour on 2 cores: both error rates of the verdict, measured on fresh generations.
 proof: setup
 	$(BIN)/python -m tests.proofs.error_rates --out out/error_rates.jsonl
+
+# Tokens and bytes of activation fingerprints beside TOPLOC's: docs/fingerprints.md again. Goes on where it was stopped.
+fingerprints: setup
+	$(BIN)/python -m tests.proofs.fingerprint_power
+
+# Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
+inflation: setup
+	$(BIN)/python -m tests.proofs.inflation --out out/inflation
 
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup
@@ -73,4 +90,4 @@ engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
 
 clean:
-	rm -rf .engines $(VENV) $(PEER) build dist *.egg-info out
+	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out

@@ -21,7 +21,7 @@ import numpy as np
 
 from auditor.calibration import calibrate
 from auditor.errors import OptionError
-from auditor.evidence import Calibration
+from auditor.gathering import evidence_curve
 from auditor.generation import Provider, derived_seed, generate
 from auditor.noise_model import RequestCounts
 from auditor.power import MUST_DETECT, detection_power
@@ -30,7 +30,6 @@ from auditor.reference.deviations import DEVIATIONS, HONEST, deviation
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.replay import Reference
 from auditor.result import e_value
-from auditor.verdict import evidence_curve
 from auditor.verification import Result, verify
 
 if TYPE_CHECKING:
@@ -282,8 +281,7 @@ def _audited(stage: _Stage, cause: str, traces: Sequence[Trace], profile: Profil
 
 def _power_table(profile: Profile, alpha: float) -> dict[str, tuple[float | None, ...]]:
     """Power against each simulated cause at each log size, most visible first; sampled traffic."""
-    calibration = Calibration.of(profile.honest)
-    columns = [detection_power(profile, calibration, {"sampled": n}, alpha) for n in POWER_TOKENS]
+    columns = [detection_power(profile, {"sampled": n}, alpha) for n in POWER_TOKENS]
     table = {row[0].cause: tuple(d.power for d in row) for row in zip(*columns, strict=True)}
     shown = {cause: powers for cause, powers in table.items() if any(p is not None for p in powers)}
     return dict(sorted(shown.items(), key=lambda item: -sum(p or 0.0 for p in item[1])))

@@ -69,7 +69,7 @@ def diagnose(
     ratings = {OTHER: [float(logsumexp(_broad_prior() + grid))]}
     for cause, fit in simulated_fits(chosen, profile).items():
         ratings.setdefault(cause, []).append(fit)
-    prior = _residual_prior(Calibration.of(profile.honest))
+    prior = _residual_prior(profile.calibration)
     for cause, counts in replayed.items():
         if counts != declared:  # else it changes nothing in these requests
             fit = float(logsumexp(prior + log_likelihoods(counts).sum(axis=0)))

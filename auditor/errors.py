@@ -1,4 +1,4 @@
-"""Every error this project raises, in one file.
+"""Every error this project raises; those of commitments to hidden tokens have `commitment_errors.py`.
 
 The one leaf of the package: all rooms may import it, it imports none of them. Each class has a
 stable `code`, which is what the command line prints and what the HTTP API uses as the problem type
@@ -100,6 +100,36 @@ class ProfileInvalidError(UnusableInputError):
     """A calibration profile that cannot be read or contradicts itself."""
 
     code = "profile-invalid"
+
+
+class ProfileUnsignedError(UnusableInputError):
+    """A calibration profile that carries no signature, where signatures are asked for."""
+
+    code = "profile-unsigned"
+
+
+class ProfileExpiredError(UnusableInputError):
+    """A calibration profile that is no longer in force."""
+
+    code = "profile-expired"
+
+
+class ProfileRevokedError(UnusableInputError):
+    """A calibration profile that a trusted key took back."""
+
+    code = "profile-revoked"
+
+
+class ProfileSupersededError(UnusableInputError):
+    """A calibration profile made before the oldest that is still accepted for its recipe."""
+
+    code = "profile-superseded"
+
+
+class RevocationsError(UnusableInputError):
+    """A list of revoked profiles that cannot be read, or that is out of date."""
+
+    code = "revocations"
 
 
 class CalibrationSuspectError(UnusableInputError):
@@ -300,42 +330,6 @@ class WitnessConflictError(VerificationFailedError):
     def __init__(self, message: str, *, size: int, where: str = "", fix: str = "") -> None:
         super().__init__(message, where=where, fix=fix)
         self.size = size
-
-
-class CommitmentFieldError(UnusableInputError):
-    """A field of a token commitment that is out of range or of the wrong length."""
-
-    code = "commitment-field"
-
-
-class CommitmentHeadError(UnusableInputError):
-    """A signed note that is no token head."""
-
-    code = "commitment-head"
-
-
-class HeadChainError(VerificationFailedError):
-    """Streamed heads of one response that contradict each other, or do not end in a final one."""
-
-    code = "head-chain"
-
-
-class ChallengeMismatchError(VerificationFailedError):
-    """An opening of another challenge, or a challenge of another head."""
-
-    code = "challenge-mismatch"
-
-
-class OpeningIncompleteError(VerificationFailedError):
-    """An opening that withholds challenged tokens or brings others."""
-
-    code = "opening-incomplete"
-
-
-class ExposureError(UnusableInputError):
-    """A challenge that would show the auditor more of a response than agreed."""
-
-    code = "exposure"
 
 
 class FingerprintError(CannotScoreError):

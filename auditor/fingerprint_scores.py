@@ -7,14 +7,16 @@ makes the verdict inconclusive; the trace's tokens are judged all the same.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from auditor.errors import FingerprintError, FingerprintReplayedError, FingerprintUnsupportedError
-from auditor.fingerprints.activation_difr import FINAL, request_binding, residuals
+from auditor.fingerprints.activation_difr import FINAL, Fingerprint, request_binding, residuals
 from auditor.fingerprints.wire import from_entry, to_payload
+from auditor.reference.loading import Sizes
 from auditor.reference.request import Request
 from auditor.trace import Trace
 
@@ -32,7 +34,7 @@ class FingerprintScore:
 
     Attributes:
         kind: `FingerprintKind.name`.
-        distance: mean over windows of the relative distance (`activation_difr.Residuals.plain`), at least 0.
+        distance: mean over windows of `activation_difr.Residuals.distance`, at least 0.
         windows: how many.
         payload_bytes: what they cost, serialised, before base64.
     """
@@ -43,8 +45,8 @@ class FingerprintScore:
     payload_bytes: int
 
 
-def measure(trace: Trace, request: Request, hidden: torch.Tensor) -> tuple[FingerprintScore, ...]:
-    """Distances of a trace's fingerprints from the reference's hidden states [output tokens, hidden].
+def read(trace: Trace, request: Request, sizes: Sizes) -> tuple[Fingerprint, ...]:
+    """A trace's fingerprints, as far as they can be held against a model of these sizes (steps 1 to 3).
 
     Raises:
         FingerprintError: an entry cannot be read or used (a subclass says why).
@@ -52,27 +54,51 @@ def measure(trace: Trace, request: Request, hidden: torch.Tensor) -> tuple[Finge
     if len(trace.fingerprints) > MOST_ENTRIES:
         raise FingerprintError(f"{len(trace.fingerprints)} fingerprint entries", where=trace.where)
     binding = request_binding(request.prompt, request.output, request.seed)
-    scores: dict[str, FingerprintScore] = {}
+    found: dict[str, Fingerprint] = {}
     for entry in trace.fingerprints:
         given = from_entry(entry, where=trace.where)
-        if given.kind.layer != FINAL:
+        if given.kind.layer >= sizes.num_hidden_layers:
             raise FingerprintUnsupportedError(
-                f"layer {given.kind.layer}; only the states after the final norm are compared yet",
-                where=trace.where,
+                f"layer {given.kind.layer} of a model of {sizes.num_hidden_layers}", where=trace.where
             )
-        if given.kind.name in scores:
+        if given.kind.name in found:
             raise FingerprintError(f"two fingerprints of kind {given.kind.name}", where=trace.where)
-        if given.kind.features > hidden.shape[1]:
+        if given.kind.features > sizes.hidden_size:
             raise FingerprintError(
-                f"{given.kind.features} features of a width of {hidden.shape[1]}", where=trace.where
+                f"{given.kind.features} features of a width of {sizes.hidden_size}", where=trace.where
             )
         if given.binding != binding:
             raise FingerprintReplayedError("the fingerprint belongs to another request", where=trace.where)
+        found[given.kind.name] = given
+    return tuple(found.values())
+
+
+def layers_needed(given: Iterable[Fingerprint], sizes: Sizes) -> tuple[int, ...]:
+    """Layers whose residual stream `measure` wants: for final states the last, which the norm takes."""
+    last = sizes.num_hidden_layers - 1
+    return tuple(sorted({last if g.kind.layer == FINAL else g.kind.layer for g in given}))
+
+
+def measure(
+    given: Iterable[Fingerprint], states: Mapping[int, torch.Tensor], *, where: str
+) -> tuple[FingerprintScore, ...]:
+    """Distances from the reference's hidden states (step 4).
+
+    Args:
+        states: [output tokens, hidden] after the final norm (`FINAL`), and the residual stream after each
+            layer in `layers_needed`.
+
+    Raises:
+        FingerprintLengthError: a fingerprint covers another number of tokens.
+        FingerprintValueError: the reference's own states are not finite.
+    """
+    scores = []
+    for one in given:
+        before_norm = states[max(states)] if one.kind.layer == FINAL else None
         try:
-            distances = residuals(given, hidden).plain
+            distances = residuals(one, states[one.kind.layer], before_norm).distance
         except FingerprintError as error:
-            raise type(error)(error.message, where=trace.where) from error
-        scores[given.kind.name] = FingerprintScore(
-            given.kind.name, float(np.mean(distances)), len(distances), len(to_payload(given))
-        )
-    return tuple(scores.values())
+            raise type(error)(error.message, where=where) from error
+        size = len(to_payload(one))
+        scores.append(FingerprintScore(one.kind.name, float(np.mean(distances)), len(distances), size))
+    return tuple(scores)

@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from auditor.evidence import Calibration
+from auditor.gathering import Tally, fused_log_e, gather_evidence
 from auditor.ledger import Ledger
 from auditor.noise_model import F64, request_log_likelihood
 from auditor.profile import Profile
 from auditor.replay import Scored
-from auditor.verdict import fused_log_e, gather_evidence
 
 Group = tuple[str | None, str]
 """Provider recipe and score family."""
@@ -58,8 +57,7 @@ def until_idle(
 class _Seen:
     level: float
     profile: Profile | None
-    calibration: Calibration | None
-    usable: list[Scored] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
     audited: F64 | float = 0.0
 
 
@@ -87,19 +85,18 @@ class Watch:
         if group not in self._groups:
             self._ledger, entry = self._ledger.opened(f"{group[0]} ({group[1]})")
             profile = self._profile_of(group)
-            calibration = None if profile is None else Calibration.of(profile.honest)
-            self._groups[group] = _Seen(entry.alpha / _stretches(profile), profile, calibration)
+            self._groups[group] = _Seen(entry.alpha / _stretches(profile), profile)
         return self._groups[group].level
 
     def convicts(self, group: Group, scored: Scored) -> bool:
         """Whether a group's evidence convicts with one more request."""
         level = self.level(group)
         seen = self._groups[group]
-        if seen.profile is None or seen.calibration is None or scored.counts is None:
+        if seen.profile is None or scored.counts is None:
             return False
-        seen.usable.append(scored)
+        seen.tally.add(scored, seen.profile)
         seen.audited = seen.audited + request_log_likelihood(scored.counts)
-        log_e = fused_log_e(gather_evidence(seen.usable, seen.profile, seen.calibration, seen.audited))
+        log_e = fused_log_e(gather_evidence(seen.tally, seen.profile, seen.audited))
         self._on_evidence(log_e, scored.counts.tokens, level)
         return log_e >= -math.log(level)
 

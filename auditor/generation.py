@@ -17,6 +17,7 @@ import torch
 
 from auditor.errors import OptionError
 from auditor.fingerprints.activation_difr import (
+    FINAL,
     SEED_BYTES,
     FingerprintKind,
     fingerprint,
@@ -122,6 +123,7 @@ def generate(
     other_model: ReferenceModel | None = None,
     fingerprints: FingerprintKind | None = None,
     drafting: Drafting | None = None,
+    hidden_tokens: int = 0,
     now: datetime | None = None,
 ) -> Iterator[Trace]:
     """Serve conversations and log them, in order, a batch at a time.
@@ -133,16 +135,27 @@ def generate(
         fingerprints: the kind to write beside each output, of the states that were really computed; none when
             None. Their projection is public, as no commitment comes before it.
         drafting: plain decoding when None.
+        hidden_tokens: output tokens, from the first, that are billed as hidden reasoning; at most all but
+            one. They stay in the log, which is the provider's own until `audit commit` splits it.
 
     Raises:
         NoiseUnknownError: unknown `noise`, or a rule of speculation whose coins are not known for it.
-        OptionError: the deviation needs another model and none is given.
+        OptionError: the deviation needs another model and none is given, or cannot serve; fingerprints of a
+            layer that the model does not have.
         SamplingUnsupportedError: a rule that the scheme's engine does not offer.
         ContextLengthError: a prompt and its outputs exceed the context.
     """
+    if not deviation.decodes:
+        raise OptionError(
+            f"deviation {deviation.name} is measured on logs and cannot serve", fix="use `audit matrix`"
+        )
     spec = sampling or SamplingSpec(max_tokens=200)
     scheme = noise_scheme("greedy" if spec.greedy else noise)
     deviant = deviation.model(provider.model, other_model)
+    if fingerprints is not None and fingerprints.layer != FINAL:
+        if fingerprints.layer >= provider.model.config.num_hidden_layers:
+            raise OptionError(f"layer {fingerprints.layer} of {provider.model.config.num_hidden_layers}")
+        deviant = deviant.showing((min(fingerprints.layer, deviant.config.num_hidden_layers - 1),))
     created = (now or datetime.now(UTC)).strftime("%Y-%m-%dT%H:%M:%SZ")
     engine = Engine("auditor", VERSION, provider.dtype, "cpu", provider.recipe)
     ends = frozenset(provider.tokenizer.eos_ids)
@@ -180,7 +193,7 @@ def generate(
             entries: tuple[dict[str, str], ...] = ()
             if fingerprints is not None:
                 own = fingerprint(
-                    states.pop(),
+                    states.pop()[:, -deviant.config.hidden_size :],
                     fingerprints,
                     projection_seed=derived_projection_seed(seed, start + i),
                     binding=request_binding(prompts[i], output, derived_seed(seed, start + i)),
@@ -202,11 +215,15 @@ def generate(
                 noise=scheme.name,
                 text=text,
                 finish_reason=finish_reason,
-                usage=Usage(prompt_tokens=len(prompts[i]), completion_tokens=len(output)),
+                usage=_bill(len(prompts[i]), len(output), hidden_tokens),
                 engine=engine,
                 speculation=_logged(drafting, steps.pop()),
                 fingerprints=entries,
             )
+
+
+def _bill(prompt: int, output: int, hidden: int) -> Usage:
+    return Usage(prompt, output, min(hidden, output - 1) if hidden else None)
 
 
 def _logged(drafting: Drafting | None, steps: Steps) -> Speculation:

@@ -21,23 +21,35 @@ def counted_once(scored: Iterable[Scored]) -> Iterator[Scored]:
     """The same traces, in order; of equal ones all but the first without scores, and with a note.
 
     Equal are prompt, output, sampling, seed and noise. Ids do not matter: they may repeat, and may differ.
+    Without a seed equal outputs may be two draws, and leaving them out would be a choice by outcome: there a
+    request is known by its id, time, prompt and sampling, whatever it returned.
     """
     seen: dict[bytes, str] = {}
     for item in scored:
-        if item.scores is None:
+        if item.scores is None and item.seed_free is None:
             yield item
             continue
-        first = seen.setdefault(_content(item.trace), item.trace.where)
-        if first == item.trace.where:
+        content = _content(item.trace) if item.scores is not None else _request(item.trace)
+        if content not in seen:
+            seen[content] = item.trace.where
             yield item
         else:
-            note = f"repeats the request at {first} word for word: counted once"
-            yield replace(item, scores=None, counts=None, notes=(*item.notes, note))
+            what = "word for word" if item.scores is not None else "under the same id"
+            note = f"repeats the request at {seen[content]} {what}: counted once"
+            yield replace(item, scores=None, counts=None, seed_free=None, notes=(*item.notes, note))
+
+
+def _request(trace: Trace) -> bytes:
+    return _digest((trace.id, trace.created, _prompt(trace), trace.sampling))
+
+
+def _prompt(trace: Trace) -> object:
+    return trace.prompt_token_ids or trace.messages or trace.prompt_text
 
 
 def _content(trace: Trace) -> bytes:
     parts = (
-        trace.prompt_token_ids or trace.messages or trace.prompt_text,
+        _prompt(trace),
         trace.output_token_ids,
         trace.sampling,
         trace.seed,
@@ -45,6 +57,10 @@ def _content(trace: Trace) -> bytes:
         trace.engine.recipe,
         trace.speculation,
     )
+    return _digest(parts)
+
+
+def _digest(parts: tuple[object, ...]) -> bytes:
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()
 
 
@@ -62,7 +78,9 @@ def of_one_model(scored: Sequence[Scored], served_model: str | None) -> list[Sco
 
 def _judged(item: Scored, served_model: str | None, names: list[str]) -> Scored:
     trace = item.trace
-    if item.problem is not None or trace.model_digest is not None or trace.model == served_model:
+    if trace.model_digest is not None or trace.model == served_model:
+        return item
+    if item.problem is not None and item.seed_free is None:
         return item
     if served_model is None:
         shown = ", ".join(repr(name[:40]) for name in names[:4])
@@ -75,4 +93,4 @@ def _judged(item: Scored, served_model: str | None, names: list[str]) -> Scored:
         problem = CannotScoreError(
             f"the trace is of model {trace.model[:40]!r}, not {served_model!r}", where=trace.where
         )
-    return replace(item, scores=None, counts=None, problem=problem)
+    return replace(item, scores=None, counts=None, seed_free=None, problem=problem)

@@ -16,10 +16,18 @@ Serving?", Gao, Liang and Guestrin, arXiv 2410.20247, section 3; the same number
 The design should be balanced: as many completions of a prompt on one side as on the other. It is then the
 most powerful for its size, and a prompt without completions on both sides adds nothing (it is left out).
 
+**Evidence.** The identity is one of the labellings, and under the null it is no special one. So for any
+function f >= 0 of a statistic, f(observed) over the mean of f over the observed and the permuted ones has
+expectation 1: an e-value, exactly. Here f grows exponentially, at a few rates (in standard deviations of
+all those statistics, which know nothing of the identity); the mean over rates is stated. It cannot exceed
+the number of permutations, and reaches a thousand with far fewer of them than a p-value that is turned into
+an e-value.
+
 **What the null leaves out.** An honest provider's rounding differs from the reference's, so the two
 distributions are never exactly equal. The Hamming kernel sees marginals of places, on which rounding has no
 direction, but how often honest bfloat16 is rejected beside a float32 reference has not been measured yet
 (`tests/proofs/seed_free.py` can). Draw the reference in the dtype that the provider declares.
+
 """
 
 from __future__ import annotations
@@ -29,6 +37,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import logsumexp
 
 from auditor.errors import OptionError
 from auditor.kernels.hamming_gram import Backend, hamming_gram
@@ -36,6 +45,8 @@ from auditor.kernels.hamming_gram import Backend, hamming_gram
 PADDING = -1
 _MOST_CHARACTERS = 1000  # of a completion, as in the paper
 _BLOCK = 4096  # permutations evaluated together
+_TIE = 1e-12
+_RATES = (1.0, 2.0, 3.0, 4.0, 5.0)
 
 F64 = npt.NDArray[np.float64]
 I32 = npt.NDArray[np.int32]
@@ -61,11 +72,13 @@ class Equality:
     Attributes:
         statistic: the squared discrepancy, unbiased: about 0 under the null, and may be negative.
         p_value: from permutations within prompts, never 0.
+        log_e: log of the e-value, from the same permutations.
         provider, reference: completions used of each side. prompts: how many prompts they answer.
     """
 
     statistic: float
     p_value: float
+    log_e: float
     permutations: int
     provider: int
     reference: int
@@ -120,17 +133,28 @@ def model_equality(
     if min(pairs) == 0:
         raise OptionError("too few completions: each side needs two of one prompt somewhere")
     observed = float(sum(_sums(b, b.labels[:, None].astype(np.float64), pairs)[0] for b in blocks))
-    larger, done = 0, 0
-    while done < permutations:
-        count = min(_BLOCK, permutations - done)
-        values = np.zeros(count)
+    values = np.zeros(permutations)
+    for done in range(0, permutations, _BLOCK):
+        part = values[done : done + _BLOCK]
         for block in blocks:
-            values += _sums(block, _shuffled(block.labels, count, generator), pairs)
-        # Sums of the same entries in another order may differ in their last bits: such ties count as ties.
-        larger += int((values >= observed - 1e-12).sum())
-        done += count
-    p_value = (1 + larger) / (1 + permutations)
-    return Equality(observed, p_value, permutations, own, total - own, len(blocks))
+            part += _sums(block, _shuffled(block.labels, len(part), generator), pairs)
+    # Sums of the same entries in another order may differ in their last bits: such ties count as ties.
+    p_value = float((1 + (values >= observed - _TIE).sum()) / (1 + permutations))
+    log_e = _log_e(observed, values)
+    return Equality(observed, p_value, log_e, permutations, own, total - own, len(blocks))
+
+
+def _log_e(observed: float, permuted: F64) -> float:
+    """Log e-value of the observed statistic among the permuted ones [B]."""
+    values = np.concatenate([[observed], permuted])
+    spread = values.std()
+    if spread <= _TIE:
+        return 0.0
+    scores = values / spread
+    # In a tie the observed one is the smallest, which can only lower it.
+    scores[1:] = np.where(np.abs(permuted - observed) <= _TIE, np.maximum(scores[1:], scores[0]), scores[1:])
+    ratios = [rate * scores[0] - logsumexp(rate * scores) + np.log(len(scores)) for rate in _RATES]
+    return float(logsumexp(ratios) - np.log(len(_RATES)))
 
 
 @dataclass(frozen=True, slots=True)

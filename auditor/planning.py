@@ -216,7 +216,7 @@ def _profile_rows(
         if cause not in known:
             choices = ", ".join(known)
             raise OptionError(f"no deviation {cause!r}", where="--cause", fix=f"choose from {choices}")
-    calibration = Calibration.of(profile.honest)
+    calibration = profile.calibration
     # A log under filters has a second test beside this one, and their e-values are averaged.
     bar = -math.log(alpha) + (math.log(2.0) if mode == "nucleus" else 0.0)
     for cause in causes or known:

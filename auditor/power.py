@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from auditor.evidence import Calibration, margin_log_e
+from auditor.evidence import margin_log_e
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.profile import Deviated, Profile
 from auditor.reference.deviations import DEVIATIONS
@@ -39,7 +39,11 @@ class Detectable:
 
 
 def detection_power(
-    profile: Profile, calibration: Calibration, tokens_by_mode: Mapping[str, int], alpha: float
+    profile: Profile,
+    tokens_by_mode: Mapping[str, int],
+    alpha: float,
+    *,
+    causes: Collection[str] | None = None,
 ) -> list[Detectable]:
     """Share of simulated audits of each deviation that end in a conviction at `alpha`.
 
@@ -47,12 +51,14 @@ def detection_power(
     sampling mode has as many tokens as the audited log: requests, not tokens, are the unit.
 
     Args:
-        calibration: the profile's honest requests.
         tokens_by_mode: audited tokens by mode (`replay.mode_of`).
+        causes: of those simulated, all when None.
     """
-    generator = np.random.default_rng(0)
+    calibration, generator = profile.calibration, np.random.default_rng(0)
     found = []
     for cause, deviated in profile.deviations.items():
+        if causes is not None and cause not in causes:
+            continue
         measured = {mode: _measured(mode, deviated) for mode in tokens_by_mode}
         shows = [m for m, found in measured.items() if found is not None and can_show(cause, m)]
         power = None
@@ -79,9 +85,7 @@ def _measured(mode: str, deviated: Deviated) -> tuple[RequestCounts, ...] | None
     return deviated.requests.get("sampled") if requests is None and mode == "penalised" else requests
 
 
-def more_tokens(
-    profile: Profile, calibration: Calibration, tokens_by_mode: Mapping[str, int], alpha: float
-) -> int | None:
+def more_tokens(profile: Profile, tokens_by_mode: Mapping[str, int], alpha: float) -> int | None:
     """About how many more output tokens of the same traffic would let every required cause be excluded.
 
     None when a thousand times as many would not, or nothing was simulated.
@@ -89,12 +93,11 @@ def more_tokens(
     present = sum(tokens_by_mode.values())
     if not present or not profile.deviations:
         return None
-    required = replace(profile, deviations={c: d for c, d in profile.deviations.items() if c in MUST_DETECT})
     factor = 1.0
     while factor < _MOST_TIMES:
         factor *= 1.5
         scaled = {mode: round(tokens * factor) for mode, tokens in tokens_by_mode.items()}
-        if enough(detection_power(required, calibration, scaled, alpha)):
+        if enough(detection_power(profile, scaled, alpha, causes=MUST_DETECT)):
             return round(present * (factor - 1))
     return None
 

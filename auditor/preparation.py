@@ -18,6 +18,7 @@ from auditor.errors import (
     TraceFieldError,
     TraceIncompleteError,
 )
+from auditor.hidden_tokens.revealed import refuse_unrevealed
 from auditor.reference.block_replay import refuse_grammar
 from auditor.reference.noise import (
     SCHEMES,
@@ -53,10 +54,10 @@ _ANY_SEED = 1  # where no noise is replayed; an engine that takes seeds takes th
 def prepare(trace: Trace, reference: Reference) -> Request:
     """Check one trace and turn it into a replayable request.
 
-    1. The declared model is the reference. 2. Output ids are there. 3. The noise scheme is known for that
-    engine. 4. A seed is there if noise was drawn. 5. No sampling feature that the scorer does not model.
-    6. Prompt ids are there, or can be rendered. 7. Ids lie in the vocabulary and fit the context. 8. The
-    request's own rules are ones that its engine offers, its grammar compiles.
+    1. The declared model is the reference. 2. Output ids are there, the hidden ones before them, too. 3. The
+    noise scheme is known for that engine. 4. A seed is there if noise was drawn. 5. No sampling feature that
+    the scorer does not model. 6. Prompt ids are there, or can be rendered. 7. Ids lie in the vocabulary and
+    fit the context. 8. The request's own rules are ones that its engine offers, its grammar compiles.
 
     Raises:
         CannotScoreError: steps 1 to 6, 8 and 9 (a subclass says which).
@@ -69,6 +70,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
             where=trace.where,
             fix="audit it against the model it declares",
         )
+    refuse_unrevealed(trace)
     if not trace.output_token_ids:
         raise TraceIncompleteError(
             "no output token ids", where=trace.where, fix="log them (return_token_ids)"

@@ -12,12 +12,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from auditor.errors import ProfileInvalidError
+from auditor.evidence import Calibration
+from auditor.merkle.notes import MAX_NOTE_BYTES
 from auditor.noise_model import BINS, RequestCounts
 
 SCHEMA = "auditor.profile/v1"
@@ -51,7 +54,7 @@ class Deviated:
     filtered: Mapping[str, int]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Profile:
     """One calibration. Quantiles are of all honest margins, zeros included, in logit units.
 
@@ -65,6 +68,8 @@ class Profile:
         contradicted: honest requests whose end contradicts them (`stop_decisions.py`): a habit of the log.
         fingerprints: kind of activation fingerprint -> distance of each honest request that carried one.
         expires: UTC time from which on it is not used, None for never.
+        note: signed note of those who vouch for it (`profile_trust.py`), None for nobody.
+        signed_by: trusted keys whose signatures were checked, NAME+ID; not part of the file.
     """
 
     key: ProfileKey
@@ -79,10 +84,17 @@ class Profile:
     contradicted: int = 0
     fingerprints: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     expires: str | None = None
+    note: str | None = None
+    signed_by: tuple[str, ...] = ()
 
     def has_expired(self, now: datetime) -> bool:
         """Whether the profile is no longer to be used; drivers, kernels and clouds do not stand still."""
         return self.expires is not None and datetime.fromisoformat(self.expires) <= now
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """The honest requests as the tests use them."""
+        return Calibration.of(self.honest)
 
     @property
     def honest_tokens(self) -> int:
@@ -96,8 +108,8 @@ class Profile:
 
     @property
     def id(self) -> str:
-        """`sha256:` of the content, without the time of creation."""
-        content = {k: v for k, v in profile_to_json(self).items() if k not in ("created", "id")}
+        """`sha256:` of the content, without the time of creation and signatures."""
+        content = {k: v for k, v in profile_to_json(self).items() if k not in ("created", "note")}
         return "sha256:" + hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -149,6 +161,7 @@ def profile_to_json(profile: Profile) -> dict[str, Any]:
             for name, deviated in profile.deviations.items()
         },
         **({"fingerprints": fingerprints} if fingerprints else {}),
+        **({"note": profile.note} if profile.note is not None else {}),
     }
 
 
@@ -211,6 +224,7 @@ class _ProfileWire(_Wire):
     smallest_alpha: dict[str, float]
     deviations: dict[str, dict[str, _DeviatedWire]]
     fingerprints: dict[str, list[Annotated[float, Field(ge=0)]]] = Field(default_factory=dict)
+    note: Annotated[str, Field(max_length=MAX_NOTE_BYTES)] | None = None
 
 
 def parse_profile(raw: bytes, *, where: str) -> Profile:
@@ -263,6 +277,7 @@ def _from_wire(wire: _ProfileWire) -> Profile:
         contradicted=wire.honest.contradicted,
         fingerprints={kind: tuple(distances) for kind, distances in wire.fingerprints.items()},
         expires=wire.expires,
+        note=wire.note,
     )
 
 

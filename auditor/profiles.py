@@ -5,28 +5,47 @@ from __future__ import annotations
 import gzip
 import secrets
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 
-from auditor.errors import OutputExistsError, ProfileInvalidError
+from auditor.errors import OutputExistsError, ProfileInvalidError, RevocationsError
+from auditor.merkle.notes import MAX_NOTE_BYTES
 from auditor.profile import Profile, ProfileKey, parse_profile, profile_bytes, read_profile
+from auditor.profile_revocations import read_revocations
+from auditor.profile_trust import Trust, trusted_key
 from auditor.reference.checkpoint.digests import weights_digest
 from auditor.reference.demo.prompts import DRAFT, TARGET
 
 SHIPPED = Path(__file__).parent / "demo_profiles"
 
 
-def profile_finder(files: tuple[Path, ...]) -> Callable[[ProfileKey], Profile | None]:
+def profile_finder(
+    files: tuple[Path, ...], trust: Trust | None = None
+) -> Callable[[ProfileKey], Profile | None]:
     """How `verify` finds a profile: among the named files only, or in the store and then among the shipped.
+
+    Args:
+        trust: whose profiles are used; anybody's when None. A named file that fails is refused at once,
+            another when it is asked for.
 
     Raises:
         ProfileInvalidError: a named file cannot be read.
+        AuditError: a named file is not trusted (`Trust.check`).
     """
     if files:
-        named = {profile.key: profile for profile in map(read_profile, files)}
+        profiles = [(str(path), read_profile(path)) for path in files]
+        if trust is not None:
+            profiles = [(where, trust.check(profile, where)) for where, profile in profiles]
+        named = {profile.key: profile for _, profile in profiles}
         return named.get
 
+    @cache
     def find(key: ProfileKey) -> Profile | None:
+        profile = found(key)
+        return profile if profile is None or trust is None else trust.check(profile)
+
+    def found(key: ProfileKey) -> Profile | None:
         from auditor.store import Store  # noqa: PLC0415  # a named profile needs no database
         from auditor.store_engine import find_place  # noqa: PLC0415
 
@@ -37,7 +56,41 @@ def profile_finder(files: tuple[Path, ...]) -> Callable[[ProfileKey], Profile | 
         with Store.open() as store:
             return store.find_profile(key) or shipped_profiles().get(key)
 
-    return find
+    return find if trust is not None else found
+
+
+def read_trust(vkeys: tuple[str, ...], revocations: Path | None, now: datetime | None = None) -> Trust | None:
+    """Whom the command line trusts; None when nothing was asked for.
+
+    Raises:
+        KeySyntaxError, OptionError: a key cannot be used, or there is none.
+        RevocationsError, NoteSyntaxError, KeyUnknownError, SignatureInvalidError: nor the list.
+    """
+    if not vkeys and revocations is None:
+        return None
+    moment = now or datetime.now(UTC)
+    keys = tuple(map(trusted_key, vkeys))
+    listed = None
+    if revocations is not None and keys:
+        raw = read_bounded(revocations, MAX_NOTE_BYTES)
+        listed = read_revocations(raw, keys, moment, where=str(revocations))
+    return Trust(keys, listed, moment)
+
+
+def read_bounded(path: Path, most: int) -> bytes:
+    """A small file.
+
+    Raises:
+        RevocationsError: it cannot be read, or is longer.
+    """
+    try:
+        with path.open("rb") as stream:
+            raw = stream.read(most + 1)
+    except OSError as error:
+        raise RevocationsError(f"cannot be read: {error.strerror}", where=str(path)) from None
+    if len(raw) > most:
+        raise RevocationsError(f"longer than {most} bytes", where=str(path))
+    return raw
 
 
 @cache
@@ -73,4 +126,11 @@ def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> N
         raise ProfileInvalidError(f"cannot be written: {error.strerror}", where=str(path)) from error
 
 
-__all__ = ["companion_model", "profile_finder", "shipped_profiles", "write_profile"]
+__all__ = [
+    "companion_model",
+    "profile_finder",
+    "read_bounded",
+    "read_trust",
+    "shipped_profiles",
+    "write_profile",
+]

@@ -13,8 +13,17 @@ from pathlib import Path
 
 import torch
 
-from auditor.errors import AuditError, CannotScoreError, FingerprintError, TraceFieldError
-from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, measure
+from auditor.errors import (
+    AuditError,
+    CannotScoreError,
+    FingerprintError,
+    FingerprintUnsupportedError,
+    OptionError,
+    TraceFieldError,
+    TraceIncompleteError,
+)
+from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, layers_needed, measure, read
+from auditor.fingerprints.activation_difr import FINAL, Fingerprint
 from auditor.fingerprints.token_difr import TokenScores, token_scores
 from auditor.journal import Entry, Journal
 from auditor.noise_model import RequestCounts, count_request
@@ -29,6 +38,7 @@ from auditor.reference.runner import Runner
 from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
 from auditor.stop_decisions import stop_findings
+from auditor.text_only import SPLIT_ANEW, is_text_only, split_anew
 from auditor.token_counts.response import ResponseCount, count_response, is_doubtful
 from auditor.trace import Trace
 
@@ -83,7 +93,8 @@ class Scored:
 
     Attributes:
         findings: how the output ended against its request (`stop_decisions.py`).
-        seed_free: with a problem, what the token ids say without their seed, where that is all that lacks.
+        seed_free: with a problem, what the token ids say without their seed, where that is all that lacks;
+            where there is text only, what the ids that the reference's tokenizer makes of it say.
         fingerprints: one distance for each kind of activation fingerprint in the trace.
         fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
         token_count: the bill beside the text, where no ids account for both.
@@ -149,17 +160,21 @@ def replay(
     stream = iter(traces)
     while chunk := list(islice(stream, together)):
         prepared = [_prepared(trace, reference, journal) for trace in chunk]
-        eyes = _Eyes(trace for trace, item in zip(chunk, prepared, strict=True) if isinstance(item, Request))
-        requests = (item for item in prepared if isinstance(item, Request))
-        rows = reference.runner.score(requests, on_hidden=eyes.see)
-        unseeded = [without_seed(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
+        requests = [
+            (trace, item) for trace, item in zip(chunk, prepared, strict=True) if isinstance(item, Request)
+        ]
+        eyes = _Eyes(requests, reference.model)
+        rows = reference.runner.score((r for _, r in requests), on_hidden=eyes.see, layers=eyes.layers)
+        unseeded = [_unseeded(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
         laws = reference.runner.laws(request for request in unseeded if request is not None)
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
             count, said = _counted(trace, reference)
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
+                why = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
                 family, mode = family_of(trace), mode_of(trace)
-                yield Scored(trace, family, mode, None, None, item, said, seed_free=free, token_count=count)
+                notes = (*why, *said)
+                yield Scored(trace, family, mode, None, None, item, notes, seed_free=free, token_count=count)
                 continue
             problem = None
             if isinstance(item, Request):
@@ -186,19 +201,40 @@ def replay(
             )
 
 
-class _Eyes:
-    """Sees the hidden states of one request after another, and keeps what its fingerprints are worth."""
+def _unseeded(trace: Trace, problem: object, reference: Reference) -> Request | None:
+    """What surprise and rank are taken of: a request that lacks its seed, or its token ids altogether."""
+    if isinstance(problem, TraceIncompleteError) and is_text_only(trace):
+        split = split_anew(trace, reference.tokenizer)
+        return None if split is None else without_seed(split, problem, reference)
+    return without_seed(trace, problem, reference)
 
-    def __init__(self, traces: Iterable[Trace]) -> None:
-        self._traces = iter(traces)
+
+class _Eyes:
+    """Sees the hidden states of one request after another, and keeps what its fingerprints are worth.
+
+    Attributes:
+        layers: whose residual streams it wants to see beside the final states.
+    """
+
+    def __init__(self, requests: Iterable[tuple[Trace, Request]], model: ReferenceModel) -> None:
+        sent = [(trace.where, _sent(trace, request, model)) for trace, request in requests]
+        usable = [one for _, item in sent if not isinstance(item, FingerprintError) for one in item]
+        self.layers = layers_needed(usable, model.config)
+        self._width = model.config.hidden_size
+        self._next = iter(sent)
         self.scores: tuple[FingerprintScore, ...] = ()
         self.problem: FingerprintError | None = None
 
     def see(self, request: Request, hidden: torch.Tensor) -> None:
-        trace = next(self._traces)
+        del request
+        where, sent = next(self._next)
         self.scores, self.problem = (), None
+        if isinstance(sent, FingerprintError):
+            self.problem = sent
+            return
+        states = dict(zip((FINAL, *self.layers), torch.split(hidden, self._width, dim=1), strict=True))
         try:
-            self.scores = measure(trace, request, hidden)
+            self.scores = measure(sent, states, where=where)
         except FingerprintError as problem:
             self.problem = problem
 
@@ -213,6 +249,20 @@ def _counted(trace: Trace, reference: Reference) -> tuple[ResponseCount | None, 
         return count_response(trace, reference), ()
     except AuditError as problem:
         return None, (f"{problem.message} [{problem.code}]",)
+
+
+def _sent(
+    trace: Trace, request: Request, model: ReferenceModel
+) -> tuple[Fingerprint, ...] | FingerprintError:
+    try:
+        sent = read(trace, request, model.config)
+        if sent:
+            model.showing(layers_needed(sent, model.config))
+    except OptionError as problem:
+        return FingerprintUnsupportedError(problem.message, where=trace.where)
+    except FingerprintError as problem:
+        return problem
+    return sent
 
 
 def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Request | Entry | AuditError:

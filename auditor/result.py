@@ -7,7 +7,9 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 from auditor.errors import AuditError
+from auditor.hidden_tokens.revealed import Revealed
 from auditor.synchrony import Synchrony
+from auditor.trace import Trace
 from auditor.verdict import TraceVerdict, Verdict
 from auditor.verification import Result
 
@@ -90,7 +92,12 @@ def _profile(verdict: Verdict | None) -> dict[str, Any] | None:
     if verdict is None or verdict.profile is None:
         return None
     p = verdict.profile
-    return {"id": p.id, "honest_tokens": p.honest_tokens, "smallest_alpha": dict(p.smallest_alpha)}
+    return {
+        "id": p.id,
+        "honest_tokens": p.honest_tokens,
+        "smallest_alpha": dict(p.smallest_alpha),
+        "signed_by": list(p.signed_by),
+    }
 
 
 def _group(verdict: Verdict, synchrony: Synchrony | None) -> dict[str, Any]:
@@ -139,7 +146,26 @@ def _trace(verdict: TraceVerdict) -> dict[str, Any]:
         "fingerprints": [{name: getattr(f, name) for name in type(f).__slots__} for f in scored.fingerprints],
         "spans": [list(span) for span in verdict.spans],
         "contradictions": list(scored.contradictions),
+        "commitment": _commitment(scored.trace),
         "notes": notes,
+    }
+
+
+def _commitment(trace: Trace) -> dict[str, Any] | None:
+    """What was found about hidden tokens, None for a trace that has none."""
+    if not isinstance(trace.commitment, Revealed):
+        return None
+    found = trace.commitment
+    head = None if found.committed is None else found.committed.head
+    return {
+        "hidden": None if head is None else head.hidden,
+        "seen": 0 if found.opened is None else found.opened.exposure.seen,
+        "replayed": 0 if found.opened is None else len(found.opened.prefix),
+        "canonical_excess": None if found.opened is None else found.opened.excess,
+        "timed": None if found.committed is None else found.committed.timed,
+        "most_by_clock": None if found.clock is None else found.clock.most_hidden,
+        "refuted": found.refuted is not None,
+        "problem": None if found.problem is None else error_to_json(found.problem),
     }
 
 

@@ -22,7 +22,6 @@ from typing import Literal
 import numpy as np
 
 from auditor.errors import NoiseUnknownError
-from auditor.evidence import Calibration
 from auditor.preparation import is_speculated, prepare
 from auditor.reference.request import Request
 from auditor.reference.speculation import Speculated, find_rule
@@ -78,8 +77,7 @@ def _look(usable: Sequence[Scored], verdict: Verdict, reference: Reference) -> S
     laws = list(reference.runner.laws(requests))
     p = np.exp(np.concatenate([law.log_probability for law in laws]))
     matched = sum(s.scores.matched for s in chosen if s.scores)
-    calibration = Calibration.of(verdict.profile.honest)
-    free = seed_free_evidence([reduce_law(law) for law in laws], calibration)
+    free = seed_free_evidence([reduce_law(law) for law in laws], verdict.profile.calibration)
     outside = max((e.log_e for e in verdict.evidence if e.name == "outside-support"), default=0.0)
     against = max(np.logaddexp(free.log_e_surprise, free.log_e_rank) - math.log(2.0), outside)
     answer = Synchrony("neither", len(p), matched / len(p), float(p.mean()))

@@ -2,10 +2,13 @@
 
 Rule, in order:
 
+0. Inconsistent, if the provider's own signatures contradict the log (`hidden_tokens/revealed.py`): more
+   tokens billed than it signed, say. No noise explains that, so no error rate is spent on it.
 1. Inconsistent, if the fused e-value reaches 1/alpha. An honest provider meets this with probability at
    most alpha, whatever its prompts and sampling parameters.
 2. Inconclusive, if anything in the group could not be scored, or no profile fits. So a trace whose seed is
-   missing can accuse (`seed_free.py`), but never acquit.
+   missing can accuse (`seed_free.py`), but never acquit; a log of texts only beside a trusted deployment's
+   (`comparison.py`).
 3. Inconclusive, if traces contradict their own requests (`Scored.contradictions`) more often than in
    calibration.
 4. Inconclusive, if a sample like this one would have caught some required deviation with power below 0.9.
@@ -17,50 +20,30 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from scipy.special import logsumexp
 
 from auditor.errors import AuditError, FingerprintUncalibratedError
-from auditor.evidence import (
-    ANY_HONEST_SCALE,
-    STOP_PRIOR,
-    Calibration,
-    margin_log_e,
-    outside_log_e,
-    uncalibrated_log_e,
-)
+from auditor.evidence import ANY_HONEST_SCALE, margin_log_e, uncalibrated_log_e
+from auditor.gathering import Evidence, Tally, fused_log_e, gather_evidence, text_evidence
+from auditor.hidden_tokens.revealed import doubts, refutations
 from auditor.noise_model import F64, log_likelihoods
 from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
-from auditor.rank_evidence import rank_log_e
 from auditor.replay import Scored
 from auditor.seed_free import seed_free_evidence
+from auditor.text_only import is_text_only
 from auditor.token_counts.evidence import TOKEN_COUNT, count_evidence
 
 Outcome = Literal["consistent", "inconsistent", "inconclusive"]
 
-STOP_DECISIONS = "stop-decisions"
-"""Name of the test of how outputs end (`stop_decisions.py`); its unit is traces, not tokens."""
-
 UNCALIBRATED = "token-difr-uncalibrated"
 """Name of the test of margins without a profile; its statistic is the share of tokens that do not match."""
 
-_STOP_WEIGHT = 0.05
-
 _MATCH_ODDS = 0.1
 _MOST_ODDS, _STRONG_ODDS = 30.0, 12.0
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """One test. `statistic` is in the unit that `name` implies; `log_e` is the log of its e-value."""
-
-    name: str
-    statistic: float
-    log_e: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +63,7 @@ class Verdict:
 
     Attributes:
         log_e: log of the fused e-value; the p-value is its inverse, at most 1.
-        reasons: why the verdict is inconclusive; empty otherwise.
+        reasons: why the verdict is inconclusive, or what the provider signed against itself.
         diagnosis: (cause, weight) by falling weight, only when inconsistent; `judge` leaves it empty, for
             causes are told apart by replaying (`diagnosis.py`).
         detectable: power against each measured cause; None when the profile has no measurements.
@@ -104,47 +87,57 @@ class Verdict:
 
 
 def judge(
-    scored: Sequence[Scored], profile: Profile | None, *, alpha: float, why_no_profile: str = ""
+    scored: Sequence[Scored],
+    profile: Profile | None,
+    *,
+    alpha: float,
+    why_no_profile: str = "",
+    further: tuple[Evidence, ...] = (),
 ) -> Verdict:
     """Judge one group against its profile.
 
     Args:
         scored: every trace of the group, with or without scores.
-        profile: None when none fits; the verdict is then inconclusive for the reason given.
+        profile: None when none fits; then inconclusive for the reason given, but for `further`.
+        further: evidence that rests on no profile (`comparison.py`).
     """
     recipe = scored[0].trace.engine.recipe
     usable = [s for s in scored if s.counts is not None and s.scores is not None]
-    reasons = (*_problems(scored), *_fingerprint_problems(scored, profile))
+    refuted = refutations([s.trace for s in scored])
+    reasons = (*refuted, *_problems(scored), *doubts([s.trace for s in scored]))
+    reasons = (*reasons, *_fingerprint_problems(scored, profile))
     if profile is None:
-        return _judge_uncalibrated(scored, usable, recipe, (*reasons, why_no_profile), alpha)
-    calibration = Calibration.of(profile.honest)
+        verdict = _judge_uncalibrated(scored, usable, recipe, (*reasons, why_no_profile), alpha, further)
+        return replace(verdict, outcome="inconsistent") if refuted else verdict
     grids = log_likelihoods(s.counts for s in usable if s.counts is not None)
-    unseeded = [s.seed_free for s in scored if s.seed_free is not None]
-    evidence = gather_evidence(usable, profile, calibration, grids.sum(axis=0)) if usable else ()
+    unseeded = [s.seed_free for s in scored if s.seed_free is not None and not is_text_only(s.trace)]
+    evidence = gather_evidence(Tally.of(usable, profile), profile, grids.sum(axis=0)) if usable else ()
     if unseeded:
-        found = seed_free_evidence(unseeded, calibration)
+        found = seed_free_evidence(unseeded, profile.calibration)
         evidence += (
             Evidence("seed-free-surprise", found.excess, found.log_e_surprise),
             Evidence("seed-free-rank", found.distance, found.log_e_rank),
         )
         reasons += (f"without seeds, only surprise and rank of {found.used:,} tokens could be tested",)
-    evidence += _bills(scored)
+    evidence += (*further, *_bills(scored))
     log_e = fused_log_e(evidence)
+    shown, said = text_evidence(scored, profile)
+    evidence, reasons = evidence + shown, reasons + said
     detectable: tuple[Detectable, ...] | None = None
     tokens = _tokens_by_mode(usable)
     if profile.deviations and usable:
-        detectable = tuple(detection_power(profile, calibration, tokens, alpha))
+        detectable = tuple(detection_power(profile, tokens, alpha))
     reasons = (*reasons, *_contradicted(usable, profile))
-    if log_e >= -math.log(alpha):
+    if refuted or log_e >= -math.log(alpha):
         outcome: Outcome = "inconsistent"
     elif reasons or not usable:
         outcome = "inconclusive"
     elif detectable is None or not enough(detectable):
         outcome = "inconclusive"
-        reasons = (*reasons, _too_small(detectable, more_tokens(profile, calibration, tokens, alpha)))
+        reasons = (*reasons, _too_small(detectable, more_tokens(profile, tokens, alpha)))
     else:
         outcome = "consistent"
-    traces = tuple(_trace_verdicts(scored, profile, calibration, grids, alpha))
+    traces = tuple(_trace_verdicts(scored, profile, grids, alpha))
     return Verdict(outcome, alpha, recipe, log_e, evidence, reasons, (), detectable, traces, profile)
 
 
@@ -154,8 +147,9 @@ def _judge_uncalibrated(
     recipe: str | None,
     reasons: tuple[str, ...],
     alpha: float,
+    further: tuple[Evidence, ...],
 ) -> Verdict:
-    """Without a profile nothing is acquitted, and nothing convicts: see `uncalibrated_log_e`."""
+    """Without a profile nothing is acquitted, and no replay convicts: see `uncalibrated_log_e`."""
     traces = tuple(TraceVerdict(s, "inconclusive", 0.0, None, ()) for s in scored)
     evidence: tuple[Evidence, ...] = ()
     if usable:
@@ -178,7 +172,10 @@ def _judge_uncalibrated(
                 "for these texts: reason to look; with a profile of this recipe it would convict"
             )
             reasons = (*reasons, said)
-    return Verdict("inconclusive", alpha, recipe, 0.0, evidence, reasons, (), None, traces, None)
+    convicting = fused_log_e(further)
+    outcome: Outcome = "inconsistent" if convicting >= -math.log(alpha) else "inconclusive"
+    found = evidence + further
+    return Verdict(outcome, alpha, recipe, convicting, found, reasons, (), None, traces, None)
 
 
 def _bills(scored: Sequence[Scored]) -> tuple[Evidence, ...]:
@@ -239,59 +236,6 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
     return f"too small a sample to exclude {causes}: {needed}"
 
 
-def gather_evidence(
-    usable: Sequence[Scored], profile: Profile, calibration: Calibration, audited: F64
-) -> tuple[Evidence, ...]:
-    """Every test of requests that were scored (not empty); fuse with `fused_log_e`.
-
-    Args:
-        calibration: the profile's honest requests. audited: log-likelihood grid of the others, summed.
-    """
-    scores = [s.scores for s in usable if s.scores is not None]
-    tokens = max(1, sum(s.evidence for s in scores))
-    mean_margin = sum(s.mean_margin(profile.clip) * s.evidence for s in scores) / tokens
-    outside, filtered = sum(s.outside for s in scores), sum(s.filtered for s in scores)
-    found = [Evidence("token-difr", mean_margin, float(margin_log_e(calibration, audited)))]
-    if filtered and profile.filtered:
-        log_e = outside_log_e(profile.outside, profile.filtered, outside, filtered)
-        found.append(Evidence("outside-support", outside / filtered, log_e))
-    ends = sum(bool(s.findings) for s in usable)
-    log_e = outside_log_e(profile.contradicted, len(profile.honest), ends, len(usable), STOP_PRIOR)
-    found.append(Evidence(STOP_DECISIONS, ends / len(usable), log_e))
-    for kind, honest in profile.fingerprints.items():
-        distances = [f.distance for s in usable for f in s.fingerprints if f.kind == kind]
-        if distances:
-            log_e = rank_log_e(np.array(honest), np.array(distances))
-            found.append(Evidence(kind, float(np.mean(distances)), log_e))
-    return tuple(found)
-
-
-def fused_log_e(evidence: Sequence[Evidence]) -> float:
-    """Log of the weighted mean of e-values, itself an e-value: the weights do not look at the outcome.
-
-    Ends of outputs get a twentieth, since they rarely say anything; the other tests share the rest equally.
-    """
-    if not evidence:
-        return 0.0
-    others = len(evidence) - sum(e.name == STOP_DECISIONS for e in evidence)
-    share = 1.0 - _STOP_WEIGHT * (len(evidence) - others)
-    weights = [_STOP_WEIGHT if e.name == STOP_DECISIONS else share / others for e in evidence]
-    return float(logsumexp([e.log_e for e in evidence], b=weights))
-
-
-def evidence_curve(scored: Sequence[Scored], profile: Profile) -> F64:
-    """Log e-value of the fused tests after each request, [R]: what looking early would have seen.
-
-    Args:
-        scored: requests that were scored, in the order in which they were seen.
-    """
-    calibration = Calibration.of(profile.honest)
-    grids = log_likelihoods(s.counts for s in scored if s.counts is not None)
-    sums = np.cumsum(grids, axis=0)
-    found = (gather_evidence(scored[: n + 1], profile, calibration, sums[n]) for n in range(len(scored)))
-    return np.array([fused_log_e(evidence) for evidence in found])
-
-
 def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
     tokens: dict[str, int] = {}
     for s in usable:
@@ -300,12 +244,12 @@ def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
 
 
 def _trace_verdicts(
-    scored: Sequence[Scored], profile: Profile, calibration: Calibration, grids: F64, alpha: float
+    scored: Sequence[Scored], profile: Profile, grids: F64, alpha: float
 ) -> list[TraceVerdict]:
     """Each trace by itself; convicted alone only at alpha shared among all traces (Bonferroni)."""
     bar = -math.log(alpha) + math.log(len(scored))
     verdicts = []
-    log_es = iter(margin_log_e(calibration, grids).tolist() if len(grids) else ())
+    log_es = iter(margin_log_e(profile.calibration, grids).tolist() if len(grids) else ())
     for s in scored:
         if s.scores is None or s.counts is None:
             verdicts.append(TraceVerdict(s, "inconclusive", 0.0, None, ()))

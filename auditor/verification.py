@@ -10,15 +10,20 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 from scipy.special import logsumexp
 
+from auditor.comparison import Trusted, answers
 from auditor.diagnosis import diagnose
-from auditor.errors import AuditError, OptionError, UnusableInputError
+from auditor.errors import AuditError, OptionError, ProfileExpiredError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.following import Group, Watch
+from auditor.hidden_tokens.revealed import Revealer
 from auditor.journal import Journal, open_journal
 from auditor.log_checks import counted_once, of_one_model
+from auditor.merkle.keys import PublicKey
 from auditor.profile import Profile, ProfileKey
+from auditor.profile_trust import REFUSALS
 from auditor.replay import TOGETHER, Reference, Scored, replay
 from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
 from auditor.synchrony import Synchrony, synchrony_of
@@ -115,6 +120,8 @@ def verify(
     on_scored: Callable[[Scored], None] = lambda _scored: None,
     on_evidence: Callable[[float, int, float], None] | None = None,
     explain: bool = True,
+    compared_with: Iterable[Trace] | None = None,
+    provider_keys: Sequence[PublicKey] = (),
     now: datetime | None = None,
 ) -> Result:
     """Audit a log.
@@ -132,6 +139,9 @@ def verify(
         on_evidence: for a growing log (`following.py`): called after each request as `Watch` says;
             reading ends with the first that convicts.
         explain: name the cause of a conviction, a pass over a dozen requests for each hypothesis.
+        compared_with: completions of the same requests by a trusted deployment of the declared model, for a
+            two-sample test (`comparison.py`); it needs no seeds and no profile.
+        provider_keys: whose signatures on commitments to hidden tokens are trusted.
         now: when a profile must not have expired yet; the present when None.
 
     Raises:
@@ -142,13 +152,16 @@ def verify(
     started = time.monotonic()
     selection, chosen = (None, None) if budget is None else _choose(source, budget, selection_seed)
     errors: list[AuditError] = []
+    trusted = _trusted(compared_with, reference)
+
+    revealer = Revealer(provider_keys, reference.tokenizer, reference.model.config.vocab_size)
 
     def good() -> Iterator[Trace]:
         for place, item in enumerate(source()):
             if isinstance(item, AuditError):
                 errors.append(item)
             elif chosen is None or place in chosen:
-                yield item
+                yield revealer.reveal(item)
 
     all_scored: list[Scored] = []
     nulls = _Nulls(reference, find_profile, now or datetime.now(UTC))
@@ -166,7 +179,9 @@ def verify(
     seconds = time.monotonic() - started
     groups = _grouped(of_one_model(all_scored, served_model))
     level = (lambda _group: alpha / len(groups)) if watch is None else watch.level
-    verdicts = tuple(_judge_group(members, group, nulls, level(group)) for group, members in groups.items())
+    verdicts = tuple(
+        _judge_group(members, group, nulls, level(group), trusted) for group, members in groups.items()
+    )
     if explain:
         verdicts = tuple(_explained(verdict, reference) for verdict in verdicts)
     synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
@@ -210,6 +225,12 @@ class _Nulls:
         return None if profile is None or profile.has_expired(self.now) else profile
 
     def _any(self, group: Group) -> Profile | None:
+        try:
+            return self._found(group)
+        except REFUSALS:  # `why_none` says it: other groups are judged still
+            return None
+
+    def _found(self, group: Group) -> Profile | None:
         recipe, family = group
         if recipe is None:
             return None
@@ -221,19 +242,33 @@ class _Nulls:
         recipe, family = group
         if recipe is None:
             return "the log does not name the provider's recipe; assert it with --engine-recipe"
-        profile = self._any(group)
+        try:
+            profile = self._found(group)
+        except REFUSALS as refusal:
+            return f"the profile of {recipe} ({family}) is not used: {refusal} [{refusal.code}]"
         if profile is not None and profile.expires is not None:
-            return f"the profile of {recipe} ({family}) expired on {profile.expires}; calibrate anew"
+            said = f"the profile of {recipe} ({family}) expired on {profile.expires}; calibrate anew"
+            return f"{said} [{ProfileExpiredError.code}]"
         return (
             f"no calibration profile for provider recipe {recipe} ({family}) "
             f"and reference recipe {self.reference.recipe}"
         )
 
 
-def _judge_group(members: Sequence[Scored], group: Group, nulls: _Nulls, alpha: float) -> Verdict:
+def _trusted(compared_with: Iterable[Trace] | None, reference: Reference) -> Trusted | None:
+    if compared_with is None:
+        return None
+    return Trusted(answers(compared_with, reference), reference, np.random.default_rng(0))
+
+
+def _judge_group(
+    members: Sequence[Scored], group: Group, nulls: _Nulls, alpha: float, trusted: Trusted | None
+) -> Verdict:
     profile = nulls.of(group)
     why = "" if profile is not None else nulls.why_none(group)
-    return judge(members, profile, alpha=alpha, why_no_profile=why)
+    further, not_compared = ((), ()) if trusted is None else trusted.beside(members, alpha)
+    verdict = judge(members, profile, alpha=alpha, why_no_profile=why, further=further)
+    return replace(verdict, reasons=(*verdict.reasons, *not_compared))
 
 
 def _explained(verdict: Verdict, reference: Reference) -> Verdict:

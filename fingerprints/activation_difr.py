@@ -9,6 +9,11 @@ What it can show: that the forward pass is consistent with the tokens. What it c
 sampled from it (whoever runs the right model once over any text can fingerprint it), so it stands beside
 Token-DiFR. And a provider that knows the projection beforehand needs only to get k features right, not d
 dimensions: the seed must be drawn after it has committed, else the evidence is against carelessness only.
+
+What honest rounding leaves in the residual stream hardly depends on the text; but the final norm divides by
+the stream's length, which does (ninefold on the demo model, least after a system message). So the relative
+distance of final states is multiplied by that length, which the reference knows. Without it one honest first
+token in a hundred stands at 2.6 times the median, with it at 1.4.
 """
 
 from __future__ import annotations
@@ -24,7 +29,7 @@ from auditor.errors import FingerprintLengthError, FingerprintValueError
 from auditor.kernels.projection_codes import code_projections
 from auditor.kernels.sign_projection import MOST_ROWS, Backend, SignBasis, project, sign_basis
 from auditor.kernels.splitmix import F64, GOLDEN, mix
-from auditor.kernels.value_codes import CODES, Coded, CodeName, cells
+from auditor.kernels.value_codes import CODES, Coded, CodeName, cells, has_loose_scale, quantize
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +70,7 @@ class FingerprintKind:
 
     @classmethod
     def parse(cls, text: str) -> FingerprintKind:
-        """The kind that `CODE:K` or `CODE:K:WINDOW` names, say `int8:16`.
+        """The kind that `CODE:K`, `CODE:K:WINDOW` or `CODE:K:WINDOW:LAYER` names, say `int8:16`.
 
         Raises:
             ValueError: not of this form, or out of range.
@@ -73,15 +78,15 @@ class FingerprintKind:
         parts = text.split(":")
         codes = {str(code): code for code in CODES}
         numbers = [int(part) for part in parts[1:] if part.isdecimal() and len(part) < 6]
-        if len(parts) not in (2, 3) or len(numbers) != len(parts) - 1 or parts[0] not in codes:
-            raise ValueError(f"{text!r} names no kind of fingerprint; write CODE:K or CODE:K:WINDOW")
+        if len(parts) not in (2, 3, 4) or len(numbers) != len(parts) - 1 or parts[0] not in codes:
+            raise ValueError(f"{text!r} names no kind of fingerprint; write CODE:K[:WINDOW[:LAYER]]")
         return cls(codes[parts[0]], *numbers)
 
     @property
     def name(self) -> str:
-        """A key for profiles, say `activation-difr/v1 int8 k16 w1 final`."""
+        """A key for profiles, say `activation-difr/v2 int8 k16 w1 final`; the v2 is of `distance`."""
         layer = "final" if self.layer == FINAL else f"layer{self.layer}"
-        return f"activation-difr/v1 {self.code} k{self.features} w{self.window} {layer}"
+        return f"activation-difr/v2 {self.code} k{self.features} w{self.window} {layer}"
 
     def windows(self, tokens: int) -> int:
         """Fingerprints of an output of that many tokens."""
@@ -173,9 +178,13 @@ def fingerprint(
         ValueError: more features than dimensions, or a seed of another length.
     """
     basis = basis_of(kind, projection_seed, hidden.shape[1])
-    rows = windowed(hidden, kind, projection_seed)
     try:
-        coded = code_projections(rows, basis, kind.code, backend=backend)
+        if kind.window == 1 or backend == "triton":
+            rows = windowed(hidden, kind, projection_seed)
+            coded = code_projections(rows, basis, kind.code, backend=backend)
+        else:  # features add up as rows do, and are shorter
+            features = project(hidden, basis, backend=backend).astype(np.float32)
+            coded = quantize(np.asarray(windowed(features, kind, projection_seed), np.float64), kind.code)
     except ValueError as error:
         raise FingerprintValueError(str(error)) from error
     return Fingerprint(kind, projection_seed, binding, coded)
@@ -189,11 +198,14 @@ class Residuals:
         outside: float64 [windows, k], signed distance to the nearest edge of the cell, 0 inside.
         features: float64 [windows, k], the reference's own.
         energy: float64 [windows], mean square of the reference's hidden state (all of its dimensions).
+        shrinking: float64 [windows], what the final norm divided noise by: the residual stream's length (root
+            mean square, over a window that of the inverse lengths, inverted); 1 where no norm stands between.
     """
 
     outside: F64
     features: F64
     energy: F64
+    shrinking: F64
 
     @property
     def plain(self) -> F64:
@@ -201,16 +213,31 @@ class Residuals:
         square = (self.outside**2).mean(axis=1)
         return np.asarray(np.sqrt(square / np.maximum(self.energy, np.finfo(np.float64).tiny)))
 
+    @property
+    def distance(self) -> F64:
+        """What is judged, [windows]: the relative distance, times what the final norm divided noise by."""
+        return self.plain * self.shrinking
+
 
 def residuals(
-    given: Fingerprint, hidden: npt.NDArray[np.float32] | torch.Tensor, *, backend: Backend = "torch"
+    given: Fingerprint,
+    hidden: npt.NDArray[np.float32] | torch.Tensor,
+    before_norm: npt.NDArray[np.float32] | torch.Tensor | None = None,
+    *,
+    backend: Backend = "torch",
 ) -> Residuals:
     """Compare a provider's fingerprint with the reference's hidden states [output tokens, d].
 
+    Args:
+        before_norm: the reference's residual stream where the final norm takes it, [output tokens, d]; None
+            for fingerprints of a layer.
+
     Raises:
         FingerprintLengthError: the fingerprint covers another number of windows.
-        FingerprintValueError: the reference's own states are not finite.
+        FingerprintValueError: the reference's own states are not finite, or a scale that no encoder chooses.
     """
+    if has_loose_scale(given.coded):
+        raise FingerprintValueError("a scale larger than its levels need, which hides any value")
     wanted = given.kind.windows(len(hidden))
     if len(given.coded.levels) != wanted:
         raise FingerprintLengthError(
@@ -218,14 +245,22 @@ def residuals(
         )
     rows = windowed(hidden, given.kind, given.projection_seed)
     features = project(rows, basis_of(given.kind, given.projection_seed, hidden.shape[1]), backend=backend)
-    energy = _mean_square(rows)
-    if not (np.isfinite(features).all() and np.isfinite(energy).all()):
+    energy, shrinking = _mean_square(rows), np.ones(wanted)
+    if before_norm is not None:
+        inverse = 1.0 / np.maximum(_mean_square(before_norm), np.finfo(np.float64).tiny)
+        starts = np.arange(0, len(hidden), given.kind.window)
+        counts = np.diff(np.append(starts, len(hidden)))
+        shrinking = np.sqrt(counts / np.add.reduceat(inverse, starts))
+    if not (np.isfinite(features).all() and np.isfinite(energy).all() and np.isfinite(shrinking).all()):
         raise FingerprintValueError("the reference's own hidden states are not finite")
     low, high = cells(given.coded)
-    return Residuals(np.maximum(features - high, 0.0) + np.minimum(features - low, 0.0), features, energy)
+    outside = np.maximum(features - high, 0.0) + np.minimum(features - low, 0.0)
+    return Residuals(outside, features, energy, shrinking)
 
 
 def _mean_square(rows: npt.NDArray[np.float32] | torch.Tensor) -> F64:
     if isinstance(rows, np.ndarray):
         return np.asarray((rows.astype(np.float64) ** 2).mean(axis=1))
-    return np.asarray((rows.double() ** 2).mean(dim=1).cpu().numpy(), np.float64)
+    # In float32, to about 1e-6: a float64 copy of wide rows costs more than the whole projection.
+    lengths = rows.float().norm(dim=1).cpu().numpy().astype(np.float64)
+    return np.asarray(lengths**2 / rows.shape[1])

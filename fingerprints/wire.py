@@ -40,7 +40,7 @@ from auditor.fingerprints.activation_difr import (
     FingerprintKind,
 )
 from auditor.kernels.sign_projection import MOST_ROWS
-from auditor.kernels.value_codes import CODES, Coded, CodeName, has_non_finite
+from auditor.kernels.value_codes import CODES, Coded, CodeName, has_loose_scale, has_non_finite
 
 ENTRY_KIND = "activation-difr/v1"
 MOST_PAYLOAD_BYTES = 64 << 20
@@ -86,7 +86,8 @@ def from_payload(raw: bytes, *, projection_seed: bytes, where: str = "") -> Fing
     Raises:
         FingerprintError: cut short, bytes left over, or a header that makes no sense.
         FingerprintUnsupportedError: another version or code.
-        FingerprintValueError: NaN, infinity, or a level that the code does not have.
+        FingerprintValueError: NaN, infinity, a level that the code does not have, or a scale that no encoder
+            would choose.
     """
     if len(raw) > MOST_PAYLOAD_BYTES:
         raise FingerprintError(f"{len(raw)} bytes; at most {MOST_PAYLOAD_BYTES} are read", where=where)
@@ -123,6 +124,8 @@ def _coded_of(rows: np.ndarray[Any, np.dtype[np.uint8]], kind: FingerprintKind, 
     lowest = {"int4": -8, "int8": -128}.get(code)
     if has_non_finite(coded) or (lowest is not None and bool((coded.levels == lowest).any())):
         raise FingerprintValueError("NaN, infinity, or a level outside the code", where=where)
+    if has_loose_scale(coded):
+        raise FingerprintValueError("a scale larger than its levels need, which hides any value", where=where)
     return coded
 
 

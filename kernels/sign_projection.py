@@ -6,6 +6,11 @@ can be drawn alone and none need be kept. `M` is the k x k lower triangular inve
 from the bits; `M` comes from one IEEE double operation at a time in a stated order. No library's summation
 order, no device and no fused multiply-add can move it (tests/vectors/sign_projection.json).
 
+Rows wider than `FOLD` = 256 columns have signs of two factors: one that all features share, drawn for every
+column, and one of each feature's own, which repeats every 256 columns. So a row is folded to 256 sums once,
+for all features, and the product that is left is d / 256 times smaller. Both factors keep the length of any
+difference in the mean; the relative variance of what k features see of it grows from 2/k to 2/k + 2/256.
+
 The first rows of a larger k are the matrix of a smaller k. A row within 2**-20 of the span of those before
 (which only happens where d is tiny) is drawn again. Source of the idea that signs project as well as normal
 numbers: Achlioptas, "Database-friendly random projections", PODS 2001.
@@ -21,6 +26,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import numpy.typing as npt
 
+from auditor.kernels.sign_fold import FOLD, fold
 from auditor.kernels.splitmix import F64, GOLDEN, U64, mix
 
 if TYPE_CHECKING:
@@ -41,11 +47,13 @@ class SignBasis:
     Attributes:
         width: d.
         row_keys: uint64 [k], the SplitMix64 key of each row's words.
+        shared_key: uint64 [1], the key of the words that all rows share; [0] where rows are not folded.
         mixer: float64 [k, k], lower triangular.
     """
 
     width: int
     row_keys: U64
+    shared_key: U64
     mixer: F64
 
     @property
@@ -54,14 +62,20 @@ class SignBasis:
         return len(self.row_keys)
 
 
-def sign_words(row_keys: U64, first: int, count: int) -> U64:
+def sign_words(row_keys: U64, shared_key: U64, first: int, count: int) -> U64:
     """Words `first` to `first + count` of each row, uint64 [k, count]; word c holds columns from 64 c on.
 
     Bit b of a word (least significant first) is the sign of its column b: 0 for +1, 1 for -1.
     """
-    place = np.arange(first + 1, first + count + 1, dtype=np.uint64)
+    place = np.arange(first, first + count, dtype=np.uint64)
+    if not len(shared_key):
+        return _words(row_keys, place)
+    return _words(row_keys, place % np.uint64(FOLD // 64)) ^ _words(shared_key, place)
+
+
+def _words(keys: U64, place: U64) -> U64:
     with np.errstate(over="ignore"):
-        return mix(row_keys[:, None] + place[None, :] * GOLDEN)
+        return mix(keys[:, None] + (place[None, :] + np.uint64(1)) * GOLDEN)
 
 
 def _row_key(key: int, row: int, attempt: int) -> U64:
@@ -84,11 +98,12 @@ def sign_basis(key: int, rows: int, width: int) -> SignBasis:
     last = np.uint64((1 << (width - 64 * (words - 1))) - 1)
     drawn = np.zeros((rows, words), np.uint64)
     keys = np.zeros(rows, np.uint64)
+    shared = _row_key(key, MOST_ROWS, 0) if width > FOLD else np.zeros(0, np.uint64)
     factor: list[list[float]] = []
     for row in range(rows):
         for attempt in range(_TRIES):
             keys[row] = _row_key(key, row, attempt)[0]
-            drawn[row] = sign_words(keys[row : row + 1], 0, words)[0]
+            drawn[row] = sign_words(keys[row : row + 1], shared, 0, words)[0]
             drawn[row, -1] &= last
             differing = np.bitwise_count(drawn[: row + 1] ^ drawn[row]).sum(axis=1, dtype=np.int64)
             new = _factor_row(factor, [float(width - 2 * int(n)) for n in differing], width)
@@ -98,9 +113,9 @@ def sign_basis(key: int, rows: int, width: int) -> SignBasis:
         else:
             raise ValueError(f"no {rows} independent rows of signs of width {width} were found")
     mixer = np.array(_inverse(factor), np.float64)
-    for array in (keys, mixer):
+    for array in (keys, shared, mixer):
         array.setflags(write=False)
-    return SignBasis(width, keys, mixer)
+    return SignBasis(width, keys, shared, mixer)
 
 
 def _factor_row(factor: list[list[float]], products: list[float], width: int) -> list[float] | None:
@@ -136,7 +151,7 @@ def _inverse(factor: list[list[float]]) -> list[list[float]]:
 def signs(basis: SignBasis, first_word: int = 0, words: int | None = None) -> npt.NDArray[np.int8]:
     """Columns `64 first_word` on of S, int8 [k, columns], each +1 or -1."""
     count = -(-basis.width // 64) - first_word if words is None else words
-    raw = sign_words(basis.row_keys, first_word, count).astype("<u8").view(np.uint8)
+    raw = sign_words(basis.row_keys, basis.shared_key, first_word, count).astype("<u8").view(np.uint8)
     bits = np.unpackbits(raw, axis=1, bitorder="little")[:, : basis.width - 64 * first_word]
     return np.asarray(1 - 2 * bits.astype(np.int8), dtype=np.int8)
 
@@ -152,8 +167,8 @@ def project(
     """Features `hidden @ P.T`, float64 [n, k].
 
     `reference` works in float64 and draws the signs 4,096 columns at a time, `torch` in float32 with P kept
-    in float32, `triton` in float32 with the signs drawn inside the kernel. The matrix is exact; the product
-    is rounded, so backends differ by float32's rounding.
+    (on the CPU folded, where rows are wide), `triton` in float32 with the signs drawn inside the kernel. The
+    matrix is exact; the product is rounded, so backends differ by float32's rounding.
 
     Args:
         hidden: [n, d], an array of float32 or a tensor of any float dtype.
@@ -184,7 +199,22 @@ def _project_reference(hidden: npt.NDArray[np.float32], basis: SignBasis) -> F64
 
 def project_torch(hidden: torch.Tensor, basis: SignBasis) -> torch.Tensor:
     """`project` as a float32 tensor [n, k] on the device of `hidden`."""
+    if len(basis.shared_key) and hidden.device.type == "cpu":
+        shared, own = _folded(basis)
+        return fold(hidden, shared) @ own
     return hidden.float() @ _matrix_on(basis, str(hidden.device))
+
+
+@lru_cache(maxsize=16)
+def _folded(basis: SignBasis) -> tuple[npt.NDArray[np.uint16], torch.Tensor]:
+    """The signs that all rows share, as `fold` wants them, and the matrix that is left, float32 [FOLD, k]."""
+    import torch  # noqa: PLC0415 - the reference path needs only numpy
+
+    nothing = np.zeros(0, np.uint64)
+    common = signs(SignBasis(basis.width, basis.shared_key, nothing, basis.mixer))[0]
+    own = signs(SignBasis(FOLD, basis.row_keys, nothing, basis.mixer)).astype(np.float64)
+    left = torch.from_numpy((basis.mixer @ own).astype(np.float32).T.copy())
+    return np.where(common < 0, 0x8000, 0).astype(np.uint16), left
 
 
 @lru_cache(maxsize=16)

@@ -15,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from auditor.kernels.sign_fold import FOLD
 from auditor.kernels.sign_projection import SignBasis
 from auditor.kernels.splitmix_triton import token_words
 from auditor.kernels.value_codes import SCALES, TOPS, Coded, CodeName
@@ -24,7 +25,16 @@ _ROWS = 16
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _project(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    hidden, row_keys, mixer, r, rows, f, WIDTH: tl.constexpr, FEATURES: tl.constexpr
+    hidden,
+    row_keys,
+    shared_key,
+    mixer,
+    r,
+    rows,
+    f,
+    WIDTH: tl.constexpr,
+    FEATURES: tl.constexpr,
+    WORDS: tl.constexpr,
 ):
     """Features float32 [r, f]; columns beyond FEATURES are zero."""
     keys = tl.load(row_keys + f, mask=f < FEATURES, other=0).to(tl.uint64, bitcast=True)
@@ -34,7 +44,10 @@ def _project(  # type: ignore[no-untyped-def]  # noqa: ANN202
         column = start + bit
         inside = (r < rows)[:, None] & (column < WIDTH)[None, :]
         a = tl.load(hidden + r[:, None].to(tl.int64) * WIDTH + column[None, :], mask=inside, other=0.0)
-        words = token_words(keys[None, :], bit[:, None] * 0 + start // 64)
+        words = token_words(keys[None, :], bit[:, None] * 0 + start // 64 % WORDS)
+        if WIDTH > WORDS * 64:
+            shared = tl.load(shared_key + bit[:, None] * 0).to(tl.uint64, bitcast=True)
+            words = words ^ token_words(shared, bit[:, None] * 0 + start // 64)
         negative = (words >> bit[:, None].to(tl.uint64)) & 1
         signs = 1.0 - 2.0 * negative.to(tl.int32).to(tl.float32)
         y = tl.dot(a.to(tl.float32), signs, y, input_precision="ieee")
@@ -47,6 +60,7 @@ def _project(  # type: ignore[no-untyped-def]  # noqa: ANN202
 def _features(  # type: ignore[no-untyped-def]  # noqa: ANN202
     hidden,
     row_keys,
+    shared_key,
     mixer,
     out,
     rows,
@@ -54,9 +68,10 @@ def _features(  # type: ignore[no-untyped-def]  # noqa: ANN202
     FEATURES: tl.constexpr,
     ROWS: tl.constexpr,
     PADDED: tl.constexpr,
+    WORDS: tl.constexpr,
 ):
     r, f = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    y = _project(hidden, row_keys, mixer, r, rows, f, WIDTH, FEATURES)
+    y = _project(hidden, row_keys, shared_key, mixer, r, rows, f, WIDTH, FEATURES, WORDS)
     tl.store(out + r[:, None] * FEATURES + f[None, :], y, mask=(r < rows)[:, None] & (f < FEATURES)[None, :])
 
 
@@ -64,6 +79,7 @@ def _features(  # type: ignore[no-untyped-def]  # noqa: ANN202
 def _codes(  # type: ignore[no-untyped-def]  # noqa: ANN202
     hidden,
     row_keys,
+    shared_key,
     mixer,
     scales,
     places,
@@ -75,9 +91,10 @@ def _codes(  # type: ignore[no-untyped-def]  # noqa: ANN202
     FEATURES: tl.constexpr,
     ROWS: tl.constexpr,
     PADDED: tl.constexpr,
+    WORDS: tl.constexpr,
 ):
     r, f = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, PADDED)
-    y = _project(hidden, row_keys, mixer, r, rows, f, WIDTH, FEATURES)
+    y = _project(hidden, row_keys, shared_key, mixer, r, rows, f, WIDTH, FEATURES, WORDS)
     top = tl.max(tl.abs(y), axis=1)
     # A NaN loses every comparison: what is not finite is reported as infinite.
     finite = tl.sum(tl.where(tl.abs(y) < float("inf"), 0, 1), axis=1) == 0
@@ -96,10 +113,14 @@ def _codes(  # type: ignore[no-untyped-def]  # noqa: ANN202
 
 def _arguments(hidden: torch.Tensor, basis: SignBasis) -> tuple[tuple[torch.Tensor, ...], dict[str, int]]:
     keys = torch.from_numpy(np.array(basis.row_keys).view(np.int64)).to(hidden.device)
+    # A pointer to nothing is not one: rows that are not folded get a key that is never read.
+    common = np.append(basis.shared_key, np.uint64(0))[:1]
+    shared = torch.from_numpy(common.view(np.int64)).to(hidden.device)
     mixer = torch.from_numpy(basis.mixer.astype(np.float32)).to(hidden.device)
     padded = max(16, triton.next_power_of_2(basis.rows))
     constants = {"WIDTH": basis.width, "FEATURES": basis.rows, "ROWS": _ROWS, "PADDED": padded}
-    return (hidden.contiguous(), keys, mixer), constants
+    # Words after which a row's own signs repeat; those of narrow rows never do.
+    return (hidden.contiguous(), keys, shared, mixer), {**constants, "WORDS": FOLD // 64}
 
 
 def project_rows(hidden: torch.Tensor, basis: SignBasis) -> torch.Tensor:

@@ -87,6 +87,17 @@ def cells(coded: Coded) -> tuple[F64, F64]:
     return np.where(negative, -high, low), np.where(negative, -low, high)
 
 
+def has_loose_scale(coded: Coded) -> bool:
+    """Whether a row's scale is larger than its levels need: cells so wide that anything lies in them."""
+    if coded.code == "bf16":
+        return False
+    levels = coded.levels.astype(np.int64)
+    magnitude = _FP8[np.minimum(levels & 0x7F, len(_FP8) - 1)] if coded.code == "fp8" else np.abs(levels)
+    # The scale before would not hold the largest value, so that is above top / 2 ** (1 / 8) before rounding.
+    least = {"int4": 6.0, "int8": 116.0, "fp8": 416.0}[coded.code]
+    return bool(((magnitude.max(axis=1, initial=0) < least) & (coded.scale > 0)).any())
+
+
 def has_non_finite(coded: Coded) -> bool:
     """Whether a floating-point code is NaN or infinite."""
     bits = coded.levels.astype(np.int64)

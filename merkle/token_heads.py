@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from itertools import pairwise
 from typing import Final
 
-from auditor.errors import CommitmentFieldError, CommitmentHeadError, HeadChainError
+from auditor.commitment_errors import CommitmentFieldError, CommitmentHeadError, HeadChainError
 from auditor.merkle.encoding import decode_base64, decode_decimal, encode_base64
 from auditor.merkle.hashing import HASH_BYTES
 from auditor.merkle.keys import PublicKey, Signer

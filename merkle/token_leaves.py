@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from auditor.errors import CommitmentFieldError
+from auditor.commitment_errors import CommitmentFieldError
 from auditor.merkle.hashing import leaf_hash
 
 LABEL: Final = b"auditor.token-leaf/v1"

@@ -11,13 +11,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
-from auditor.errors import (
+from auditor.commitment_errors import (
     ChallengeMismatchError,
+    ChallengeReplayedError,
     CommitmentFieldError,
     ExposureError,
     OpeningIncompleteError,
-    TreeSizeError,
 )
+from auditor.errors import LeafIndexError, TreeSizeError
 from auditor.merkle.multiproof import prove_many, verify_many
 from auditor.merkle.nodes import NodeReader
 from auditor.merkle.token_heads import TokenHead
@@ -33,11 +34,15 @@ class Challenge:
     Args:
         head: SHA-256 of the head's text.
         nonce: the auditor's random bytes; empty for Fiat-Shamir.
-        blocks: sorted block numbers.
+        count: blocks that were drawn.
+        prefix: whether all blocks before the last one drawn are opened with it: what a replay by seed needs.
+        blocks: sorted block numbers, as these fields draw them.
     """
 
     head: bytes
     nonce: bytes
+    count: int
+    prefix: bool
     blocks: tuple[int, ...]
 
 
@@ -80,6 +85,7 @@ def draw_challenge(
     nonce: bytes,
     count: int,
     *,
+    prefix: bool = False,
     seen: Collection[int] = (),
     max_share: float = 1.0,
 ) -> Challenge:
@@ -88,7 +94,8 @@ def draw_challenge(
     Args:
         head: a final head.
         nonce: up to 64 bytes, made after the head was received; empty for Fiat-Shamir.
-        count: blocks to open; all when there are fewer.
+        count: blocks to draw; all when there are fewer.
+        prefix: open everything before the last block drawn, too.
         seen: blocks opened before, for the bound.
         max_share: the largest share of the hidden tokens that may be seen in all.
 
@@ -101,6 +108,17 @@ def draw_challenge(
         raise TreeSizeError("a head of no hidden tokens has nothing to open")
     if count < 1 or len(nonce) > MAX_NONCE_BYTES:
         raise CommitmentFieldError(f"{count} blocks with a nonce of {len(nonce)} bytes")
+    drawn = _drawn(head, nonce, count)
+    blocks = tuple(range(max(drawn) + 1)) if prefix else tuple(sorted(drawn))
+    would_see = exposure(head, {*seen, *blocks})
+    if would_see.share > max_share:
+        raise ExposureError(
+            f"{would_see.seen} of {head.hidden} hidden tokens would be seen, over {max_share:.0%}"
+        )
+    return Challenge(head_digest(head), nonce, count, prefix, blocks)
+
+
+def _drawn(head: TokenHead, nonce: bytes, count: int) -> set[int]:
     digest = head_digest(head)
     seed = sha256(b"auditor.challenge/v1" + digest + bytes([len(nonce)]) + nonce).digest()
     count = min(count, head.blocks)
@@ -113,12 +131,30 @@ def draw_challenge(
         counter += 1
         if value < limit:
             drawn.add(value % head.blocks)
-    would_see = exposure(head, {*seen, *drawn})
-    if would_see.share > max_share:
-        raise ExposureError(
-            f"{would_see.seen} of {head.hidden} hidden tokens would be seen, over {max_share:.0%}"
+    return drawn
+
+
+def check_draw(head: TokenHead, challenge: Challenge) -> None:
+    """Check that a challenge is of this head, and its blocks are the ones that its nonce draws.
+
+    Raises:
+        ChallengeMismatchError: of another head, or blocks that were chosen.
+        LeafIndexError: a block at or beyond the end of the tree.
+        TreeSizeError, CommitmentFieldError: see `draw_challenge`.
+    """
+    if challenge.head != head_digest(head):
+        raise ChallengeMismatchError("the challenge is of another head")
+    beyond = [block for block in challenge.blocks if not 0 <= block < head.blocks]
+    if beyond:
+        raise LeafIndexError(f"block {beyond[0]} of a response of {head.blocks} blocks")
+    if len(challenge.blocks) < min(challenge.count, head.blocks):
+        # Before the draw is repeated: a count from a stranger's file must not keep us drawing.
+        raise ChallengeMismatchError(
+            f"{len(challenge.blocks)} blocks where {challenge.count} were to be drawn"
         )
-    return Challenge(digest, nonce, tuple(sorted(drawn)))
+    fair = draw_challenge(head, challenge.nonce, challenge.count, prefix=challenge.prefix)
+    if challenge.blocks != fair.blocks:
+        raise ChallengeMismatchError("the challenged blocks are not those that the nonce draws")
 
 
 def exposure(head: TokenHead, blocks: Collection[int]) -> Exposure:
@@ -142,10 +178,9 @@ def open_blocks(
         challenge: what to open.
 
     Raises:
-        ChallengeMismatchError: the challenge is of another head.
+        ChallengeMismatchError, LeafIndexError, TreeSizeError, CommitmentFieldError: see `check_draw`.
     """
-    if challenge.head != head_digest(head):
-        raise ChallengeMismatchError("the challenge is of another head")
+    check_draw(head, challenge)
     indices = _indices(head, challenge)
     opened = {index: leaves[index] for index in indices}
     return Opening(challenge.head, challenge.nonce, opened, tuple(prove_many(read, indices, head.hidden)))
@@ -157,16 +192,20 @@ def check_opening(opening: Opening, head: TokenHead, challenge: Challenge) -> Ex
     Withholding is failure: a block that is not there whole is an error, whatever the rest shows.
 
     Raises:
-        ChallengeMismatchError: head, challenge and opening are not of one another (a swapped head or replayed
-        answer). OpeningIncompleteError: tokens missing, or others than asked for.
+        ChallengeMismatchError, LeafIndexError, TreeSizeError, CommitmentFieldError: see `check_draw`.
+        ChallengeReplayedError: the opening answers an earlier challenge of this head.
+        OpeningIncompleteError: tokens missing, or others than asked for.
         HashLengthError, ProofLengthError, ProofRootError: tokens, salts or proof do not lead to the signed
         root.
     """
-    if challenge.head != head_digest(head) or (opening.head, opening.nonce) != (
-        challenge.head,
-        challenge.nonce,
-    ):
-        raise ChallengeMismatchError("head, challenge and opening are not of one another")
+    check_draw(head, challenge)
+    if opening.head != challenge.head:
+        raise ChallengeMismatchError("the opening is of another head")
+    if opening.nonce != challenge.nonce:
+        raise ChallengeReplayedError("the opening answers another challenge of this head")
+    beyond = [index for index in opening.leaves if not 0 <= index < head.hidden]
+    if beyond:
+        raise LeafIndexError(f"token {beyond[0]} of {head.hidden} hidden ones")
     indices = _indices(head, challenge)
     missing = [index for index in indices if index not in opening.leaves]
     if missing or len(opening.leaves) != len(indices):

@@ -30,6 +30,30 @@ KeyValueHook = Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True, slots=True)
+class Attending:
+    """One sequence's whole attention in one layer, for a provider that computes something else.
+
+    Attributes:
+        queries: [rows, heads, dim]. keys, values: [rows, key/value heads, dim], rotated, from position 0.
+        prompt: how many of the rows are the prompt's; the others were decoded one by one.
+        softmax: the layer's own.
+    """
+
+    layer: int
+    queries: Tensor
+    keys: Tensor
+    values: Tensor
+    prompt: int
+    softmax: Softmax
+
+
+AttentionHook = Callable[[Attending], Tensor]
+"""What every row gathers instead, [rows, heads, value dim]."""
+ResidualHook = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, hidden before it, after it, whether each row was decoded) -> hidden after it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """One sequence's rows in a call.
 
@@ -117,6 +141,7 @@ class Run:
     dtype: torch.dtype
     exact: bool = True
     key_value: KeyValueHook | None = None
+    attention: AttentionHook | None = None
     rows: list[slice] = field(init=False)
     positions: Tensor = field(init=False)
 
@@ -154,6 +179,11 @@ class Run:
         pairs = zip(self.rows, self.spans, strict=True)
         return torch.cat([torch.arange(own.start + span.wanted, own.stop) for own, span in pairs])
 
+    @property
+    def decoded(self) -> Tensor:
+        """Whether each row's token was drawn, and fed back, after the prompt; boolean [rows]."""
+        return torch.cat([torch.arange(len(span.tokens)) > span.wanted for span in self.spans])
+
     def angles(self, rope: Rope, dim: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rows' positions, made once a call."""
         key = (rope, dim)
@@ -181,7 +211,10 @@ class Run:
         out = queries.new_empty(*queries.shape[:2], values.shape[-1])
         for span, own, place in zip(self.spans, self.rows, self._in_place, strict=True):
             seen = self._seen(layer, span, place, keys[own], values[own])
-            if self.exact:
+            if self.attention is not None:
+                asked = Attending(layer, queries[own], *seen, span.wanted + 1, softmax)
+                out[own] = self.attention(asked)
+            elif self.exact:
                 causal(queries[own], *seen, span.start, softmax, out=out[own])
             else:
                 out[own] = rowwise(queries[own], *seen, span.start, softmax, span.ancestors)

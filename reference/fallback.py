@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from auditor.errors import ModelCorruptError, ModelUnsupportedError, OptionError
-from auditor.reference.batch import KeyValueHook, Span, check_spans
+from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Span, check_spans
 from auditor.reference.checkpoint.digests import weights_digest
 from auditor.reference.checkpoint.files import DTYPES
 from auditor.reference.config import read_fields
@@ -97,17 +97,36 @@ class FallbackModel:
         weights: WeightsHook | None = None,
         key_value: KeyValueHook | None = None,
         skip_layers: frozenset[int] = frozenset(),
+        attention: AttentionHook | None = None,
+        residual: ResidualHook | None = None,
     ) -> NoReturn:
         """Refuse.
 
         Raises:
             OptionError: always.
         """
-        del weights, key_value, skip_layers
+        del weights, key_value, skip_layers, attention, residual
         raise OptionError(
             f"a modified {self.config.model_type}: this architecture runs through transformers as it is",
             fix="simulate deviations on an architecture that is written here",
         )
+
+    def showing(self, layers: Sequence[int]) -> NoReturn:
+        """Refuse: nothing is known of what happens inside.
+
+        Raises:
+            OptionError: always.
+        """
+        del layers
+        raise OptionError(f"hidden states of {self.config.model_type}, which runs through transformers")
+
+    def up_to(self, layer: int) -> NoReturn:
+        """As `showing`.
+
+        Raises:
+            OptionError: always.
+        """
+        self.showing((layer,))
 
     @property
     def pack_tokens(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from auditor.errors import OptionError
-from auditor.reference.batch import KeyValueHook, Span
+from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Span
 from auditor.reference.config import read_fields
 from auditor.reference.fallback import FallbackModel
 from auditor.reference.families import FAMILIES
@@ -56,6 +56,8 @@ class ReferenceModel(Protocol):
         self, spans: Sequence[Span], cache: SlotKV | None = None, *, exact: bool = True
     ) -> Tensor: ...
     def prefill(self, sequences: Iterable[Tensor]) -> Tensor: ...  # noqa: D102
+    def showing(self, layers: Sequence[int]) -> ReferenceModel: ...  # noqa: D102
+    def up_to(self, layer: int) -> ReferenceModel: ...  # noqa: D102
     def logits(self, hidden: Tensor) -> Tensor: ...  # noqa: D102
     def replace(  # noqa: D102
         self,
@@ -63,6 +65,8 @@ class ReferenceModel(Protocol):
         weights: WeightsHook | None = None,
         key_value: KeyValueHook | None = None,
         skip_layers: frozenset[int] = frozenset(),
+        attention: AttentionHook | None = None,
+        residual: ResidualHook | None = None,
     ) -> ReferenceModel: ...
 
 

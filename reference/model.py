@@ -9,7 +9,7 @@ does not depend on what it is packed with, nor on where its sequence was cut, to
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from auditor.errors import OptionError
 from auditor.reference.architecture import ModelConfig
-from auditor.reference.batch import KeyValueHook, Run, Span, check_spans
+from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Run, Span, check_spans
 from auditor.reference.checkpoint.adapters import AdaptedTensors, Adapter
 from auditor.reference.checkpoint.digests import adapted_digest, adapter_digest, weights_digest
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
@@ -74,10 +74,13 @@ class Model:
     directory: Path
     parameters: dict[str, Tensor]
     _layers: tuple[DecoderLayer, ...] | LayerStream
-    _final_norm: RmsNorm
+    _final_norm: RmsNorm | None
     _head: Linear
     _wide_matmul: bool = False
     _key_value: KeyValueHook | None = None
+    _attention: AttentionHook | None = None
+    _residual: ResidualHook | None = None
+    _shown: tuple[int, ...] = ()
 
     @classmethod
     def load(
@@ -161,6 +164,8 @@ class Model:
         weights: WeightsHook | None = None,
         key_value: KeyValueHook | None = None,
         skip_layers: frozenset[int] = frozenset(),
+        attention: AttentionHook | None = None,
+        residual: ResidualHook | None = None,
     ) -> Model:
         """Return a modified copy, for simulating providers that do not run what they sold.
 
@@ -172,6 +177,8 @@ class Model:
                 decode. The rows of several sequences come together. It takes the place of an earlier one.
             skip_layers: decoder layers to leave out, besides those that already are; the others keep their
                 numbers.
+            attention, residual: what attention layers gather instead, and what layers leave behind
+                (`batch.py`). They see whole sequences: such a model scores, and does not decode.
 
         Raises:
             OptionError: a layer number that the model does not have.
@@ -197,19 +204,44 @@ class Model:
             changed = dataclasses.replace(
                 self,
                 parameters=parameters.tensors,
-                _final_norm=final_norm,
+                _final_norm=None if self._final_norm is None else final_norm,
                 _head=head,
             )
-        if isinstance(layers, LayerStream):
-            kept = tuple(index for index in layers.indices if index not in skip_layers)
-            layers = dataclasses.replace(layers, indices=kept)
-        else:
-            layers = tuple(layer for layer in layers if layer.index not in skip_layers)
         return dataclasses.replace(
             changed,
-            _layers=layers,
+            _layers=_kept(layers, lambda index: index not in skip_layers),
             _key_value=self._key_value if key_value is None else key_value,
+            _attention=self._attention if attention is None else attention,
+            _residual=self._residual if residual is None else residual,
         )
+
+    def showing(self, layers: Sequence[int]) -> Model:
+        """Return a copy whose hidden states are followed by the residual stream after some decoder layers.
+
+        `forward` then returns [rows, (1 + layers) x hidden], in `dtype`.
+
+        Raises:
+            OptionError: a layer number that the model does not have.
+        """
+        for layer in layers:
+            self._check_layer(layer)
+        return dataclasses.replace(self, _shown=tuple(layers))
+
+    def up_to(self, layer: int) -> Model:
+        """Return a copy that stops after decoder layer `layer`; its hidden states are the residual there.
+
+        What comes later is not computed, hence it has no logits.
+
+        Raises:
+            OptionError: a layer number that the model does not have.
+        """
+        self._check_layer(layer)
+        kept = _kept(self._layers, lambda index: index <= layer)
+        return dataclasses.replace(self, _layers=kept, _final_norm=None, _shown=())
+
+    def _check_layer(self, layer: int) -> None:
+        if not 0 <= layer < self.config.num_hidden_layers:
+            raise OptionError(f"layer {layer} of a model of {self.config.num_hidden_layers} layers")
 
     def new_cache(self, *, limit: int | None = None) -> SlotKV:
         """An empty key/value cache for this model, of at most `limit` positions."""
@@ -228,11 +260,18 @@ class Model:
             TraceFieldError: an empty span.
             TokenOutOfRangeError: an id outside the vocabulary.
             ContextLengthError: a position beyond the context.
+            OptionError: a hook that sees whole sequences, asked for a part of one.
         """
         if not spans:
-            return torch.empty(0, self.config.hidden_size, dtype=self.dtype)
+            return torch.empty(0, self.config.hidden_size * (1 + len(self._shown)), dtype=self.dtype)
         check_spans(spans, self.config.vocab_size, self.config.context_length)
-        run = Run(spans, cache, self.dtype, exact, self._key_value)
+        whole = self._attention is not None or self._residual is not None
+        if whole and any(span.past is not None or span.ancestors is not None for span in spans):
+            raise OptionError(
+                "this provider's attention or depth is simulated on whole sequences only",
+                fix="measure it by `audit matrix`; it cannot decode",
+            )
+        run = Run(spans, cache, self.dtype, exact, self._key_value, self._attention)
         tokens = torch.cat([span.tokens for span in spans])
         hidden = functional.embedding(tokens, self.parameters[self.config.embedding]).to(self.dtype)
         if self.config.embedding_scale != 1.0:
@@ -240,12 +279,32 @@ class Model:
             hidden = hidden * (scale if self.config.round_embedding_scale else self.config.embedding_scale)
         if self.config.residual_float32:
             hidden = hidden.float()
-        wanted = run.wanted
+        wanted, taps = run.wanted, self._taps
+        shown = {-1: _copied(hidden, wanted)} if -1 in taps else {}
         for place, layer in enumerate(self._layers, start=1):
-            hidden = layer(hidden, run, wanted if place == len(self._layers) else None)
+            last = place == len(self._layers)
+            if self._residual is None:
+                hidden = layer(hidden, run, wanted if last else None)
+            else:
+                before = hidden.clone()
+                hidden = self._residual(layer.index, before, layer(hidden, run), run.decoded)
+                if last and wanted is not None:
+                    hidden = hidden[wanted]
+            if taps and layer.index in taps:
+                shown[layer.index] = hidden if last else _copied(hidden, wanted)
         if len(self._layers) == 0 and wanted is not None:
             hidden = hidden[wanted]
-        return self._final_norm(hidden).to(self.dtype)
+        final = (hidden if self._final_norm is None else self._final_norm(hidden)).to(self.dtype)
+        return torch.cat([final, *(shown[tap].to(self.dtype) for tap in taps)], dim=1) if taps else final
+
+    @property
+    def _taps(self) -> tuple[int, ...]:
+        """For each shown layer the last one up to it that is not left out, -1 if all are."""
+        if not self._shown:
+            return ()
+        layers = self._layers
+        kept = layers.indices if isinstance(layers, LayerStream) else [layer.index for layer in layers]
+        return tuple(max((index for index in kept if index <= point), default=-1) for point in self._shown)
 
     def prefill(self, sequences: Iterable[Tensor]) -> Tensor:
         """Hidden states of whole sequences (int64 [tokens] each), [total tokens, hidden], packed in order.
@@ -257,7 +316,11 @@ class Model:
 
     @torch.no_grad()
     def logits(self, hidden: Tensor) -> Tensor:
-        """Turn hidden states [n, hidden] into float32 logits [n, vocab], rounded to `dtype` on the way."""
+        """Turn hidden states [n, hidden] into float32 logits [n, vocab], rounded to `dtype` on the way.
+
+        Columns beyond `hidden` (`showing`) are not looked at.
+        """
+        hidden = hidden[:, : self.config.hidden_size].contiguous()
         logits = self._head(hidden).float()
         if self.config.logits_divisor != 1.0:
             logits = (logits / self.config.logits_divisor).to(self.dtype).float()
@@ -273,6 +336,19 @@ def _ends(config: ModelConfig, parameters: Parameters) -> tuple[RmsNorm, Linear]
     embedding = parameters.matrix(config.embedding, *shape)
     head = embedding if config.tie_word_embeddings else parameters.matrix(config.head, *shape)
     return parameters.norm(config.final_norm.removesuffix(".weight"), config.hidden_size), Linear(head)
+
+
+def _copied(hidden: Tensor, wanted: Tensor | None) -> Tensor:
+    """The wanted rows, apart from what the next layer overwrites."""
+    return hidden.clone() if wanted is None else hidden[wanted]
+
+
+def _kept(
+    layers: tuple[DecoderLayer, ...] | LayerStream, keep: Callable[[int], bool]
+) -> tuple[DecoderLayer, ...] | LayerStream:
+    if isinstance(layers, LayerStream):
+        return dataclasses.replace(layers, indices=tuple(filter(keep, layers.indices)))
+    return tuple(layer for layer in layers if keep(layer.index))
 
 
 def _both(first: WeightsHook | None, second: WeightsHook) -> WeightsHook:

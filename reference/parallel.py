@@ -25,21 +25,22 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from auditor.errors import OptionError
 from auditor.reference.architecture import LayerPlan, ModelConfig, Norm
-from auditor.reference.batch import KeyValueHook, Run, Span
-from auditor.reference.layers.build import DecoderLayer, build_layer
+from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Span
+from auditor.reference.layers.build import build_layer
 from auditor.reference.layers.linear import Product
 from auditor.reference.layers.mlp import MlpPlan
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.parameters import Parameters, WeightsHook
 from auditor.reference.layers.self_attention import AttentionPlan
 from auditor.reference.model import Model
+from auditor.reference.pipeline import consecutive
 from auditor.reference.ranks import Ranks
 from auditor.reference.slots import SlotKV
 from auditor.reference.streaming import LayerStream
@@ -139,18 +140,42 @@ class ParallelModel:
         """As `Model.logits`; no rank needs another for it."""
         return self._own.logits(hidden)
 
+    def showing(self, layers: Sequence[int]) -> ParallelModel:
+        """As `Model.showing`.
+
+        Raises:
+            OptionError: as `Model.showing`, or divided by layers, where no rank has all of them.
+        """
+        return dataclasses.replace(self, _own=self._whole_depth().showing(layers))
+
+    def up_to(self, layer: int) -> ParallelModel:
+        """As `Model.up_to`; raises as `showing`."""
+        return dataclasses.replace(self, _own=self._whole_depth().up_to(layer))
+
+    def _whole_depth(self) -> Model:
+        if self.by == "layers":
+            raise OptionError("a layer's states of a model divided by layers", fix="divide it by tensors")
+        return self._own
+
     def replace(
         self,
         *,
         weights: WeightsHook | None = None,
         key_value: KeyValueHook | None = None,
         skip_layers: frozenset[int] = frozenset(),
+        attention: AttentionHook | None = None,
+        residual: ResidualHook | None = None,
     ) -> ParallelModel:
         """As `Model.replace`; hooks see whole tensors and all heads. This rank's part is read anew.
 
         Raises:
-            OptionError, ModelCorruptError: as `Model.replace`; another rank failed.
+            OptionError, ModelCorruptError: as `Model.replace`; another rank failed; another attention or
+                depth, which no rank sees as a whole.
         """
+        if attention is not None or residual is not None:
+            raise OptionError(
+                "another attention or depth over several ranks", fix="simulate it in one process"
+            )
 
         def read() -> ParallelModel:
             whole = self._whole.replace(weights=weights, key_value=key_value, skip_layers=skip_layers)
@@ -163,7 +188,7 @@ def _part(whole: Model, ranks: Ranks, by: Division) -> Model:
     stream = whole._layers  # noqa: SLF001  a streamed model is the whole one without its layers' weights
     assert isinstance(stream, LayerStream)
     if by == "layers":
-        return dataclasses.replace(whole, _layers=_consecutive(stream, ranks))
+        return dataclasses.replace(whole, _layers=consecutive(stream, ranks))
     hook = whole._key_value  # noqa: SLF001
     config = dataclasses.replace(
         whole.config, layers=tuple(_narrow(plan, ranks.count) for plan in whole.config.layers)
@@ -175,52 +200,6 @@ def _part(whole: Model, ranks: Ranks, by: Division) -> Model:
         _layers=tuple(build_layer(config, parameters, index) for index in stream.indices),
         _key_value=None if hook is None else WholeKeyValue(hook, ranks),
     )
-
-
-# ---- by layers
-
-
-def _consecutive(stream: LayerStream, ranks: Ranks) -> tuple[DecoderLayer, ...]:
-    count = stream.config.num_hidden_layers
-    if count < ranks.count:
-        raise OptionError(
-            f"{count} layers do not go round {ranks.count} ranks", fix="join at most a process a layer"
-        )
-    first, stop = (count * rank // ranks.count for rank in (ranks.own, ranks.own + 1))
-    own = tuple(index for index in stream.indices if first <= index < stop)
-    before = [Arrival(ranks)] if ranks.own > 0 else []
-    after = [Departure(ranks)] if ranks.own + 1 < ranks.count else []
-    layers = [*before, *dataclasses.replace(stream, indices=own), *after]
-    return tuple(cast("list[DecoderLayer]", layers))
-
-
-@dataclass(frozen=True, slots=True)
-class Arrival:
-    """What stands before a rank's first layer: the rows of the rank before, in place of the embeddings."""
-
-    ranks: Ranks
-
-    def __call__(self, hidden: Tensor, run: Run, wanted: Tensor | None = None) -> Tensor:
-        """[rows, hidden] -> the same of the rank before."""
-        del run
-        hidden = self.ranks.receive(hidden)
-        return hidden if wanted is None else hidden[wanted]
-
-
-@dataclass(frozen=True, slots=True)
-class Departure:
-    """What stands behind a rank's last layer: the next rank goes on with all rows."""
-
-    ranks: Ranks
-
-    def __call__(self, hidden: Tensor, run: Run, wanted: Tensor | None = None) -> Tensor:
-        """[rows, hidden] -> rows of the right number, which `from_last` overwrites in the end."""
-        del run
-        self.ranks.send(hidden)
-        return hidden if wanted is None else hidden[wanted]
-
-
-# ---- by tensors
 
 
 def _narrow(plan: LayerPlan, ranks: int) -> LayerPlan:

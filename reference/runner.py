@@ -59,7 +59,7 @@ class Runner:
         tile_bytes: int = 32 << 20,
         prefix_bytes: int = 256 << 20,
     ) -> None:
-        self.model = model
+        self.model = self._showing = model
         self._token_budget = max(token_budget or model.pack_tokens, 1)
         tile_rows = min(tile_bytes // (4 * model.config.vocab_size), ROW_TILE)
         self._tile_rows = max(tile_rows // ROW_QUANTUM, 1) * ROW_QUANTUM
@@ -74,15 +74,17 @@ class Runner:
         requests: Iterable[Request],
         *,
         on_hidden: Callable[[Request, torch.Tensor], None] | None = None,
+        layers: tuple[int, ...] = (),
     ) -> Iterator[RowStats]:
         """Statistics of every output token, request by request, in order.
 
         `on_hidden` is shown the hidden states [output tokens, hidden] of each request just before its
-        statistics come; they are not kept.
+        statistics come, followed by the residual streams after `layers` (`Model.showing`); they are not kept.
         """
+        model = self._showing = self.model.showing(layers) if layers else self.model
 
         def work(batch: list[Request]) -> list[tuple[torch.Tensor | None, RowStats]]:
-            hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
+            hidden = self._hidden(model, batch, [r.prompt for r in batch])
             return [
                 (None if on_hidden is None else rows[: len(request.output)], self._score_one(request, rows))
                 for request, rows in zip(batch, hidden, strict=True)
@@ -159,6 +161,20 @@ class Runner:
         for _, scored in self._each(items, _any_variant, work):
             yield scored
 
+    def states(
+        self, items: Iterable[tuple[Request, tuple[int, ...]]], model: ReferenceModel
+    ) -> Iterator[torch.Tensor]:
+        """Hidden states [output tokens, hidden] of logged outputs on a model, after prompts really fed."""
+
+        def work(batch: list[tuple[Request, tuple[int, ...]]]) -> list[torch.Tensor]:
+            hidden = self._hidden(model, [request for request, _ in batch], [fed for _, fed in batch])
+            return [
+                rows[: len(request.output)].clone() for rows, (request, _) in zip(hidden, batch, strict=True)
+            ]
+
+        for _, rows in self._each(items, lambda item: item[0], work):
+            yield rows
+
     def _each(
         self, items: Iterable[T], request_of: Callable[[T], Request], work: Callable[[list[T]], list[R]]
     ) -> Iterator[tuple[T, R]]:
@@ -203,7 +219,7 @@ class Runner:
 
         Those of branches, where it has any, stand behind them (`block_replay.py`).
         """
-        own = model is self.model
+        own = self._is_own(model)
         with self._slots:
             past = [self._stored(prompt) if own else self._cache.alloc(0) for prompt in prompts]
         tokens = [(*prompt, *request.output[:-1]) for prompt, request in zip(prompts, requests, strict=True)]
@@ -235,7 +251,7 @@ class Runner:
         requests: list[Request],
         prompts: list[tuple[int, ...]],
     ) -> list[torch.Tensor]:
-        cache = self._cache if model is self.model else model.new_cache()
+        cache = self._cache if self._is_own(model) else model.new_cache()
         branched = [any(step.branch for step in request.steps) for request in requests]
         spans = [
             replace(span, keep=cache.alloc(len(span.tokens)) if own else None)
@@ -251,6 +267,9 @@ class Runner:
                 cache.free(span.keep)
         return rows
 
+    def _is_own(self, model: ReferenceModel) -> bool:
+        return model is self.model or model is self._showing
+
     def _stored(self, prompt: tuple[int, ...]) -> torch.Tensor:
         return self.prefixes.match(prompt[:-1]) if self._shares else self._cache.alloc(0)
 
@@ -262,7 +281,7 @@ class Runner:
         first_wanted: int,
         steps: tuple[Step, ...],
     ) -> torch.Tensor:
-        cache = self._cache if model is self.model else model.new_cache()
+        cache = self._cache if self._is_own(model) else model.new_cache()
         sequence = Sequence(past, len(past))
         hidden = list(self._chunks(model, sequence, tokens[len(past) :], first_wanted, cache))
         if any(step.branch for step in steps):

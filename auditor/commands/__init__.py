@@ -13,13 +13,16 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
+from auditor.commands.commitments import challenge, check, commit, open_
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.keys import keys
 from auditor.commands.log import log
+from auditor.commands.matrix import matrix
 from auditor.commands.plan import plan
 from auditor.commands.probe import probe
+from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
@@ -49,6 +52,7 @@ for command in (
     tokens,
     calibrate,
     plan,
+    matrix,
     generate,
     seed,
     record,
@@ -57,7 +61,12 @@ for command in (
     doctor,
     bench,
     keys,
+    profile,
     log,
+    commit,
+    challenge,
+    open_,
+    check,
 ):
     cli.add_command(command)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from auditor.commands import options
+from auditor.commands.keys import passphrase
 
 
 @click.command()
@@ -53,6 +54,14 @@ from auditor.commands import options
     help="Calibrate although some requests look unlike the others, or the two sources disagree.",
 )
 @click.option(
+    "--key",
+    "key_file",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Sign the profile with this key (`audit keys generate`).",
+)
+@click.option(
     "--save", is_flag=True, help="Also keep the profile in the store, where `verify` looks by itself."
 )
 @options.input_format_option
@@ -71,6 +80,7 @@ def calibrate(
     valid_days: int,
     against: Path | None,
     keep_suspects: bool,
+    key_file: Path | None,
     save: bool,
     input_format: str,
     engine_recipe: str | None,
@@ -93,12 +103,15 @@ def calibrate(
     """
     from auditor.calibration import calibrate as run  # noqa: PLC0415
     from auditor.calibration_checks import check_sources  # noqa: PLC0415
+    from auditor.key_files import read_key  # noqa: PLC0415
     from auditor.profile import read_profile  # noqa: PLC0415
+    from auditor.profile_trust import sign_profile  # noqa: PLC0415
     from auditor.profiles import companion_model, write_profile  # noqa: PLC0415
     from auditor.reference.loading import load_model  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
 
     options.set_threads(threads)
+    signer = None if key_file is None else read_key(key_file, passphrase())
     directory = model_directory or options.demo_model()
     reference = Reference.load(directory, adapter=adapter)
     other = other_model or companion_model(reference.model.digest)
@@ -115,6 +128,8 @@ def calibrate(
         )
     if against is not None and not keep_suspects:
         check_sources(profile, read_profile(against), where=str(against))
+    if signer is not None:
+        profile = sign_profile(profile, signer)
     write_profile(out, profile, overwrite=force)
     if save:
         from auditor.store import Store  # noqa: PLC0415

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,9 @@ from auditor.commands.rule_options import rule_options, rules_of
 if TYPE_CHECKING:
     from auditor.fingerprints.activation_difr import FingerprintKind
     from auditor.generation import Drafting, Provider
+    from auditor.reference.sampling import SamplingSpec
+
+Conversation = tuple[dict[str, object], ...]
 
 
 @click.command()
@@ -48,6 +52,21 @@ if TYPE_CHECKING:
     default=None,
     metavar="FILE",
     help='JSON Lines of {"messages": [...]}. [default: conversations for the demo model]',
+)
+@click.option(
+    "--like",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="LOG",
+    help="Answer the sampled requests of this log, with their own prompts and parameters, for "
+    "`audit verify --compare`. Instead of --prompts, --requests and the sampling options.",
+)
+@click.option(
+    "--each",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="With --like: answers of each request.",
 )
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Master seed: prompts and per-request seeds."
@@ -96,6 +115,13 @@ if TYPE_CHECKING:
     show_default=True,
     help="Whether the traces say which drafts were judged.",
 )
+@click.option(
+    "--hidden-tokens",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Bill the first N output tokens as hidden reasoning, for `audit commit`.",
+)
 @options.threads_option
 def generate(
     model_directory: Path | None,
@@ -105,6 +131,8 @@ def generate(
     deviation: str,
     requests: int,
     prompts: Path | None,
+    like: Path | None,
+    each: int,
     seed: int,
     noise: str,
     dtype: str,
@@ -119,6 +147,7 @@ def generate(
     speculation: str | None,
     drafter: Path | None,
     log_drafts: bool,
+    hidden_tokens: int,
     threads: int | None,
     **rules: Any,
 ) -> None:
@@ -133,8 +162,10 @@ def generate(
       audit generate --out json.jsonl.gz --json-schema schema.json --repetition-penalty 1.1
       audit generate --out graded.jsonl.gz --fingerprints int8:16
       audit generate --out fast.jsonl.gz --speculation block
+      audit generate --out trusted.jsonl.gz --like texts.jsonl --each 16 --seed 77
     """
-    from auditor.generation import Provider  # noqa: PLC0415
+    from auditor.errors import OptionError  # noqa: PLC0415
+    from auditor.generation import Provider, derived_seed  # noqa: PLC0415
     from auditor.generation import generate as run  # noqa: PLC0415
     from auditor.profiles import companion_model  # noqa: PLC0415
     from auditor.reference.demo.prompts import demo_conversations  # noqa: PLC0415
@@ -149,7 +180,8 @@ def generate(
     provider = Provider.load(
         model_directory or options.demo_model(), dtype=dtype, batch_size=batch_size, adapter=adapter
     )
-    conversations = read_conversations(prompts, requests) if prompts else demo_conversations(requests, seed)
+    if like is not None and prompts is not None:
+        raise OptionError("are both where requests come from", where="--like and --prompts", fix="give one")
     other = other_model or (companion_model(provider.model.digest) if wanted.needs_other_model else None)
     spec = SamplingSpec(
         temperature=temperature,
@@ -159,27 +191,38 @@ def generate(
         max_tokens=max_tokens,
         **rules_of(**rules),
     )
-    traces = run(
-        provider,
-        conversations,
-        deviation=wanted,
-        seed=seed,
-        noise=noise,
-        sampling=spec,
-        other_model=load_model(other, dtype=provider.model.dtype) if other is not None else None,
-        fingerprints=kind,
-        drafting=None if speculation is None else drafting_by(speculation, drafter, log_drafts, provider),
+    if like is not None:
+        asked = requests_like(like, each)
+    else:
+        made = read_conversations(prompts, requests) if prompts else demo_conversations(requests, seed)
+        asked = [(spec, list(made))]
+    other_model_loaded = load_model(other, dtype=provider.model.dtype) if other is not None else None
+    drafting = None if speculation is None else drafting_by(speculation, drafter, log_drafts, provider)
+    traces = chain.from_iterable(
+        run(
+            provider,
+            conversations,
+            deviation=wanted,
+            seed=seed if like is None else derived_seed(seed, n),
+            noise=noise,
+            sampling=sampling,
+            other_model=other_model_loaded,
+            fingerprints=kind,
+            drafting=drafting,
+            hidden_tokens=hidden_tokens,
+        )
+        for n, (sampling, conversations) in enumerate(asked)
     )
-    tokens = 0
+    count, tokens = sum(len(conversations) for _, conversations in asked), 0
     with (
         TraceWriter(out, overwrite=force) as writer,
-        options.progress_bar("generating", len(conversations)) as advance,
+        options.progress_bar("generating", count) as advance,
     ):
         for trace in traces:
             writer.write(trace)
             tokens += len(trace.output_token_ids or ())
             advance(1)
-    click.echo(f"{out}: {len(conversations)} requests, {tokens:,} output tokens, {provider.recipe}", err=True)
+    click.echo(f"{out}: {count} requests, {tokens:,} output tokens, {provider.recipe}", err=True)
 
 
 def drafting_by(rule: str, drafter: Path | None, logged: bool, provider: Provider) -> Drafting:
@@ -225,7 +268,36 @@ def fingerprint_kind(text: str) -> FingerprintKind:
         raise OptionError(str(error), where="--fingerprints", fix="for example int8:16") from error
 
 
-def read_conversations(path: Path, most: int) -> list[tuple[dict[str, object], ...]]:
+def requests_like(log: Path, each: int) -> list[tuple[SamplingSpec, list[Conversation]]]:
+    """The distinct sampled requests of a log, each `each` times, by sampling parameters.
+
+    Raises:
+        AuditError: the log or a line of it cannot be read.
+        OptionError: nothing sampled, or a request without messages, whose prompt no template can make again.
+    """
+    from auditor.errors import AuditError, OptionError  # noqa: PLC0415
+
+    found: dict[str, tuple[SamplingSpec, dict[str, Conversation]]] = {}
+    for item in options.log_source((str(log),), "auto", None, None)():
+        if isinstance(item, AuditError):
+            raise item
+        if item.sampling.greedy:
+            continue
+        if item.messages is None:
+            raise OptionError("has no messages to answer", where=item.where, fix="log them")
+        if item.sampling.max_tokens is None:
+            raise OptionError(
+                "does not say how long its answer may get", where=item.where, fix="log max_tokens"
+            )
+        _, conversations = found.setdefault(repr(item.sampling), (item.sampling, {}))
+        messages = tuple(dict(message) for message in item.messages)
+        conversations.setdefault(repr(messages), messages)
+    if not found:
+        raise OptionError("holds no sampled request", where=str(log))
+    return [(spec, [c for c in asked.values() for _ in range(each)]) for spec, asked in found.values()]
+
+
+def read_conversations(path: Path, most: int) -> list[Conversation]:
     """The first `most` conversations of a JSON Lines file.
 
     Raises:

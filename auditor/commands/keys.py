@@ -49,6 +49,15 @@ def generate(name: str, kind: str, out: Path) -> None:
 
 
 @keys.command()
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE")
+def session(out: Path) -> None:
+    """Make a session key: the salts of `audit commit` come from it. Never shown, never sent."""
+    from auditor.hidden_tokens.session_keys import new_session_key  # noqa: PLC0415
+
+    new_session_key(out)
+
+
+@keys.command()
 @click.argument("file", type=click.Path(path_type=Path))
 def show(file: Path) -> None:
     """Print the public half of a key file; needs no passphrase."""

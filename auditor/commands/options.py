@@ -77,6 +77,19 @@ other_model_option = click.option(
     metavar="DIR",
     help="Model for model/substituted.",
 )
+trust_option = click.option(
+    "--trust",
+    multiple=True,
+    metavar="VKEY",
+    help="Use only profiles that this key signed (`audit keys show`); may be repeated.",
+)
+revocations_option = click.option(
+    "--revocations",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="With --trust: the signed list of profiles that were taken back (`audit profile revoke`).",
+)
 threads_option = click.option(
     "--threads", type=click.IntRange(min=1), default=None, help="CPU threads. [default: all cores]"
 )

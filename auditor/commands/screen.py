@@ -6,11 +6,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from auditor.comparison import MODEL_EQUALITY
+from auditor.gathering import STOP_DECISIONS
+from auditor.hidden_tokens.revealed import refutations, revealed_of
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
 from auditor.synchrony import Synchrony
 from auditor.token_counts.evidence import TOKEN_COUNT
-from auditor.verdict import STOP_DECISIONS, UNCALIBRATED, Outcome, Verdict
+from auditor.verdict import UNCALIBRATED, Outcome, Verdict
 from auditor.verification import Result
 
 COLOURS: dict[Outcome, str] = {"consistent": "green", "inconsistent": "red", "inconclusive": "yellow"}
@@ -22,6 +25,8 @@ MEANING: dict[Outcome, str] = {
     "inconclusive": "neither an accusation nor an acquittal; the reasons follow",
 }
 
+REFUTED = "the log contradicts what the provider itself has signed"
+"""Meaning of a verdict that rests on signatures, whatever its e-value."""
 
 UNITS = {
     "token-difr": "logits mean clipped margin",
@@ -29,6 +34,9 @@ UNITS = {
     "seed-free-surprise": "nats a token more than the entropy",
     "seed-free-rank": "largest distance of ranks from uniform",
     TOKEN_COUNT: "tokens a response billed beyond what the text takes",
+    "text-surprise": "nats a token more than the entropy, ids assumed",
+    "text-rank": "largest distance of ranks from uniform, ids assumed",
+    MODEL_EQUALITY: "discrepancy from the trusted answers",
     UNCALIBRATED: "share of tokens that do not match",
     STOP_DECISIONS: "share of requests whose end contradicts them",
 }
@@ -55,7 +63,8 @@ def print_result(result: Result, console: Console | None = None) -> None:
     console = console or Screen(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = FILE_WIDTH
-    console.print(f"{styled(result.outcome)}  {MEANING[result.outcome]}")
+    signed = any(refutations([t.scored.trace for t in v.traces]) for v in result.verdicts)
+    console.print(f"{styled(result.outcome)}  {REFUTED if signed else MEANING[result.outcome]}")
     console.print(
         f"  alpha {result.alpha:g}   e-value {e_value(result.log_e):.3g}   "
         f"p-value {p_value(result.log_e):.3g}"
@@ -103,11 +112,14 @@ def _print_group(verdict: Verdict, synchrony: Synchrony | None, console: Console
             f"(95 %: {low:.2g} to {high:.2g}); the smallest alpha at which it can convict twice that noise "
             f"is {p.smallest_alpha['2']:.2g}, ten times {p.smallest_alpha['10']:.2g}"
         )
+        if p.signed_by:
+            console.print(f"  profile {escape(p.id[:19])}... signed by {escape(', '.join(p.signed_by))}")
     if verdict.diagnosis:
         ranked = ", ".join(f"{cause} {weight:.0%}" for cause, weight in verdict.diagnosis[:4])
         console.print(f"  explained best by: {ranked}")
     if synchrony is not None and synchrony.found == "distribution-lossless":
         console.print(f"  [yellow]{escape(_lossless(synchrony))}[/]")
+    _print_hidden(verdict, console)
     _print_detectable(verdict, console)
     _print_traces(verdict, console)
     _print_contradictions(verdict, console)
@@ -126,6 +138,21 @@ def _lossless(synchrony: Synchrony) -> str:
     return (
         f"{said}; they match as often ({synchrony.match:.4f}) as draws unrelated to the logged seed would "
         f"({synchrony.unrelated:.4f}): another seed, noise scheme or speculation rather than another model"
+    )
+
+
+def _print_hidden(verdict: Verdict, console: Console) -> None:
+    """How much of the hidden tokens the auditor saw."""
+    found = revealed_of([t.scored.trace for t in verdict.traces])
+    if not found:
+        return
+    held = [item for item in found if item.committed is not None]
+    seen = sum(item.opened.exposure.seen for item in held if item.opened is not None)
+    hidden = sum(item.committed.head.hidden for item in held if item.committed is not None)
+    share = seen / hidden if hidden else 0.0
+    console.print(
+        f"  {len(held)} of {len(found)} commitments hold; "
+        f"{seen:,} of {hidden:,} hidden tokens seen ({share:.1%})"
     )
 
 

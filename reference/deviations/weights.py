@@ -32,9 +32,11 @@ def float8_rows(weight: Tensor) -> Tensor:
     return (weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale
 
 
-def _projections(
+def projections(
     quantize: Callable[[Tensor], Tensor],
 ) -> Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel]:
+    """A model whose projection matrices are what `quantize` makes of them."""
+
     def change(name: str, tensor: Tensor) -> Tensor:
         if not name.endswith("_proj.weight"):
             return tensor
@@ -48,18 +50,18 @@ DEVIATIONS = (
         name="weights/int8",
         gain="half the weight memory and bandwidth of bf16, about twice the batch",
         source="engines.md 4.5; Dettmers et al., LLM.int8(), arXiv 2208.07339",
-        model=_projections(int8_rows),
+        model=projections(int8_rows),
     ),
     Deviation(
         name="weights/int4",
         gain="a quarter of the weight memory of bf16",
         source="round to nearest, group 64; Frantar et al., GPTQ, arXiv 2210.17323 (baseline)",
-        model=_projections(int4_groups),
+        model=projections(int4_groups),
     ),
     Deviation(
         name="weights/fp8",
         gain="half the weight memory, and the tensor cores' fp8 rate",
         source="e4m3, a scale for each output row; Micikevicius et al., arXiv 2209.05433",
-        model=_projections(float8_rows),
+        model=projections(float8_rows),
     ),
 )

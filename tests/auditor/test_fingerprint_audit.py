@@ -39,16 +39,16 @@ def provider():
 
 
 @cache
-def traces(cause="honest", requests=8, seed=1, temperature=1.0):
+def traces(cause="honest", requests=8, seed=1, temperature=1.0, kind=KIND):
     made = generate(
         provider(),
         demo_conversations(requests, seed),
         deviation=deviation(cause),
         seed=seed,
         sampling=replace(SPEC, temperature=temperature),
-        fingerprints=KIND,
+        fingerprints=kind,
     )
-    return tuple(replace(t, raw_digest=f"sha256:{cause}{seed}{i}") for i, t in enumerate(made))
+    return tuple(replace(t, raw_digest=f"sha256:{cause}{seed}{i}{kind.name}") for i, t in enumerate(made))
 
 
 @cache
@@ -57,7 +57,9 @@ def profile():
 
 
 def audited(log, own=None, **options):
-    return verify(lambda: log, reference(), find_profile=lambda _key: own or profile(), **options)
+    return verify(
+        lambda: log, reference(), find_profile=lambda _key: own or profile(), explain=False, **options
+    )
 
 
 def evidence(log):
@@ -78,7 +80,7 @@ def test_a_trace_with_fingerprints_has_grade_a_and_its_distance_is_reported():
     (score,) = shown["fingerprints"]
     assert score["kind"] == KIND.name
     assert score["payload_bytes"] == 22 + 17 * len(honest.output_token_ids)
-    assert 0 < score["distance"] < 0.02
+    assert 0 < score["distance"] < 0.3
     assert any("knew when it answered" in note for note in shown["notes"])
 
 
@@ -144,7 +146,7 @@ def change(trace, cut=0, levels=None, **parts):
 ATTACKS = {
     "fingerprint-length": lambda t: change(t, cut=1),
     "fingerprint-malformed": lambda t: replace(t, fingerprints=(*t.fingerprints, *t.fingerprints)),
-    "fingerprint-unsupported": lambda t: change(t, kind=replace(KIND, layer=2)),
+    "fingerprint-unsupported": lambda t: change(t, kind=replace(KIND, layer=5)),
     "fingerprint-value": lambda t: change(t, levels=-128),
 }
 
@@ -179,7 +181,7 @@ def test_distances_do_not_depend_on_what_a_trace_is_audited_with():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "int8", "int5:4", "int8:0", "int8:129", "int8:x", "int8:4:0", "int8:4:1:2", "int8:-4"]
+    "text", ["", "int8", "int5:4", "int8:0", "int8:129", "int8:x", "int8:4:0", "int8:4:1:2:3", "int8:-4"]
 )
 def test_a_kind_that_does_not_exist_is_refused(text):
     with pytest.raises(OptionError):
@@ -188,3 +190,28 @@ def test_a_kind_that_does_not_exist_is_refused(text):
 
 def test_a_kind_is_named_by_code_features_and_window():
     assert fingerprint_kind("int4:64:32") == FingerprintKind("int4", 64, 32)
+    assert fingerprint_kind("int8:16:1:2") == FingerprintKind("int8", 16, 1, 2)
+
+
+def test_a_layer_of_the_middle_is_compared_and_its_kind_has_honest_distances_of_its_own():
+    middle = replace(KIND, layer=2)
+    honest, audits = traces(requests=16, seed=31, kind=middle), traces(requests=3, seed=32, kind=middle)
+    own = calibrate(honest, reference(), shadow_tokens=0)
+    assert set(own.fingerprints) == {middle.name}
+    (verdict,) = audited(audits, own).verdicts
+    assert {e.name: e.log_e for e in verdict.evidence}[middle.name] < 0
+    (verdict,) = audited(traces("weights/int4", 3, 32, kind=middle), own).verdicts
+    assert {e.name: e.log_e for e in verdict.evidence}[middle.name] > np.log(50)
+
+
+def test_a_layer_that_the_model_does_not_have_is_refused():
+    with pytest.raises(OptionError):
+        traces(requests=1, kind=replace(KIND, layer=5))
+
+
+def test_a_model_without_layers_to_look_at_has_its_fingerprints_refused(monkeypatch):
+    def refuse(self, layers):
+        raise OptionError("hidden states of other, which runs through transformers")
+
+    monkeypatch.setattr(type(reference().model), "showing", refuse)
+    assert "[fingerprint-unsupported]" in reasons(traces())

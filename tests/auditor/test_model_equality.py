@@ -100,3 +100,27 @@ def test_texts_become_code_points_and_ids_rows():
     np.testing.assert_array_equal(padded([(1, 2, 3), (4,)], 2), [[1, 2], [4, PADDING]])
     assert code_points([]).shape == (0, 1)
     assert code_points(["\ud800"])[0, 0] == 0xD800
+
+
+def test_the_e_value_has_expectation_one_under_the_null():
+    """All labellings of one pool, each as the observed one: their e-values' mean is at most 1."""
+    from itertools import combinations
+
+    generator = np.random.default_rng(4)
+    rows = generator.integers(0, 3, (6, 5)).astype(np.int32)
+    found = []
+    for chosen in combinations(range(6), 3):
+        own = np.isin(np.arange(6), chosen)
+        sides = [Completions(np.zeros(3, np.int64), rows[mask]) for mask in (own, ~own)]
+        found.append(np.exp(model_equality(*sides, permutations=3999, generator=generator).log_e))
+    assert len(found) == 20
+    assert 0.9 < np.mean(found) <= 1.02  # 3,999 random labellings stand for all 20
+
+
+def test_the_e_value_convicts_with_few_permutations():
+    generator = np.random.default_rng(9)
+    bases = generator.integers(0, 50, (5, 12))
+    honest, other = (drawn(generator, 5, 8, share, bases) for share in (0.5, 0.9))
+    assert model_equality(honest, other, permutations=20_000, generator=generator).log_e > np.log(1000)
+    same = drawn(generator, 5, 8, 0.5, bases)
+    assert model_equality(honest, same, permutations=20_000, generator=generator).log_e < np.log(10)

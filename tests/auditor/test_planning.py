@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from auditor import plan
 from auditor.commands.plan import plan as plan_command
 from auditor.errors import OptionError
-from auditor.evidence import Calibration
 from auditor.plan_figure import power_figure
 from auditor.planning import PowerCurve, power_curve
 from auditor.profiles import shipped_profiles
@@ -51,11 +50,10 @@ def test_smaller_alpha_and_rarer_cheating_cost_more(profile, made):
 
 
 def test_honest_requests_do_not_convict(profile):
-    calibration = Calibration.of(profile.honest)
     curve = power_curve(
         profile.honest,
         profile.honest,
-        calibration,
+        profile.calibration,
         -math.log(0.05),
         1.0,
         np.random.default_rng(0),

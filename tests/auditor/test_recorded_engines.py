@@ -42,8 +42,9 @@ def profile(name, stop=None):
     return calibrate(traces(name, 0, stop), reference(), other_model=Model.load(DRAFT), shadow_tokens=1500)
 
 
-def audit(log, calibrated, alpha=ALPHA):
-    return verify(lambda: iter(log), reference(), find_profile={calibrated.key: calibrated}.get, alpha=alpha)
+def audit(log, calibrated, alpha=ALPHA, *, explain=False):
+    finder = {calibrated.key: calibrated}.get
+    return verify(lambda: iter(log), reference(), find_profile=finder, alpha=alpha, explain=explain)
 
 
 def power(result, cause):
@@ -131,6 +132,11 @@ def test_recorded_cheat_is_inconsistent(name):
     result = audit(traces(name), profile("vllm-cpu-bf16-plain"))
     assert result.matched / result.tokens == pytest.approx(CHEATS[name], abs=1e-3)
     assert (result.outcome, result.exit_status) == ("inconsistent", 1)
+
+
+def test_a_conviction_names_its_cause():
+    (verdict,) = audit(traces("vllm-cpu-w4a16-g128"), profile("vllm-cpu-bf16-plain"), explain=True).verdicts
+    assert verdict.diagnosis[0][0] == "weights/int4"
 
 
 @pytest.mark.parametrize(

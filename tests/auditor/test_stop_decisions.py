@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from auditor.evidence import STOP_PRIOR, outside_log_e
+from auditor.gathering import STOP_DECISIONS, Evidence, fused_log_e
 from auditor.reference.demo.prompts import TARGET
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.stop_strings import stop_string_place
@@ -15,7 +16,6 @@ from auditor.reference.tokenizer import Tokenizer
 from auditor.stop_decisions import stop_findings
 from auditor.trace import Trace
 from auditor.trace_files import read_traces
-from auditor.verdict import STOP_DECISIONS, Evidence, fused_log_e
 
 TRACES = Path(__file__).parent.parent / "traces"
 CONTEXT = 512

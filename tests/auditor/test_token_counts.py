@@ -209,11 +209,30 @@ def test_a_text_without_its_special_tokens_accuses_nobody(reference, honest):
         replace(bare(t), text=reference.tokenizer.decode(t.output_token_ids, skip_special=True))
         for t in honest
     ]
-    counted = [(t, count_response(t, reference)) for t in texts]
+    counted = []
+    for trace in texts:
+        try:
+            counted.append((trace, count_response(trace, reference)))
+        except CannotScoreError as refused:
+            assert "less likely" in str(refused)
     assert any(c.counted.excess > 0 for _, c in counted), "or this test shows nothing"
     evidence = count_evidence(counted)
     assert evidence is not None
     assert evidence.log_e < np.log(20)
+
+
+def test_hidden_reasoning_is_not_taken_for_padding(reference, honest):
+    """A server that keeps the reasoning to itself bills it, with or without saying how much."""
+    for trace in honest[:8]:
+        answer = trace.text.split("<|answer|>")[-1]
+        shown = replace(bare(trace), text=answer)
+        untold = replace(shown, usage=replace(shown.usage, reasoning_tokens=None))
+        for hidden in (shown, untold):
+            try:
+                excess = count_response(hidden, reference).counted.excess
+            except CannotScoreError:
+                continue
+            assert excess == 0
 
 
 @pytest.mark.parametrize(

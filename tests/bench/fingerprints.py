@@ -1,8 +1,8 @@
-"""Microseconds a token to make a fingerprint, beside TOPLOC, on one thread, in one run.
+"""Microseconds a token to make a fingerprint and to verify it, beside TOPLOC, on one thread, in one run.
 
-TOPLOC is measured twice: our own `make_proofs` (same bytes), and `torch.topk` over the chunk alone, with which
-the package's encoder begins, so less than the package can cost. The package itself is measured where it
-imports (its wheel is built for an older torch). Times are processor time, the least of several repeats.
+TOPLOC is measured three times: the package itself, where `make .toploc` has built it from its sources (its wheel
+wants an older torch); our own `make_proofs` (same bytes); and `torch.topk` over the chunk alone, with which the
+package's encoder begins, so less than the package can cost. Times are processor time, the least of several repeats.
 
     python tests/bench/fingerprints.py
 """
@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -24,7 +26,7 @@ KINDS = [FingerprintKind("int8", 16), FingerprintKind("int4", 16), FingerprintKi
 SEED, BINDING = bytes(16), bytes(8)
 
 
-def microseconds(run, repeats=5):
+def microseconds(run, repeats=15):
     run()
     best = float("inf")
     for _ in range(repeats):
@@ -35,6 +37,7 @@ def microseconds(run, repeats=5):
 
 
 def package():
+    sys.path.insert(0, str(Path(__file__).parents[2] / ".toploc"))
     try:
         return importlib.import_module("toploc")
     except (ImportError, OSError) as error:
@@ -70,8 +73,15 @@ def main():
             lambda parts=parts: [part.reshape(-1).abs().topk(128) for part in parts]
         )
         if theirs is not None:
+            rows = list(hidden)
             row["toploc package encode"] = microseconds(
-                lambda rows=list(hidden): theirs.build_proofs_bytes(rows, 32, 128, skip_prefill=True)
+                lambda rows=rows: theirs.build_proofs_bytes(rows, 32, 128, skip_prefill=True)
+            )
+            made = theirs.build_proofs_bytes(rows, 32, 128, skip_prefill=True)
+            row["toploc package verify"] = microseconds(
+                lambda own=hidden, made=made: theirs.verify_proofs_bytes(
+                    own, made, 32, 128, skip_prefill=True
+                )
             )
         print(json.dumps(row), flush=True)
 

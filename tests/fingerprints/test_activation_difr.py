@@ -108,6 +108,38 @@ def test_a_window_adds_up_differences_in_square():
     assert np.allclose(np.abs(rows[1]), np.abs(own[8]))  # a short last window is scaled by its own length
 
 
+@pytest.mark.parametrize("window", [1, 4])
+def test_a_short_residual_stream_does_not_make_honest_noise_look_large(window):
+    """The final norm divides by the stream's length: noise of one size must give distances of one size."""
+    stream = hidden_of(n=24, d=512)
+    lengths = np.repeat([1.0, 9.0, 4.0], 8).astype(np.float32)[:, None]
+    noise = 0.1 * hidden_of(n=24, d=512, seed=1)
+
+    def normed(x):
+        return (x / np.sqrt((x**2).mean(axis=1, keepdims=True))).astype(np.float32)
+
+    kind = FingerprintKind("bf16", 64, window)
+    given_ = made(kind, normed(lengths * stream + noise))
+    found = residuals(given_, normed(lengths * stream), lengths * stream, backend="reference")
+    short, long, middle = (found.distance[part] for part in np.split(np.arange(24 // window), 3))
+    assert 0.05 < found.distance.mean() < 0.12
+    assert short.mean() == pytest.approx(middle.mean(), rel=0.25)
+    assert found.plain[: 8 // window].mean() > 5 * found.plain[8 // window : 16 // window].mean()
+    assert long.mean() > 0.0
+
+
+def test_a_layers_distance_is_relative_to_its_own_states():
+    given_ = made(PLAIN, hidden_of())
+    found = residuals(given_, 1.1 * hidden_of(), backend="reference")
+    assert np.array_equal(found.distance, found.plain)
+
+
+def test_a_residual_stream_that_is_not_finite_is_no_evidence():
+    given_ = made()
+    with pytest.raises(FingerprintValueError):
+        residuals(given_, hidden_of(), hidden_of() * np.float32(np.nan), backend="reference")
+
+
 def test_tensors_and_arrays_are_windowed_alike():
     import torch
 
@@ -181,6 +213,26 @@ def test_nan_and_infinity_are_refused(code, bytes_of_level):
     with pytest.raises(FingerprintValueError) as caught:
         from_payload(bytes(raw), projection_seed=SEED)
     assert caught.value.code == "fingerprint-value"
+
+
+@pytest.mark.parametrize("code", ["int4", "int8", "fp8"])
+def test_cells_so_wide_that_anything_lies_in_them_are_refused(code):
+    """A forger's universal fingerprint: level 0 at the largest scale, whatever the states are."""
+    own = made(FingerprintKind(code, 16))
+    levels = np.zeros_like(own.coded.levels)
+    forged = replace(own, coded=replace(own.coded, levels=levels, scale=np.full_like(own.coded.scale, 255)))
+    with pytest.raises(FingerprintValueError):
+        from_payload(to_payload(forged), projection_seed=SEED)
+    with pytest.raises(FingerprintValueError):
+        residuals(forged, hidden_of(), backend="reference")
+
+
+@pytest.mark.parametrize("code", ["int4", "int8", "fp8"])
+@pytest.mark.parametrize("size", [0.0, 1e-9, 1e-4, 1.0, 1e4])
+def test_no_scale_that_an_encoder_chooses_is_refused(code, size):
+    for seed in range(20):
+        own = made(FingerprintKind(code, 1 + seed % 16), np.float32(size) * hidden_of(seed=seed))
+        assert len(from_payload(to_payload(own), projection_seed=SEED).coded.levels) == 20
 
 
 @pytest.mark.parametrize(("code", "level"), [("int8", 0x80), ("int4", 0x88)])

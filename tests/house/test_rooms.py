@@ -26,9 +26,9 @@ MAY_IMPORT = {
 
 
 def room_of(module):
-    """`auditor.kernels.race` lies in kernels; `auditor.errors` is a leaf open to all."""
+    """`auditor.kernels.race` lies in kernels; the errors are leaves open to all."""
     parts = module.split(".")
-    if parts[0] != "auditor" or module == "auditor.errors":
+    if parts[0] != "auditor" or module in {"auditor.errors", "auditor.commitment_errors"}:
         return None
     return parts[1] if len(parts) > 1 and parts[1] in ROOMS else "auditor"
 

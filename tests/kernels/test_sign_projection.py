@@ -34,12 +34,18 @@ def splitmix(z):
     return z ^ (z >> 31)
 
 
-def plain_sign(key, row, column):
+def plain_sign(key, row, column, width):
     """The first attempt's sign in whole numbers, apart from the code under test."""
     golden = 0x9E3779B97F4A7C15
-    row_key = splitmix((key + (row * 64 + 1) * golden) & MASK)
-    word = splitmix((row_key + (column // 64 + 1) * golden) & MASK)
-    return -1 if word >> (column % 64) & 1 else 1
+
+    def word(row, place):
+        row_key = splitmix((key + (row * 64 + 1) * golden) & MASK)
+        return splitmix((row_key + (place + 1) * golden) & MASK)
+
+    own = word(row, column // 64)
+    if width > 256:
+        own = word(row, column // 64 % 4) ^ word(128, column // 64)
+    return -1 if own >> (column % 64) & 1 else 1
 
 
 @pytest.mark.parametrize("case", VECTORS["cases"], ids=lambda c: f"{c['rows']}x{c['width']}")
@@ -51,12 +57,15 @@ def test_the_matrix_is_the_golden_one_to_the_bit(case):
     assert [[float(v).hex() for v in row[: i + 1]] for i, row in enumerate(basis.mixer)] == case["mixer"]
 
 
-def test_signs_are_those_of_whole_number_arithmetic():
-    drawn = signs(sign_basis(99, 3, 130))
-    assert drawn.tolist() == [[plain_sign(99, r, c) for c in range(130)] for r in range(3)]
+@pytest.mark.parametrize("width", [130, 256, 257, 700])
+def test_signs_are_those_of_whole_number_arithmetic(width):
+    drawn = signs(sign_basis(99, 3, width))
+    assert drawn.tolist() == [[plain_sign(99, r, c, width) for c in range(width)] for r in range(3)]
 
 
-@pytest.mark.parametrize(("rows", "width"), [(1, 1), (2, 2), (3, 3), (16, 256), (64, 100), (5, 4100)])
+@pytest.mark.parametrize(
+    ("rows", "width"), [(1, 1), (2, 2), (3, 3), (16, 256), (64, 100), (5, 4100), (128, 300)]
+)
 def test_rows_are_orthonormal(rows, width):
     p = matrix(sign_basis(5, rows, width))
     np.testing.assert_allclose(p @ p.T, np.eye(rows), atol=1e-11)
@@ -78,12 +87,24 @@ def hidden_of(n, d, seed=0):
     return torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 3
 
 
-@pytest.mark.parametrize(("n", "k", "d"), [(3, 5, 70), (2, 16, 4100), (1, 1, 64)])
-def test_the_fast_projection_is_the_plain_one(n, k, d):
-    h, basis = hidden_of(n, d), sign_basis(3, k, d)
+@pytest.mark.parametrize(("n", "k", "d"), [(3, 5, 70), (2, 16, 4100), (1, 1, 64), (4, 7, 257), (3, 128, 512)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_the_fast_projection_is_the_plain_one(n, k, d, dtype):
+    h, basis = hidden_of(n, d).to(dtype), sign_basis(3, k, d)
     truth = h.double().numpy() @ matrix(basis).T
     np.testing.assert_allclose(project(h, basis, backend="reference"), truth, atol=1e-10)
-    np.testing.assert_allclose(project(h.numpy(), basis), truth, atol=3e-5)
+    np.testing.assert_allclose(project(h, basis), truth, atol=3e-5)
+    wide = torch.cat([h, h], dim=1)[:, :d]  # rows that do not follow one another in memory
+    assert np.array_equal(project(wide, basis), project(h, basis))
+
+
+def test_folding_keeps_the_length_of_a_difference_and_hides_no_direction():
+    """Over many seeds, k features of any difference have its mean square, a single column's among them."""
+    lone, spread = torch.zeros(2, 1024).split(1)
+    lone[0, 700] = 32.0
+    for x in (lone, spread + 1.0, hidden_of(1, 1024)):
+        seen = [(project(x, sign_basis(key, 8, 1024)) ** 2).mean() for key in range(300)]
+        assert np.mean(seen) == pytest.approx(float((x**2).mean()), rel=0.12)
 
 
 @pytest.mark.parametrize("code", CODES)
@@ -142,7 +163,7 @@ def test_the_kernels_agree_with_the_reference_in_the_interpreter():
 
 @runs_kernels
 @needs_triton
-@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 64), (17, 5, 130), (3, 33, 200)])
+@pytest.mark.parametrize(("n", "k", "d"), [(1, 1, 64), (17, 5, 130), (3, 33, 200), (2, 6, 400)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_kernel_features_are_the_references(n, k, d, dtype):
     h, basis = hidden_of(n, d).to(dtype), sign_basis(8, k, d)
@@ -179,8 +200,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from auditor.kernels import sign_projection_triton as kernels
-common = dict(hidden="*bf16", row_keys="*i64", mixer="*fp32", rows="i32")
-shape = dict(WIDTH=4096, FEATURES=20, ROWS=16, PADDED=32)
+common = dict(hidden="*bf16", row_keys="*i64", shared_key="*i64", mixer="*fp32", rows="i32")
+shape = dict(WIDTH=4096, FEATURES=20, ROWS=16, PADDED=32, WORDS=4)
 sources = [
     (kernels._features, dict(out="*fp32", **common), shape),
     (kernels._codes, dict(scales="*fp32", places="*u8", levels="*i8", largest="*i32", **common), dict(TOP=127.0, **shape)),

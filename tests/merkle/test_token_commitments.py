@@ -10,14 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from auditor.errors import (
+from auditor.commitment_errors import (
     ChallengeMismatchError,
+    ChallengeReplayedError,
     CommitmentFieldError,
     CommitmentHeadError,
     ExposureError,
     HeadChainError,
-    KeyUnknownError,
     OpeningIncompleteError,
+)
+from auditor.errors import (
+    KeyUnknownError,
+    LeafIndexError,
     ProofLengthError,
     ProofRootError,
     SignatureInvalidError,
@@ -28,6 +32,7 @@ from auditor.merkle.keys import Algorithm, SeedSigner
 from auditor.merkle.token_heads import TokenHead, check_chain, open_head, parse_head_text, sign_head
 from auditor.merkle.token_leaves import Salts, TokenLeaf
 from auditor.merkle.token_openings import check_opening, draw_challenge, exposure, head_digest, open_blocks
+from auditor.merkle.token_stream import Declared, TokenStream
 from auditor.merkle.tree import Tree
 
 VOCABULARY = 1_000
@@ -235,8 +240,29 @@ def test_every_way_to_cheat_in_an_opening_has_its_error():
         (replace(good, proof=good.proof[:-1]), HEAD, challenge, ProofLengthError),
         (replace(good, proof=(*good.proof, good.proof[0])), HEAD, challenge, ProofLengthError),
         (good, other_head, challenge, ChallengeMismatchError),
-        (good, HEAD, draw_challenge(HEAD, b"another nonce", 3), ChallengeMismatchError),
+        (good, HEAD, draw_challenge(HEAD, b"another nonce", 3), ChallengeReplayedError),
         (replace(good, head=head_digest(other_head)), HEAD, challenge, ChallengeMismatchError),
+        (good, HEAD, replace(challenge, blocks=(*challenge.blocks[:-1], HEAD.blocks)), LeafIndexError),
+        (good, HEAD, replace(challenge, blocks=challenge.blocks[:-1]), ChallengeMismatchError),
+        (good, HEAD, replace(challenge, blocks=(0, 1, 2)), ChallengeMismatchError),
+        (
+            good,
+            replace(HEAD, hidden=1 << 60),
+            replace(challenge, head=head_digest(replace(HEAD, hidden=1 << 60)), count=1 << 59),
+            ChallengeMismatchError,
+        ),
+        (
+            replace(good, leaves={**good.leaves, 100: replace(LEAVES[99], index=100)}),
+            HEAD,
+            challenge,
+            LeafIndexError,
+        ),
+        (
+            good,
+            replace(HEAD, hidden=0, root=Tree().root()),
+            replace(challenge, head=head_digest(replace(HEAD, hidden=0, root=Tree().root())), blocks=()),
+            TreeSizeError,
+        ),
     ]
     for opening, head, asked, error in cases:
         with pytest.raises(error):
@@ -270,3 +296,50 @@ def test_exposure_is_bounded_over_challenges():
 def test_fields_out_of_range(change):
     with pytest.raises(CommitmentFieldError):
         replace(LEAVES[0], **change)
+
+
+def test_a_prefix_challenge_opens_all_before_the_block_that_was_drawn():
+    for nonce in (b"1", b"2", b"3"):
+        (drawn,) = draw_challenge(HEAD, nonce, 1).blocks
+        challenge = draw_challenge(HEAD, nonce, 1, prefix=True)
+        assert challenge.blocks == tuple(range(drawn + 1))
+        seen = check_opening(open_blocks(TREE.node, LEAVES, HEAD, challenge), HEAD, challenge)
+        assert seen.seen == HEAD.block_range(drawn).stop
+
+
+def streamed(tokens, block=8, head_blocks=2):
+    times = iter(range(1_700_000_000, 1_800_000_000))
+    stream = TokenStream(
+        Declared("req-1", DIGEST, DIGEST, "none", block), Salts(b"k" * 32, "req-1"), KEY, lambda: next(times),
+        head_blocks=head_blocks,
+    )  # fmt: skip
+    sent = [head for head in map(stream.add, tokens) if head is not None]
+    return stream, sent
+
+
+def test_a_stream_sends_a_head_every_few_blocks_and_ends_in_one_chain():
+    stream, sent = streamed(TOKENS)
+    assert [open_head(raw, [KEY.public]).hidden for raw in sent] == [16, 32, 48, 64, 80, 96]
+    before = open_head(stream.answer(), [KEY.public])
+    assert (before.hidden, before.visible, before.final) == (100, 0, False)
+    final = open_head(stream.finish(20), [KEY.public])
+    heads = [open_head(raw, [KEY.public]) for raw in stream.heads]
+    assert check_chain(heads, stream.proofs) == final
+    assert (final.hidden, final.visible, final.final) == (100, 20, True)
+    assert final.root == Tree(b"".join(leaf.hash() for leaf in leaves_without_fingerprints(TOKENS))).root()
+
+
+def leaves_without_fingerprints(tokens):
+    return [replace(leaf, fingerprint=b"") for leaf in leaves_of(tokens)]
+
+
+def test_no_hidden_token_is_taken_after_the_answer_began():
+    stream, _ = streamed(TOKENS[:10])
+    with pytest.raises(HeadChainError):
+        stream.finish(3)
+    stream.answer()
+    with pytest.raises(HeadChainError):
+        stream.add(1)
+    stream.finish(3)
+    with pytest.raises(HeadChainError):
+        stream.finish(3)

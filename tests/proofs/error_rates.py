@@ -77,8 +77,9 @@ def run_batch(number):
 def _audit(traces, profile, reference):
     import numpy as np
 
+    from auditor.gathering import evidence_curve
     from auditor.replay import replay
-    from auditor.verdict import evidence_curve, judge
+    from auditor.verdict import judge
 
     scored = list(replay(traces, reference))
     verdict = judge(scored, profile, alpha=ALPHA)

@@ -103,8 +103,8 @@ def test_each_says_what_is_gained_and_where_it_is_described(entry):
     assert entry.source.strip()
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
-    with pytest.raises(OptionError, match="weights/int4"):
+def test_an_unknown_name_is_refused_and_says_who_knows_them():
+    with pytest.raises(OptionError, match="audit matrix --list"):
         deviation("weights/int3")
 
 

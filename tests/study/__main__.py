@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.study import localisation, naming, planner, pools, power, published_rates, validity
+from tests.study import choosing, localisation, naming, planner, pools, power, published_rates, validity
 
 OUT = Path("out/study")
 DOCUMENT = Path("docs/study.md")
@@ -27,6 +27,7 @@ PARTS = {
     "naming": naming,
     "localisation": localisation,
     "planner": planner,
+    "choosing": choosing,
 }
 TITLES = {
     "validity": "Honest providers",
@@ -35,6 +36,7 @@ TITLES = {
     "naming": "Naming the cause",
     "localisation": "Finding the span",
     "planner": "Predicted and realised power",
+    "choosing": "Choosing what is scored",
 }
 
 

@@ -10,8 +10,8 @@ from scipy.special import logsumexp
 from scipy.stats import beta
 
 from auditor.evidence import STOP_PRIOR, Calibration, margin_log_e, outside_log_e
+from auditor.gathering import STOP_DECISIONS, Evidence, fused_log_e
 from auditor.noise_model import log_likelihoods
-from auditor.verdict import STOP_DECISIONS, Evidence, fused_log_e
 
 
 @dataclass(frozen=True)

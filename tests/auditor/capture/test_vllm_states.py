@@ -160,10 +160,10 @@ def test_fingerprints_from_inside_a_real_vllm_are_near_and_convict_a_provider_wi
     profile = calibrate(traces[::2], reference, shadow_tokens=0)
     honest = list(replay(traces[1::2], reference))
     assert all(s.fingerprint_problem is None and len(s.fingerprints) == 1 for s in honest)
-    assert max(f.distance for s in honest for f in s.fingerprints) < 0.01
+    assert max(f.distance for s in honest for f in s.fingerprints) < 0.2
     verdict = judge(honest, profile, alpha=0.01)
     kinds = {e.name: e.log_e for e in verdict.evidence}
-    assert kinds["activation-difr/v1 int8 k16 w1 final"] < 1.0
+    assert kinds["activation-difr/v2 int8 k16 w1 final"] < 1.0
     assert verdict.outcome != "inconsistent"
     swapped = [
         replace(a, fingerprints=b.fingerprints) for a, b in zip(traces[1::2], traces[::2], strict=True)

@@ -1,0 +1,1 @@
+"""Hidden tokens: committed to, challenged, opened, and judged by their content."""
