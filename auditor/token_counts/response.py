@@ -226,8 +226,8 @@ def _weighted(lattice: Lattice, reading: _Reading, rows: PrefixRows) -> Weighted
 def _refuse_foreign(reading: _Reading, where: str) -> None:
     if reading.surprise > _SURPRISE * np.sqrt(reading.variance) + _SURPRISE:
         raise CannotScoreError(
-            f"the text is {reading.surprise:.0f} nats less likely than the claimed model's own: something was "
-            "taken out of it (reasoning, say), or another model wrote it",
+            f"the text is {reading.surprise:.0f} nats less likely than the claimed model's own: something "
+            "was taken out of it (reasoning, say), or another model wrote it",
             where=where,
         )
 
@@ -240,9 +240,9 @@ def _spread(law: F64) -> tuple[float, float]:
     return entropy, max(0.0, float((p * law * law).sum()) - entropy**2)
 
 
-def _unfinished(vocabulary: TokenBytes) -> list[int]:
+def _unfinished(vocabulary: TokenBytes) -> Ids:
     """Ids whose bytes are no whole characters."""
-    return [i for i, b in enumerate(vocabulary.spelled) if b and not _whole(b)]
+    return tuple(i for i, b in enumerate(vocabulary.spelled) if b and not _whole(b))
 
 
 def _whole(piece: bytes) -> bool:
