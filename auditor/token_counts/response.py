@@ -41,6 +41,7 @@ _HELD_BACK = 3  # tokens of an unfinished character, at most
 _SLACK = 0.25  # tokens: the ceiling of an estimate on a text whose tokenization is beyond doubt
 _CAUTION = 4.0  # ... and how far above the lattice's own estimate it lies elsewhere
 _SURPRISE = 3.0  # standard deviations, and nats
+_MARKS = 3  # tokens around hidden reasoning that count as neither reasoning nor answer
 _REFUSED_ENDS = frozenset({"tool_calls", "function_call", "content_filter"})
 
 
@@ -76,9 +77,9 @@ def is_doubtful(trace: Trace, tokenizer: Tokenizer) -> bool:
     ids = trace.output_token_ids
     if not ids or len(ids) != trace.usage.completion_tokens:
         return True
-    shown = {tokenizer.decode(ids), tokenizer.decode(ids, skip_special=True)}
-    body = ids[:-1] if ids[-1] in tokenizer.special_ids else ids
-    return trace.text not in shown | {tokenizer.decode(body)}
+    # A stop string or a reasoning parser leaves a part of what the ids spell: they account for it still.
+    spelled = (tokenizer.decode(ids), tokenizer.decode(ids, skip_special=True))
+    return not any(trace.text.strip() in whole for whole in spelled)
 
 
 def count_response(trace: Trace, reference: Reference) -> ResponseCount:
@@ -142,7 +143,7 @@ def _bill_of_text(billed: int, reasoning: int, allowed: int) -> int:
     Only a text clearly longer than the answer's own bill is taken to show the reasoning too; hidden reasoning
     cannot be counted from a text, and an honest bill for it must not look like an excess.
     """
-    answer = max(0, billed - reasoning)
+    answer = max(0, billed - reasoning - (_MARKS if reasoning else 0))
     return billed if allowed > 1.1 * answer + 8 else answer
 
 

@@ -259,6 +259,8 @@ def test_only_traces_without_accounting_ids_are_in_doubt(reference, honest):
     assert is_doubtful(bare(honest[0]), tokenizer)
     assert is_doubtful(billed(honest[0], 1), tokenizer)
     assert is_doubtful(replace(honest[0], text="another text"), tokenizer)
+    answer = honest[0].text.split("<|answer|>")[-1]
+    assert not is_doubtful(replace(honest[0], text=answer), tokenizer), "a reasoning parser took its part"
 
 
 @pytest.fixture(scope="module")
