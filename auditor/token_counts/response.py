@@ -5,7 +5,8 @@
 3. The honest excess over the canonical number is estimated without bias (`expected_length`).
 4. A text that the claimed model would hardly write is refused: most likely something was taken out of it.
    Whether a response counts depends on its text alone, so leaving it out costs no validity.
-5. What a text does not show is forgiven, in the provider's favour: the end token, a leading space that a
+5. A bill far beyond the text is one for hidden tokens, whatever they were: a finding, not evidence.
+6. What a text does not show is forgiven, in the provider's favour: the end token, a leading space that a
    server stripped, and as many special tokens and unfinished characters as the model would have put there.
 
 Fail closed: a text that does not hold everything that was generated (stop strings, tool calls, replacement
@@ -42,6 +43,7 @@ _SLACK = 0.25  # tokens: the ceiling of an estimate on a text whose tokenization
 _CAUTION = 4.0  # ... and how far above the lattice's own estimate it lies elsewhere
 _SURPRISE = 3.0  # standard deviations, and nats
 _MARKS = 3  # tokens around hidden reasoning that count as neither reasoning nor answer
+_FEW, _PART = 8, 0.2  # tokens, and share of the text, beyond which hidden tokens must have been billed
 _REFUSED_ENDS = frozenset({"tool_calls", "function_call", "content_filter"})
 
 
@@ -99,6 +101,9 @@ def count_response(trace: Trace, reference: Reference) -> ResponseCount:
     request = _request(trace, canonical, reference)
     scheme = request.scheme if trace.sampling.filtered else None
     rows = PrefixRows(model, request.prompt, trace.sampling, scheme)
+    allowed = len(canonical) + _forgiven(text, trace, tokenizer)
+    bill = _bill_of_text(billed, trace.usage.reasoning_tokens or 0, allowed)
+    _refuse_hidden(bill, allowed, trace.where)
     lattice = Lattice.of(canonical, vocabulary)
     ends = () if trace.sampling.ignore_eos else tokenizer.eos_ids
     invisible = sorted(tokenizer.special_ids - set(ends))
@@ -114,9 +119,7 @@ def count_response(trace: Trace, reference: Reference) -> ResponseCount:
         lambda paths: path_scores(paths, rows, {canonical: reading.own}),
         generator,
     )
-    allowed = len(canonical) + _forgiven(text, trace, tokenizer)
     ceiling = _SLACK + _CAUTION * weighted.departures() + reading.hidden
-    bill = _bill_of_text(billed, trace.usage.reasoning_tokens or 0, allowed)
     counted = CountedResponse(bill, allowed, estimate.value + reading.hidden, ceiling)
     return ResponseCount(counted, len(text), rows.computed, one_pass)
 
@@ -145,6 +148,20 @@ def _bill_of_text(billed: int, reasoning: int, allowed: int) -> int:
     """
     answer = max(0, billed - reasoning - (_MARKS if reasoning else 0))
     return billed if allowed > 1.1 * answer + 8 else answer
+
+
+def _refuse_hidden(bill: int, allowed: int, where: str) -> None:
+    """Far more tokens than the text: padding or reasoning that nobody declared, which a text cannot tell apart.
+
+    Leaving such a response out forgoes a gain of the bet, never a loss, so it costs no validity.
+    """
+    if bill - allowed > max(_FEW, _PART * allowed):
+        raise CannotScoreError(
+            f"{bill - allowed} tokens are billed beyond the {allowed} of the text: hidden tokens that the log "
+            "does not declare",
+            where=where,
+            fix="have them committed to (audit commit), or log usage.reasoning_tokens",
+        )
 
 
 def _canonical(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: Trace) -> Ids:
