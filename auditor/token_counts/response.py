@@ -151,14 +151,14 @@ def _bill_of_text(billed: int, reasoning: int, allowed: int) -> int:
 
 
 def _refuse_hidden(bill: int, allowed: int, where: str) -> None:
-    """Far more tokens than the text: padding or reasoning that nobody declared, which a text cannot tell apart.
+    """Far more tokens than the text: padding or undeclared reasoning, which a text cannot tell apart.
 
     Leaving such a response out forgoes a gain of the bet, never a loss, so it costs no validity.
     """
     if bill - allowed > max(_FEW, _PART * allowed):
         raise CannotScoreError(
-            f"{bill - allowed} tokens are billed beyond the {allowed} of the text: hidden tokens that the log "
-            "does not declare",
+            f"{bill - allowed} tokens are billed beyond the {allowed} of the text: hidden tokens that the "
+            "log does not declare",
             where=where,
             fix="have them committed to (audit commit), or log usage.reasoning_tokens",
         )
