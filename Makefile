@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof inflation token-counts fingerprints study profiles \
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof inflation token-counts fingerprints study matrix profiles \
         engines clean
 
 setup: $(STAMP)
@@ -83,6 +83,12 @@ token-counts: setup
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup
 	$(BIN)/python -m tests.study
+
+# 118 ways to cheat and the tokens it takes to catch each: docs/matrix.md again. Goes on where it was stopped.
+matrix: setup
+	@mkdir -p out
+	$(BIN)/audit matrix --requests 96 --out out/matrix.jsonl --format markdown > out/matrix.md
+	cp out/matrix.md docs/matrix.md
 
 # Make the shipped profiles of the demo model again from the recorded honest traces.
 profiles: setup

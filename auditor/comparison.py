@@ -74,7 +74,7 @@ def compare(
     """The two-sample test of all requests that both sides answered.
 
     Args:
-        alpha: at which it is to convict; sets the number of permutations.
+        alpha: at which it is to convict; sets the number of permutations. Below 1/200,000 it cannot.
         generator: of the permutations.
 
     Raises:

@@ -1,11 +1,13 @@
-"""The auditor's side: what a commitment and its opening are held to. Steps are numbered in code and messages.
+"""The auditor's side: what a commitment and its opening are held to, step by step.
 
-1. Some trusted key signed every head. 2. The heads are one chain that ends in a final one. 3. They are of
-   this
-response, model and tokenizer. 4. The bill is the signed one. 5. All hidden tokens were committed to before
-the first visible one: by the order of the heads, and by the client's clock where it noted when they came.
-6. The opening answers this very challenge, whole. 7. Every opened block's embedding is recomputed from its
-   text.
+1. Some trusted key signed every head.
+2. The heads are one chain that ends in a final one.
+3. They are of this response, model and tokenizer.
+4. The bill is the signed one.
+5. All hidden tokens were committed to before the first visible one: by the order of the heads, and by the
+   client's clock where it noted when they came.
+6. The opening answers this very challenge, whole.
+7. Every opened block's embedding is recomputed from its text.
 8. What is left to judge is the text itself: `features.py` and, with weights, `reexecution.py`.
 
 Steps 1 to 7 know no error rate: an honest provider passes them.

@@ -4,13 +4,11 @@ Scores of honest responses are exchangeable with the calibration's, and nothing 
 
 * One response: the conformal p-value, (1 + honest scores at least as large) / (n + 1), is at most u with
   probability at most u (Vovk, Gammerman, Shafer 2005).
-* Several tests of one response: `worst_of` ranks each test's score among the calibration and takes the
-largest
-  rank; calibrated again on other honest responses it is one score like any other.
+* Several tests of one response: `worst_of` places each test's score among honest ones and takes the most
+  extreme; calibrated again on other honest responses it is one score like any other.
 * Many responses: a bet on each. Responses judged against one calibration share its luck, so their p-values
-are not
-  independent; therefore a threshold's rate is not taken at its nominal value but at an upper confidence limit
-  (Clopper and Pearson 1934), which holds with probability 1 - alpha / 2. Given that, a bet of
+  are not independent; therefore a threshold's rate is not taken at its nominal value but at an upper
+  confidence limit (Clopper and Pearson 1934), which holds with probability 1 - alpha / 2. Then a bet of
 
       e = 1 - l + l * [score beyond threshold] / rate,   0 <= l <= 1
 
@@ -50,13 +48,30 @@ def p_values(calibration: F64, scores: F64) -> F64:
     return np.asarray((1.0 + at_least) / (len(honest) + 1.0))
 
 
+def tail_log_p(honest: F64, scores: F64) -> F64:
+    """Log tail probability of scores under honest ones, with an exponential tail beyond their largest tenth.
+
+    Ranks alone give every score beyond the largest honest one the same p-value, and several tests fused by
+    rank tie so often that small rates are out of reach. The tail is that of excesses over a high threshold
+    (Pickands 1975, shape 0); it orders scores and is no p-value: what is made of it has to be calibrated.
+    """
+    ordered = np.sort(np.asarray(honest, np.float64))
+    inside = np.log(p_values(ordered, scores))
+    n = len(ordered)
+    beyond = max(1, n // 10)
+    threshold = ordered[max(0, n - 1 - beyond)]
+    excess = max(float((ordered[-beyond:] - threshold).mean()), 1e-12)
+    tail = math.log((beyond + 1) / (n + 1)) - (np.asarray(scores, np.float64) - threshold) / excess
+    return np.where(scores > threshold, tail, inside)
+
+
 def worst_of(tests: Sequence[tuple[F64, F64]]) -> F64:
-    """One score for several tests: minus the least p-value of any.
+    """One score for several tests: minus the least log tail probability of any.
 
     Args:
         tests: (honest scores, scores [n]) of each; the honest ones are not used for anything else.
     """
-    least = np.min([p_values(honest, scores) for honest, scores in tests], axis=0)
+    least = np.min([tail_log_p(honest, scores) for honest, scores in tests], axis=0)
     return np.asarray(-least, np.float64)
 
 

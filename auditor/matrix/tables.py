@@ -33,15 +33,56 @@ def interval_text(row: dict[str, Any]) -> str:
     return f"{most if low is None else f'{low:,}'} to {most if high is None else f'{high:,}'}"
 
 
+_OPENING = """# The deviation matrix
+
+Made by `audit matrix`: alpha {alpha:g}, honest recipe `{recipe}`, an audited log of {requests} requests
+({tokens:,} tokens) and three times as many to calibrate. At each logged prefix the deviation draws its
+own token, and the fused e-value judges logs made of whole requests drawn with replacement, {audits} of
+each size. These are powers on this log's requests, not on other traffic.
+
+Honest logs (decoded, not simulated), {honest_audits:,} of each size: at most {most:.4f} convicted (95 %:
+{low:.4f} to {high:.4f}).
+
+{caught} of {rows} rows are caught with power 0.99 within the largest sample tried; the others stand in
+the same table, with `>` and that sample.
+
+Last column: the published mean margin clipped at 0.5, at the best threshold there is, the honest pool's
+own quantile. Where both catch a row ({both}), ours needs {ratio} times its tokens in the geometric mean.
+"""
+
+
+def _opening(found: dict[str, Any]) -> list[str]:
+    """What the figures are, before the figures."""
+    alarms, honest, beside = found["false_alarms"], found["rows"][0], found["published_ratio"]
+    mean = beside["geometric_mean"]
+    said = _OPENING.format(
+        alpha=found["alpha"],
+        recipe=found["recipe"],
+        requests=honest["requests"],
+        tokens=honest["tokens"],
+        audits=found["audits"],
+        honest_audits=alarms["audits"],
+        most=alarms["most"],
+        low=alarms["interval"][0],
+        high=alarms["interval"][1],
+        caught=found["caught"],
+        rows=found["rows_measured"],
+        both=beside["rows"],
+        ratio="-" if mean is None else f"{mean:.2f}",
+    )
+    return [*said.splitlines(), ""]
+
+
 def markdown(found: dict[str, Any]) -> str:
-    """One line a row, families together; what cannot be caught stands in the same table."""
+    """A page: what was measured, then one line a row; what cannot be caught stands in the same table."""
     buckets = found["buckets"]
     names = [f"{first}-{after - 1}" for first, after in pairwise(buckets[:-1])] + [f"{buckets[-2]}-"]
     head = [
         *("deviation", "shows", "mismatches", f"at output tokens {' / '.join(names)}"),
         *("tokens for 90 %", "for 99 %", "95 % of that", "mean clipped at 0.5, 99 %"),
     ]
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    lines = _opening(found)
+    lines += [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for row in sorted(found["rows"], key=lambda r: (r["name"] != "honest", r["family"])):
         rates = " / ".join("-" if p is None else f"{p:.3f}" for p in row["by_position"])
         cells = [

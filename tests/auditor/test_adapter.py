@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from auditor.commands import cli
 from auditor.errors import ModelNotFoundError, ModelUnsupportedError
 from auditor.reference.demo.prompts import TARGET
+from auditor.reference.deviations import undeclared_adapter
 from auditor.reference.model import Model
 
 MODULES = [f"model.layers.{index}.self_attn.{name}_proj" for index in range(5) for name in ("q", "v")]
@@ -55,6 +56,15 @@ def test_an_adapter_is_the_low_rank_change_of_each_product(adapter):
     by_hand = plain.replace(weights=merged).prefill(tokens)
     assert (adapted.prefill(tokens) - by_hand).abs().max() < 1e-4
     assert (adapted.prefill(tokens) - plain.prefill(tokens)).abs().max() > 1e-2
+
+
+def test_an_undeclared_adapter_is_a_provider_that_serves_the_adapted_model(adapter):
+    plain, adapted = Model.load(TARGET), Model.load(TARGET, adapter=adapter)
+    deviant = undeclared_adapter(adapter).model(plain, None)
+    tokens = [torch.arange(5, 40)]
+    served, sold = deviant.prefill(tokens), plain.prefill(tokens)
+    torch.testing.assert_close(served, adapted.prefill(tokens), atol=2e-3, rtol=2e-3)
+    assert (served - sold).norm() > 0.05 * sold.norm()
 
 
 def test_a_log_served_with_an_adapter_is_replayed_with_it(adapter, tmp_path):

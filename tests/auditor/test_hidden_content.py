@@ -264,6 +264,10 @@ def test_several_tests_become_one_score_that_any_of_them_raises():
     honest = np.arange(50.0)
     fused = worst_of([(honest, np.array([10.0, 99.0, 10.0])), (honest, np.array([10.0, 10.0, 99.0]))])
     assert fused[1] == fused[2] > fused[0]
+    # Beyond every honest score there is still an order, else small rates would be out of reach.
+    far = worst_of([(honest, np.array([20.0, 44.0, 47.0, 49.0, 60.0, 600.0]))])
+    assert (np.diff(far) > 0).all()
+    assert np.isfinite(worst_of([(np.zeros(50), np.array([0.0, 1e-9, 5.0]))])).all()
 
 
 def test_honest_sequences_are_hardly_ever_convicted_whatever_the_calibrations_luck():

@@ -113,7 +113,7 @@ def test_copies_of_answers_are_not_more_answers():
     trusted = answered("honest", 2)
     log = [as_text(t) for t in answered("honest", 4)][: PROMPTS * 2]
     _, once = audited(log, trusted)
-    _, copied = audited(log * 40, trusted)
+    _, copied = audited(log * 4, trusted)
     assert log_e(copied)[MODEL_EQUALITY] == log_e(once)[MODEL_EQUALITY]
 
 
@@ -130,7 +130,7 @@ def test_an_unseeded_request_logged_twice_is_evidence_once():
     """An honest provider's luck in one request must not be multiplied until it convicts."""
     log = [replace(t, seed=None) for t in recorded(PLAIN, 2)]
     _, once = audited(log, found=profile())
-    _, copied = audited(log * 50, found=profile())
+    _, copied = audited(log * 10, found=profile())
     assert log_e(copied) == log_e(once)
 
 

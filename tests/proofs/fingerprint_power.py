@@ -24,14 +24,16 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from scipy.stats import beta, rankdata
 
 from auditor.fingerprints.wire import HEADER_BYTES
-from auditor.rank_evidence import rank_log_e
+from auditor.rank_evidence import TOLERANCE, rank_log_e
 from tests.proofs.fingerprint_document import document
 from tests.proofs.fingerprint_pools import CAUSES, COUNTS, OUT, POOLS, scores_of
 from tests.proofs.fingerprint_schemes import SCHEMES
 
 HONEST = [pool.name for pool in POOLS if pool.forced not in CAUSES and pool.name != "calibration"]
 ENOUGH = 0.99
-AUDITS, CALIBRATED, AUDITED, ALPHA = 2_000, 48, 8, 0.01
+AUDITS, CALIBRATED, AUDITED, ALPHA = 500, 48, 8, 0.01
+JUDGED = (1, 2, 4, 8, 32)
+"""T's at which whole audits are simulated."""
 
 
 def upper(hits, total):
@@ -72,9 +74,9 @@ def needed(power, row_bytes, window):
 
 
 def verdicts(base, other, generator):
-    """Of 2,000 audits (48 calibrated, 8 audited requests) at each T, how many reach 1/alpha; NaN T's are None."""
+    """Of so many audits at each T of `JUDGED`, how many reach 1/alpha; None where T is not reached."""
     rows = []
-    for place in range(len(COUNTS)):
+    for place in map(COUNTS.index, JUDGED):
         if np.isnan(base[:, place]).any() or np.isnan(other[:, place]).any():
             rows.append(None)
             continue
@@ -91,24 +93,28 @@ def judged(scheme, pools):
     """Everything that is said of one scheme."""
     generator = np.random.default_rng(1)
     base = pools["calibration"][scheme.name]
-    bar = np.where(np.isnan(base).all(axis=0), np.nan, np.nanmax(np.nan_to_num(base, nan=-np.inf), axis=0))
-    power = {c: (pools[c][scheme.name] > bar).mean(axis=0) for c in CAUSES}
-    for row in power.values():
-        row[np.isnan(bar)] = np.nan
+    bar = base.max(axis=0)  # NaN where no window is complete
+    power, tolerant = _power(scheme, pools, bar), _power(scheme, pools, TOLERANCE * bar)
     honest = {name: pools[name][scheme.name] for name in HONEST if scheme.name in pools[name]}
     checked = honest["checked"][:, -1]
     return {
         "row_bytes": scheme.row_bytes,
         "window": scheme.window,
         "false_alarms": {name: alarms(scores, bar) for name, scores in honest.items()},
-        "spread": (bar / np.nanmedian(base, axis=0)).tolist(),
         "auc": {
             "another seed": area(base[:, -1], checked, generator),
             "temperature 1.1": area(base[:, -1], honest["temperature 1.1"][:, -1], generator),
         },
         "power": {cause: row.tolist() for cause, row in power.items()},
         "needed": {c: needed(row, scheme.row_bytes, scheme.window) for c, row in power.items()},
+        "needed_tolerant": {c: needed(row, scheme.row_bytes, scheme.window) for c, row in tolerant.items()},
+        "false_alarms_tolerant": {name: alarms(scores, TOLERANCE * bar) for name, scores in honest.items()},
     }
+
+
+def _power(scheme, pools, bar):
+    power = {cause: (pools[cause][scheme.name] > bar).mean(axis=0) for cause in CAUSES}
+    return {cause: np.where(np.isnan(bar), np.nan, row) for cause, row in power.items()}
 
 
 def main():
@@ -145,6 +151,8 @@ def main():
         "calibrated": CALIBRATED,
         "audited": AUDITED,
         "alpha": ALPHA,
+        "judged": JUDGED,
+        "tolerance": TOLERANCE,
         "adapter": json.loads((OUT / "adapter" / "trained.json").read_text()),
     }
     (OUT / "table.json").write_text(json.dumps(table, indent=1) + "\n")

@@ -243,6 +243,7 @@ def methods(study):
         "replay, all opened": {c: worst(m) for c, m in replayed.items()},
         "replay, one prefix": {c: worst_of_prefix(m, c) for c, m in replayed.items()},
         "no weights": without_weights(trained["all"], trained["rules"]),
+        "boosting alone": {c: np.array(s) for c, s in trained["all"].items()},
     }
     left_out = {}
     for name, cells in trained["left-out"].items():
@@ -258,7 +259,7 @@ def methods(study):
 def wilson(hits, n, z=1.96):
     p, d = hits / n, 1 + z * z / n
     centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-    return (centre - half) / d, (centre + half) / d
+    return max(0.0, (centre - half) / d), min(1.0, (centre + half) / d)
 
 
 def row(calibration, scores, seed):

@@ -3,7 +3,8 @@
 1. Recorded engine logs, their seeds thrown away: honest ones of four recipes, dishonest ones of five kinds. Audits are
    drawn from each log by request, with replacement, and looked at after every eighth request.
 2. The two-sample test: does rounding alone get an honest provider accused? Completions of a bfloat16 provider
-   against a float32 reference (and, for power, of an int4 one), whole prompts resampled.
+   against a float32 reference (and, for power, of dishonest ones). Each test draws completions of every prompt
+   from both pools; beside permutations within prompts, those of all labels, as the published package permutes.
 
 Everything is resampled from one pool for each recipe, so the intervals are about these pools, not about all traffic.
 """
@@ -35,8 +36,8 @@ DISHONEST = (
 )
 AUDITS = 400
 REQUESTS = 32
-PROMPTS, EACH, TOKENS = 8, 24, 24
-TESTS = 400
+PROMPTS, EACH, USED, TOKENS = 8, 160, 30, 24
+TESTS = 200
 PERMUTATIONS = 999
 
 
@@ -98,6 +99,24 @@ def completions(provider, deviation, seed):
     return Completions(np.repeat(np.arange(PROMPTS), EACH), rows)
 
 
+def pooled_p_value(provider, reference, generator):
+    """The same statistic, its labels permuted over all prompts together."""
+    rows = np.concatenate([provider.sequences, reference.sequences])
+    prompts = np.concatenate([provider.prompts, reference.prompts])
+    gram = np.zeros((len(rows), len(rows)))
+    for prompt in np.unique(prompts):
+        at = np.flatnonzero(prompts == prompt)
+        gram[np.ix_(at, at)] = (rows[at][:, None] == rows[at][None]).mean(axis=2)
+    np.fill_diagonal(gram, 0.0)
+    n, m = len(provider.prompts), len(reference.prompts)
+    labels = np.tile((np.arange(n + m) < n)[:, None], (1, 1 + PERMUTATIONS))
+    labels[:, 1:] = generator.permuted(labels[:, 1:], axis=0)
+    own = (labels * (gram @ labels)).sum(axis=0)
+    mixed = gram.sum(axis=1) @ labels - own
+    values = own / (n * (n - 1)) - 2 * mixed / (n * m) + (gram.sum() - own - 2 * mixed) / (m * (m - 1))
+    return (values >= values[0] - 1e-12).mean()
+
+
 def two_samples():
     from auditor.generation import Provider
     from auditor.model_equality import Completions, model_equality
@@ -115,14 +134,14 @@ def two_samples():
         "prompt/system": completions(served, deviation("prompt/system"), 5),
     }
     print(
-        f"two-sample test on {PROMPTS} prompts, {EACH} completions of at most {TOKENS} tokens in each pool; "
-        f"{TESTS} tests on half of each prompt's completions, drawn without replacement"
+        f"two-sample test on {PROMPTS} prompts, {EACH} completions of at most {TOKENS} tokens in each pool; {TESTS} "
+        f"tests of {USED} completions of each prompt on each side, drawn without replacement, {PERMUTATIONS} permutations"
     )
     generator = np.random.default_rng(23)
     for name, side in sides.items():
-        accused = by_e = 0
+        accused = by_e = pooled = 0
         for _ in range(TESTS):
-            own, other = (generator.random((PROMPTS, EACH)).argsort(axis=1)[:, : EACH // 2] for _ in range(2))
+            own, other = (generator.random((PROMPTS, EACH)).argsort(axis=1)[:, :USED] for _ in range(2))
             picks = [(rows + np.arange(PROMPTS)[:, None] * EACH).ravel() for rows in (own, other)]
             halves = [
                 Completions(whole.prompts[pick], whole.sequences[pick])
@@ -131,8 +150,10 @@ def two_samples():
             found = model_equality(*halves, permutations=PERMUTATIONS, generator=generator)
             accused += found.p_value <= 0.05
             by_e += found.log_e >= math.log(100)
+            pooled += pooled_p_value(*halves, generator) <= 0.05
         print(
             f"{name:18} accused at 0.05 by the p-value: {interval(accused, TESTS)}, "
+            f"with all labels permuted: {interval(pooled, TESTS)}, "
             f"at 0.01 by the e-value: {interval(by_e, TESTS)}",
             flush=True,
         )
