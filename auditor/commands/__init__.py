@@ -26,6 +26,8 @@ from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.seed import seed
+from auditor.commands.serve import serve, worker
+from auditor.commands.submit import status, submit
 from auditor.commands.tokens import tokens
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
@@ -58,6 +60,10 @@ for command in (
     record,
     probe,
     provider,
+    serve,
+    worker,
+    submit,
+    status,
     doctor,
     bench,
     keys,

@@ -18,7 +18,13 @@ def service_extra(command: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in {"httpx", "starlette", "uvicorn"}:
+        if (error.name or "").split(".")[0] not in {
+            "fastapi",
+            "httpx",
+            "prometheus_client",
+            "starlette",
+            "uvicorn",
+        }:
             raise
         raise OptionError(
             f"`audit {command}` needs {error.name}",

@@ -25,12 +25,13 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-SECOND = """
+NEWEST = "0003"
+COMING = """
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0002"
-down_revision = "0001"
+revision = "9000"
+down_revision = "{newest}"
 
 
 def upgrade():
@@ -84,7 +85,9 @@ def next_scripts(tmp_path):
     def make(after="pass"):
         folder = tmp_path / "100% next scripts"
         shutil.copytree(REVISIONS, folder, ignore=shutil.ignore_patterns("__pycache__"))
-        (folder / "versions" / "0002_note.py").write_text(SECOND.replace("{after}", after))
+        (folder / "versions" / "9000_note.py").write_text(
+            COMING.replace("{after}", after).replace("{newest}", NEWEST)
+        )
         return folder
 
     return make
@@ -93,7 +96,7 @@ def next_scripts(tmp_path):
 def test_an_empty_database_is_brought_to_the_newest_revision(database):
     database.prepare()
     assert database.revision().is_newest
-    assert database.tables() == {"profile", "alembic_version"}
+    assert database.tables() == metadata.tables.keys() | {"alembic_version"}
 
 
 def test_tables_are_what_the_program_expects(database):
@@ -127,7 +130,7 @@ def test_data_survive_the_next_upgrade_and_downgrade(database, next_scripts):
     database.execute(INSERT)
     database.prepare(move_older=True, scripts=scripts)
     assert database.rows("SELECT id, honest_tokens, note FROM profile") == [("sha256:1", 5, None)]
-    downgrade(database.place, "0001", scripts=scripts)
+    downgrade(database.place, NEWEST, scripts=scripts)
     assert database.revision().is_newest
     assert database.rows("SELECT id, honest_tokens FROM profile") == [("sha256:1", 5)]
     database.prepare()
@@ -136,16 +139,16 @@ def test_data_survive_the_next_upgrade_and_downgrade(database, next_scripts):
 def test_an_older_revision_is_refused_and_says_how_to_upgrade(database, next_scripts):
     scripts = next_scripts()
     database.prepare()
-    with pytest.raises(StoreError, match=r"at revision 0001.*needs 0002.*Store\.upgrade") as caught:
+    with pytest.raises(StoreError, match=rf"at revision {NEWEST}.*needs 9000.*Store\.upgrade") as caught:
         database.prepare(scripts=scripts)
     assert "\n" not in str(caught.value)
-    assert database.revision().found == "0001"
+    assert database.revision().found == NEWEST
 
 
 def test_an_unknown_revision_is_refused_even_by_upgrade(database, database_url, next_scripts):
     database.prepare(move_older=True, scripts=next_scripts())
     for attempt in (Store.open, Store.upgrade):
-        with pytest.raises(StoreError, match=r"0002; the newest this program knows is 0001.*newer"):
+        with pytest.raises(StoreError, match=rf"9000; the newest this program knows is {NEWEST}.*newer"):
             attempt(database_url)
 
 
@@ -218,3 +221,46 @@ def test_a_developer_can_generate_a_revision(tmp_path):
     (made,) = (tmp_path / "migrations" / "versions").glob("9999*.py")
     assert "pass" in made.read_text()
     assert "op." not in made.read_text().replace("from alembic import op", "")
+
+
+SERVICE_ROWS = (
+    "INSERT INTO tenant VALUES ('ten_1', 'acme', 1, 4)",
+    "INSERT INTO api_key VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)",
+    "INSERT INTO trace_log VALUES ('log_1', 'ten_1', 'sha256:0', 'a.jsonl', 7, 1)",
+    "INSERT INTO audit VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')",
+    (
+        "INSERT INTO job (audit_id, tenant_id, state, run_at, attempts, lost_leases, token)"
+        " VALUES ('aud_1', 'ten_1', 'done', 1, 0, 0, 1)"
+    ),
+    "INSERT INTO checkpoint VALUES ('aud_1', 0, 1, 'x')",
+    "INSERT INTO event VALUES ('aud_1', 1, 'queued', '{}', 2)",
+    "INSERT INTO evidence VALUES ('aud_1', 0, '{}')",
+    "INSERT INTO verdict VALUES ('aud_1', 'inconclusive', 'sha256:1', 3, '{}')",
+    "INSERT INTO log_entry (audit_id, kind, body, position) VALUES ('aud_1', 'verdict', '{}', NULL)",
+    "INSERT INTO upload VALUES ('upl_1', 'ten_1', 'a', 'sha256:0', 7, 1, 'log_1')",
+    "INSERT INTO idempotency_key VALUES ('ten_1', 'k', 'x', 'aud_1', 2)",
+)
+
+
+def test_the_services_first_database_moves_to_the_newest_with_its_data(database):
+    database.prepare()
+    downgrade(database.place, "0002")
+    for row in SERVICE_ROWS:
+        if "upload" not in row:
+            database.execute(row)
+    database.prepare(move_older=True)
+    for table in metadata.tables.keys() - {"profile", "upload"}:
+        assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
+
+
+def test_profiles_survive_the_coming_and_going_of_the_service(database):
+    database.prepare()
+    database.execute(INSERT)
+    for row in SERVICE_ROWS:
+        database.execute(row)
+    downgrade(database.place, "0001")
+    assert database.tables() == {"profile", "alembic_version"}
+    assert database.rows("SELECT id, honest_tokens FROM profile") == [("sha256:1", 5)]
+    database.prepare(move_older=True)
+    assert database.rows("SELECT id, honest_tokens FROM profile") == [("sha256:1", 5)]
+    assert database.rows("SELECT count(*) FROM audit") == [(0,)]

@@ -1,0 +1,74 @@
+"""The application: routes, refusals, and what every answer carries."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import APIRouter, FastAPI
+from starlette.datastructures import MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from auditor.api import audits, health, keys, log, progress, uploads
+from auditor.api.metrics import count_answer
+from auditor.api.problems import add_handlers, problem_response
+from auditor.api.service import Service
+from auditor.service.errors import NotFoundError
+
+_DESCRIPTION = """Did the LLM provider run what it sold? Hand in a provider's log; a worker replays it on a
+trusted reference; read the verdict at a stated false-alarm rate, with its evidence.
+
+Refusals are problem documents (RFC 9457). What makes something takes an `Idempotency-Key`."""
+_HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+}
+
+
+def create_application(service: Service) -> FastAPI:
+    """The application over an open service."""
+    application = FastAPI(
+        title="auditor",
+        version="1",
+        description=_DESCRIPTION,
+        openapi_url="/v1/openapi.json",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    application.state.service = service
+    v1 = APIRouter(prefix="/v1")
+    for module in (audits, progress, uploads, keys):
+        v1.include_router(module.router)
+    application.include_router(v1)
+    application.include_router(health.router)
+    application.include_router(log.router)
+    add_handlers(application)
+    application.add_middleware(_Observed)
+    return application
+
+
+class _Observed:
+    """Adds the headers that every answer carries, and counts it."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        started = time.perf_counter()
+        application: ASGIApp = self._application
+        if "\0" in scope["path"]:  # no identifier of ours, and no text that PostgreSQL can be asked for
+            application = problem_response(NotFoundError("no such path"))
+
+        async def observed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in _HEADERS.items():
+                    headers.setdefault(name, value)
+                count_answer(scope, message["status"], started)
+            await send(message)
+
+        await application(scope, receive, observed)

@@ -1,0 +1,179 @@
+"""Audits over HTTP: submit, look, follow, cancel, and read verdict and evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Query, Request, Response
+
+from auditor.api.bodies import LOG_TYPES, log_body, media_type_of, parsed, read_body
+from auditor.api.bodies import MOST_JSON_BYTES as MOST_JSON
+from auditor.api.caching import immutable, unchanged
+from auditor.api.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from auditor.api.problems import responses
+from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, TheService, Writer
+from auditor.api.views import (
+    AuditOrder,
+    AuditPage,
+    AuditView,
+    EvidencePage,
+    InputFormat,
+    Label,
+    State,
+    view_audit,
+)
+from auditor.service import audits, tenants
+from auditor.service.audits import AuditOptions
+from auditor.service.containers import check_log
+
+router = APIRouter(tags=["audits"])
+_EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
+_ORDER_BODY = {
+    "parameters": [IDEMPOTENCY_PARAMETER],
+    "requestBody": {
+        "required": True,
+        "description": "A log of at most 8 MiB as it is (JSON Lines, plain, gzip or zstd; or Parquet) and "
+        "the query's options; or, as JSON, an audit of a log that was uploaded before.",
+        "content": {
+            "application/json": {"schema": AuditOrder.model_json_schema()},
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in LOG_TYPES},
+            "application/jsonl": {"schema": {"type": "string"}, "example": _EXAMPLE_LINE},
+        },
+    },
+}
+
+
+async def _order_body(request: Request) -> bytes:
+    if media_type_of(request) == "application/json":
+        return await read_body(request, MOST_JSON)
+    return await log_body(request)
+
+
+@router.post(
+    "/audits",
+    status_code=202,
+    summary="Submit an audit",
+    responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 429),
+    openapi_extra=_ORDER_BODY,
+)
+def submit(
+    request: Request,
+    response: Response,
+    service: TheService,
+    caller: Writer,
+    key: IdempotencyKey,
+    body: Annotated[bytes, Depends(_order_body)],
+    name: Annotated[Label, Query(description="What to call the log.")] = "log",
+    alpha: Annotated[float, Query(gt=0.0, lt=1.0)] = 0.001,
+    input_format: InputFormat = "auto",
+    engine_recipe: Annotated[Label | None, Query()] = None,
+    noise: Annotated[Label | None, Query()] = None,
+    served_model: Annotated[Label | None, Query()] = None,
+) -> AuditView:
+    """Answers when the order is on disk. The same Idempotency-Key and request order it once."""
+    order, digest = None, ""
+    options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
+    if media_type_of(request) == "application/json":
+        order = parsed(AuditOrder, body)
+        options = order.options()
+    else:
+        check_log([body])
+        digest = service.blobs.put(body)
+
+    def make() -> str:
+        if order is not None:
+            log = audits.find_log(connection, caller.tenant_id, order.log)
+        else:
+            log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
+        return audits.submit(connection, log, options)
+
+    said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
+    told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
+    with service.store.transaction(writes=True) as connection:
+        left = tenants.take_allowance(connection, caller)
+        audit_id, again = audits.once(connection, caller.tenant_id, key, told, make)
+        audit = audits.find(connection, caller.tenant_id, audit_id)
+    response.headers["Location"] = f"{request.url.path}/{audit_id}"
+    response.headers["RateLimit"] = f'"submissions";r={int(left)}'
+    response.headers["RateLimit-Policy"] = f'"submissions";q={int(tenants.SUBMISSIONS_AT_ONCE)}'
+    if again:
+        response.headers["Idempotent-Replayed"] = "true"
+    return view_audit(audit)
+
+
+@router.get("/audits", summary="List audits", responses=responses(401, 403, 422))
+def listed(
+    request: Request,
+    response: Response,
+    service: TheService,
+    caller: Reader,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+    state: Annotated[State | None, Query()] = None,
+) -> AuditPage:
+    """Newest first."""
+    after = decode_cursor(cursor)
+    with service.store.transaction() as connection:
+        found = audits.listed(connection, caller.tenant_id, after=after, limit=limit + 1, state=state)
+    page = found[:limit]
+    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > limit else None
+    link_next(request, response, following)
+    return AuditPage(items=[view_audit(audit) for audit in page], next=following)
+
+
+@router.get("/audits/{audit_id}", summary="Look at an audit", responses=responses(401, 403, 404))
+def look(request: Request, response: Response, service: TheService, caller: Reader, audit_id: str) -> Any:
+    """Has an ETag: `If-None-Match` makes polling cheap."""
+    with service.store.transaction() as connection:
+        view = view_audit(audits.find(connection, caller.tenant_id, audit_id))
+    tag = hashlib.sha256(view.model_dump_json().encode()).hexdigest()[:32]
+    response.headers["Cache-Control"] = "private, no-cache"
+    return unchanged(request, response, tag) or view
+
+
+@router.post("/audits/{audit_id}/cancel", summary="Cancel an audit", responses=responses(401, 403, 404, 409))
+def cancel(service: TheService, caller: Writer, audit_id: str) -> AuditView:
+    """Once it returns, no worker writes about the audit any more. Again is the same as once."""
+    with service.store.transaction(writes=True) as connection:
+        audits.cancel(connection, caller.tenant_id, audit_id)
+        return view_audit(audits.find(connection, caller.tenant_id, audit_id))
+
+
+@router.get(
+    "/audits/{audit_id}/verdict",
+    summary="Read a verdict",
+    response_class=Response,
+    responses={
+        200: {
+            "description": "`auditor.result/v1` without its traces, the very bytes whose digest was logged",
+            "content": {"application/json": {"schema": {"type": "object"}}},
+        },
+        **responses(401, 403, 404, 409),
+    },
+)
+def verdict(request: Request, response: Response, service: TheService, caller: Reader, audit_id: str) -> Any:
+    """Never changes: its ETag is its digest."""
+    with service.store.transaction() as connection:
+        body, digest = audits.verdict(connection, caller.tenant_id, audit_id)
+    return unchanged(request, response, digest) or immutable(body, digest)
+
+
+@router.get(
+    "/audits/{audit_id}/evidence", summary="Read evidence", responses=responses(401, 403, 404, 409, 422)
+)
+def evidence(
+    service: TheService,
+    caller: Reader,
+    audit_id: str,
+    limit: Limit = 50,
+    after: Annotated[int, Query(ge=-1, lt=1 << 31, description="Number of the last trace seen.")] = -1,
+    verdict: Annotated[Literal["consistent", "inconsistent", "inconclusive"] | None, Query()] = None,
+) -> EvidencePage:
+    """Trace by trace; a page may hold fewer than `limit` where `verdict` picks some."""
+    with service.store.transaction() as connection:
+        found = audits.evidence(connection, caller.tenant_id, audit_id, after=after, limit=limit + 1)
+    page = [json.loads(body) for _, body in found[:limit]]
+    items = [trace for trace in page if verdict in (None, trace["verdict"])]
+    return EvidencePage(items=items, next=found[limit - 1][0] if len(found) > limit else None)

@@ -1,0 +1,108 @@
+"""Request bodies: read within a limit, and nothing is made of them before they are checked.
+
+JSON is read by `auditor.strict_json` (no duplicate keys, no NaN, bounded depth), not by the framework.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from fastapi import Depends, Request
+from pydantic import BaseModel, ValidationError
+
+from auditor.errors import TraceSyntaxError
+from auditor.service.errors import (
+    BodyMalformedError,
+    BodyTooLargeError,
+    MediaTypeError,
+    RequestInvalidError,
+)
+from auditor.strict_json import load_object
+
+MOST_INLINE_BYTES = 8 << 20
+MOST_JSON_BYTES = 64 << 10
+LOG_TYPES = (
+    "application/jsonl",
+    "application/x-ndjson",
+    "application/vnd.apache.parquet",
+    "application/octet-stream",
+)
+_CODINGS = ("", "identity", "gzip", "zstd")
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def media_type_of(request: Request) -> str:
+    """The body's type without its parameters, lower case."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read_body(request: Request, most_bytes: int) -> bytes:
+    """The whole body.
+
+    Raises:
+        BodyTooLargeError: it is longer; the rest is not read.
+    """
+    too_large = BodyTooLargeError(f"longer than {most_bytes} bytes", fix="larger logs go through /v1/uploads")
+    announced = request.headers.get("content-length", "0")
+    if announced.isdecimal() and int(announced) > most_bytes:
+        raise too_large
+    parts, size = list[bytes](), 0
+    async for part in request.stream():
+        size += len(part)
+        if size > most_bytes:
+            raise too_large
+        parts.append(part)
+    return b"".join(parts)
+
+
+def json_body(model: type[Model]) -> Any:
+    """A dependency: the body as this model."""
+
+    async def read(request: Request) -> Model:
+        if media_type_of(request) != "application/json":
+            raise MediaTypeError("the body must be application/json", where="Content-Type")
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise MediaTypeError("JSON is not read compressed", where="Content-Encoding")
+        return parsed(model, await read_body(request, MOST_JSON_BYTES))
+
+    return Depends(read)
+
+
+def parsed(model: type[Model], raw: bytes) -> Model:
+    """Bytes as this model.
+
+    Raises:
+        BodyMalformedError: no JSON object.
+        RequestInvalidError: a field that is missing, mistyped or unknown.
+    """
+    try:
+        return model.model_validate(load_object(raw, where="body", max_bytes=MOST_JSON_BYTES))
+    except TraceSyntaxError as error:
+        raise BodyMalformedError(error.message, where="body") from None
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        raise RequestInvalidError(first["msg"], where=".".join(map(str, first["loc"]))) from None
+
+
+def json_content(model: type[BaseModel]) -> dict[str, Any]:
+    """For OpenAPI: a required JSON body."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": model.model_json_schema()}},
+        }
+    }
+
+
+async def log_body(request: Request) -> bytes:
+    """An inline log as it was sent, still compressed.
+
+    Raises:
+        MediaTypeError: a type or coding that is not read here.
+        BodyTooLargeError: more than `MOST_INLINE_BYTES`.
+    """
+    if media_type_of(request) not in LOG_TYPES:
+        raise MediaTypeError(f"a log is one of {', '.join(LOG_TYPES)}", where="Content-Type")
+    if request.headers.get("content-encoding", "").strip().lower() not in _CODINGS:
+        raise MediaTypeError("a log is plain, gzip or zstd, once", where="Content-Encoding")
+    return await read_body(request, MOST_INLINE_BYTES)

@@ -1,0 +1,135 @@
+"""Tenants and keys over HTTP."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+
+from auditor.api.bodies import json_body, json_content
+from auditor.api.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from auditor.api.problems import responses
+from auditor.api.service import KeyKeeper, Operator, TheService
+from auditor.api.views import (
+    KeyPage,
+    KeyView,
+    MadeKey,
+    NewKey,
+    NewTenant,
+    TenantPage,
+    TenantView,
+    view_key,
+    view_tenant,
+)
+from auditor.service import tenants
+from auditor.service.errors import ScopeMissingError
+
+router = APIRouter()
+TenantBody = Annotated[NewTenant, json_body(NewTenant)]
+KeyBody = Annotated[NewKey, json_body(NewKey)]
+_REFUSALS: dict[str, Any] = {"responses": responses(400, 401, 403, 404, 409, 413, 415, 422)}
+
+
+@router.post(
+    "/tenants",
+    status_code=201,
+    tags=["tenants"],
+    summary="Make a tenant",
+    openapi_extra=json_content(NewTenant),
+    **_REFUSALS,
+)
+def create_tenant(service: TheService, _caller: Operator, body: TenantBody) -> TenantView:
+    """Names are unique."""
+    with service.store.transaction(writes=True) as connection:
+        made = tenants.create_tenant(connection, body.name, most_running=body.most_running)
+    return view_tenant(made)
+
+
+@router.get("/tenants", tags=["tenants"], summary="List tenants", responses=responses(401, 403, 422))
+def list_tenants(
+    request: Request,
+    response: Response,
+    service: TheService,
+    _caller: Operator,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> TenantPage:
+    """In order of making."""
+    after = decode_cursor(cursor)
+    with service.store.transaction() as connection:
+        found = tenants.tenants(connection, after=after, limit=limit + 1)
+    page = found[:limit]
+    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > limit else None
+    link_next(request, response, following)
+    return TenantPage(items=[view_tenant(tenant) for tenant in page], next=following)
+
+
+@router.post(
+    "/tenants/{tenant_id}/keys",
+    status_code=201,
+    tags=["tenants"],
+    summary="Make a key for a tenant",
+    openapi_extra=json_content(NewKey),
+    **_REFUSALS,
+)
+def create_key_for(
+    response: Response,
+    service: TheService,
+    _caller: Operator,
+    tenant_id: str,
+    body: KeyBody,
+) -> MadeKey:
+    """Its text is shown this once."""
+    with service.store.transaction(writes=True) as connection:
+        tenants.find_tenant(connection, tenant_id)
+        key, text = tenants.create_key(connection, tenant_id, body.name, body.scopes, days=body.days)
+    response.headers["Cache-Control"] = "no-store"
+    return MadeKey(**view_key(key).model_dump(), key=text)
+
+
+@router.post(
+    "/keys",
+    status_code=201,
+    tags=["keys"],
+    summary="Make a key",
+    openapi_extra=json_content(NewKey),
+    **_REFUSALS,
+)
+def create_key(response: Response, service: TheService, caller: KeyKeeper, body: KeyBody) -> MadeKey:
+    """Of the caller's tenant, with no scope that the caller lacks. Its text is shown this once.
+
+    To rotate: make one, use it, revoke the old one.
+    """
+    more = sorted(set(body.scopes) & tenants.SCOPES.keys() - set(caller.scopes))
+    if more:
+        raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
+    with service.store.transaction(writes=True) as connection:
+        key, text = tenants.create_key(connection, caller.tenant_id, body.name, body.scopes, days=body.days)
+    response.headers["Cache-Control"] = "no-store"
+    return MadeKey(**view_key(key).model_dump(), key=text)
+
+
+@router.get("/keys", tags=["keys"], summary="List keys", responses=responses(401, 403, 422))
+def list_keys(
+    request: Request,
+    response: Response,
+    service: TheService,
+    caller: KeyKeeper,
+    limit: Limit = 50,
+    cursor: Cursor = None,
+) -> KeyPage:
+    """In order of making, the revoked too; never their secrets."""
+    after = decode_cursor(cursor)
+    with service.store.transaction() as connection:
+        found = tenants.keys(connection, caller.tenant_id, after=after, limit=limit + 1)
+    page = found[:limit]
+    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > limit else None
+    link_next(request, response, following)
+    return KeyPage(items=[view_key(key) for key in page], next=following)
+
+
+@router.delete("/keys/{key_id}", tags=["keys"], summary="Revoke a key", responses=responses(401, 403, 404))
+def revoke_key(service: TheService, caller: KeyKeeper, key_id: str) -> KeyView:
+    """At once and for good; again is the same as once."""
+    with service.store.transaction(writes=True) as connection:
+        return view_key(tenants.revoke_key(connection, caller.tenant_id, key_id))

@@ -1,0 +1,50 @@
+"""Pages: an opaque cursor over (created, id), so that what is added meanwhile moves nothing."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import Query, Request, Response
+
+from auditor.service.errors import RequestInvalidError
+
+MOST_ITEMS = 200
+Limit = Annotated[int, Query(ge=1, le=MOST_ITEMS, description="Items of a page.")]
+Cursor = Annotated[
+    str | None, Query(max_length=400, description="From `next` of the page before.", alias="cursor")
+]
+
+
+def encode_cursor(created: int, identifier: str) -> str:
+    """Where a page ended."""
+    return base64.urlsafe_b64encode(json.dumps([created, identifier]).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None) -> tuple[int, str] | None:
+    """Where the last page ended; None for the first.
+
+    Raises:
+        RequestInvalidError: not a cursor of ours.
+    """
+    if cursor is None:
+        return None
+    wrong = RequestInvalidError("not a cursor of an earlier page", where="cursor")
+    try:
+        value = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        raise wrong from None
+    match value:
+        case [int(created), str(identifier)] if abs(created) < 1 << 62 and "\0" not in identifier:
+            if not isinstance(created, bool):
+                return created, identifier
+    raise wrong
+
+
+def link_next(request: Request, response: Response, cursor: str | None) -> None:
+    """Name the next page in a `Link` header (RFC 8288)."""
+    if cursor is not None:
+        query = dict(request.query_params) | {"cursor": cursor}
+        response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'

@@ -1,0 +1,91 @@
+"""What every route needs: the store, the blobs, and who is calling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from fastapi import Depends, Request
+from fastapi.security import HTTPBearer
+from fastapi.security.http import HTTPAuthorizationCredentials
+
+from auditor.service import tenants
+from auditor.service.blobs import BlobFolder
+from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
+from auditor.service.tenants import ApiKey
+from auditor.store import Store
+
+MOST_KEY_CHARACTERS = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """An open service.
+
+    Attributes:
+        uploads: folder of parts that are no whole log yet.
+        log: folder of the transparency log.
+    """
+
+    store: Store
+    blobs: BlobFolder
+    uploads: Path
+    log: Path
+
+
+def service_of(request: Request) -> Service:
+    """The service of the application that answers."""
+    found = request.app.state.service
+    if not isinstance(found, Service):
+        raise TypeError(type(found).__name__)
+    return found
+
+
+TheService = Annotated[Service, Depends(service_of)]
+_bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`.")
+
+
+def _caller(
+    service: TheService, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+) -> ApiKey:
+    if bearer is None:
+        raise UnauthenticatedError("no key was sent", fix="send Authorization: Bearer KEY")
+    with service.store.transaction() as connection:
+        return tenants.authenticate(connection, bearer.credentials)
+
+
+def _with_scope(scope: str) -> object:
+    def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+        caller.require(scope)
+        return caller
+
+    return Depends(check)
+
+
+Reader = Annotated[ApiKey, _with_scope("audits:read")]
+Writer = Annotated[ApiKey, _with_scope("audits:write")]
+KeyKeeper = Annotated[ApiKey, _with_scope("keys")]
+Operator = Annotated[ApiKey, _with_scope("operator")]
+
+
+def _idempotency_key(request: Request) -> str:
+    key = request.headers.get("idempotency-key", "")
+    if not key or len(key) > MOST_KEY_CHARACTERS or not key.isprintable():
+        raise IdempotencyKeyMissingError(
+            f"send an Idempotency-Key of 1 to {MOST_KEY_CHARACTERS} characters",
+            where="Idempotency-Key",
+            fix="a fresh UUID for each thing you mean to do once",
+        )
+    return key
+
+
+IdempotencyKey = Annotated[str, Depends(_idempotency_key)]
+IDEMPOTENCY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": True,
+    "schema": {"type": "string", "minLength": 1, "maxLength": MOST_KEY_CHARACTERS},
+    "description": "The same key with the same request does it once, and answers the same.",
+    "example": "0193f6b0-5d3a-7c1e-9f55-2f7b7a3f9d10",
+}

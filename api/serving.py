@@ -1,0 +1,136 @@
+"""`serve`: the whole service from one command: database, API, workers."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from auditor.api.application import create_application
+from auditor.api.service import Service
+from auditor.errors import AuditError
+from auditor.listening import address_of, bound_socket, serve
+from auditor.service import tenants
+from auditor.service.blobs import BlobFolder
+from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.places import open_store
+from auditor.store import Store
+
+logger = logging.getLogger("auditor.serve")
+
+_WORKER = "from auditor.commands import main; main()"
+_MOST_REST = 30.0
+PLACE_SECONDS = 2.0
+"""An entry is in a signed tree after about so long."""
+
+
+def serve_all(
+    *,
+    url: str | None,
+    folder: Path,
+    listen: str,
+    workers: int,
+    worker_options: Sequence[str],
+    new_key: bool,
+    on_start: Callable[[str, str | None], None],
+) -> None:
+    """Serve until SIGINT or SIGTERM.
+
+    Args:
+        url: of the database, as `Store.open` has it; a SQLite file is moved to this program's schema.
+        folder: of blobs and unfinished uploads.
+        listen: `HOST:PORT`.
+        workers: worker processes on this machine; 0 where they run elsewhere.
+        worker_options: of `audit worker`.
+        new_key: make a key for the first tenant although there are some.
+        on_start: told the address, and the text of a key that was made.
+
+    Raises:
+        OptionError, StoreError: an option or place cannot be used.
+    """
+    with ExitStack() as stack:
+        listener = stack.enter_context(bound_socket(listen))
+        store = stack.enter_context(open_store(url))
+        key = first_key(store, always=new_key)
+        log = open_log(folder.parent / "log", folder.parent / "log.key")
+        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder)
+        command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
+        environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
+        for _ in range(workers):
+            stack.enter_context(kept_running([*command, *worker_options], environment))
+        on_start(address_of(listener), key)
+        # The server passes the signal that ended it on when it is done; there is still cleaning up to do.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: None)
+        stack.enter_context(kept_logged(store, log))
+        serve(create_application(service), listener)
+
+
+def first_key(store: Store, *, always: bool = False) -> str | None:
+    """A key of the first tenant with every scope, where there is no tenant yet; None where there is."""
+    with store.transaction(writes=True) as connection:
+        found = tenants.tenants(connection, after=None, limit=1)
+        if found and not always:
+            return None
+        tenant = found[0] if found else tenants.create_tenant(connection, "default")
+        _, text = tenants.create_key(
+            connection, tenant.id, "first", tenants.SCOPES, days=tenants.MOST_KEY_DAYS
+        )
+    return text
+
+
+@contextmanager
+def kept_logged(store: Store, log: ServiceLog) -> Iterator[None]:
+    """Place new entries in the log, and sign it, every `PLACE_SECONDS` for as long as the block lasts."""
+    ended = threading.Event()
+
+    def keep() -> None:
+        while not ended.wait(PLACE_SECONDS):
+            try:
+                place(store, log)
+            except AuditError as error:
+                logger.error("log: %s", error)  # noqa: TRY400  # it says all there is in one line
+
+    thread = threading.Thread(target=keep, name="log")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def kept_running(command: Sequence[str], environment: dict[str, str]) -> Iterator[None]:
+    """Run a process for as long as the block lasts; one that ends is started again, after longer rests.
+
+    It ends with this process, however that ends: its standard input is a pipe of ours.
+    """
+    ended = threading.Event()
+
+    def keep() -> None:
+        rest = 0.5
+        while not ended.is_set():
+            with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:  # noqa: S603
+                while process.poll() is None and not ended.wait(0.2):
+                    pass
+                if ended.is_set():
+                    process.terminate()
+                    return
+            logger.error("a worker ended with status %s; starting another", process.returncode)
+            ended.wait(rest)
+            rest = min(2 * rest, _MOST_REST)
+
+    thread = threading.Thread(target=keep, name="worker")
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -1,0 +1,155 @@
+"""Logs in parts over HTTP: announce, put parts in any order and again, complete."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from typing import Annotated
+
+from fastapi import APIRouter, Depends, Path, Request, Response
+from pydantic import BaseModel, Field
+
+from auditor.api.bodies import json_body, json_content, read_body
+from auditor.api.problems import responses
+from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Service, TheService, Writer
+from auditor.api.views import Body, Label, LogView, view_log
+from auditor.service import audits, uploads
+from auditor.service.errors import RequestInvalidError
+from auditor.service.uploads import MOST_PART_BYTES, MOST_PARTS, MOST_UPLOAD_BYTES, Upload
+
+router = APIRouter(tags=["uploads"])
+_DIGEST_FIELD = re.compile(r"sha-256=:([A-Za-z0-9+/]{43}=):")
+_DIGEST_PARAMETER = {
+    "name": "Content-Digest",
+    "in": "header",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "RFC 9530, of this part.",
+    "example": "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:",
+}
+
+
+class NewUpload(Body):
+    """A log to come in parts."""
+
+    name: Label = Field(examples=["traffic.jsonl.zst"])
+    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of all bytes.")
+    bytes: int = Field(ge=1, le=MOST_UPLOAD_BYTES)
+
+
+class UploadView(BaseModel):
+    """An upload and what is there of it."""
+
+    id: str
+    name: str
+    digest: str
+    bytes: int
+    parts: dict[int, int] = Field(description="Number of each part that is there, and its bytes.")
+    log: str | None = Field(description="The log, once complete.")
+
+
+async def _part(request: Request) -> bytes:
+    return await read_body(request, MOST_PART_BYTES)
+
+
+def _announced(request: Request) -> bytes:
+    match = _DIGEST_FIELD.fullmatch(request.headers.get("content-digest", ""))
+    try:
+        return base64.b64decode(match[1] if match else "", validate=True) if match else b""
+    except binascii.Error:
+        return b""
+
+
+def _view(service: Service, upload: Upload) -> UploadView:
+    return UploadView(
+        id=upload.id,
+        name=upload.name,
+        digest=upload.digest,
+        bytes=upload.size,
+        parts=uploads.parts(service.uploads, upload),
+        log=upload.trace_log_id,
+    )
+
+
+def _find(service: Service, caller: Writer, upload_id: str) -> Upload:
+    with service.store.transaction() as connection:
+        return uploads.find(connection, caller.tenant_id, upload_id)
+
+
+@router.post(
+    "/uploads",
+    status_code=201,
+    summary="Announce a log in parts",
+    responses=responses(400, 401, 403, 409, 413, 415, 422),
+    openapi_extra={**json_content(NewUpload), "parameters": [IDEMPOTENCY_PARAMETER]},
+)
+def announce(
+    response: Response,
+    service: TheService,
+    caller: Writer,
+    key: IdempotencyKey,
+    body: Annotated[NewUpload, json_body(NewUpload)],
+) -> UploadView:
+    """Then PUT parts of at most 8 MiB, numbered from 0 without a gap, in any order."""
+    told = hashlib.sha256(b"upload" + body.model_dump_json().encode()).digest()
+    with service.store.transaction(writes=True) as connection:
+        upload_id, _ = audits.once(
+            connection,
+            caller.tenant_id,
+            key,
+            told,
+            lambda: uploads.announce(connection, caller.tenant_id, body.name, body.digest, body.bytes),
+        )
+        upload = uploads.find(connection, caller.tenant_id, upload_id)
+    response.headers["Location"] = f"/v1/uploads/{upload_id}"
+    return _view(service, upload)
+
+
+@router.get("/uploads/{upload_id}", summary="Look at an upload", responses=responses(401, 403, 404))
+def look(service: TheService, caller: Writer, upload_id: str) -> UploadView:
+    """Whoever was cut off sees which parts are there."""
+    return _view(service, _find(service, caller, upload_id))
+
+
+@router.put(
+    "/uploads/{upload_id}/parts/{number}",
+    status_code=204,
+    summary="Put a part",
+    responses=responses(401, 403, 404, 409, 413, 422),
+    openapi_extra={
+        "parameters": [_DIGEST_PARAMETER],
+        "requestBody": {
+            "required": True,
+            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+        },
+    },
+)
+def put_part(
+    request: Request,
+    service: TheService,
+    caller: Writer,
+    upload_id: str,
+    number: Annotated[int, Path(ge=0, lt=MOST_PARTS)],
+    data: Annotated[bytes, Depends(_part)],
+) -> None:
+    """On disk when it answers; sent again, it replaces what was there."""
+    upload = _find(service, caller, upload_id)
+    digest = _announced(request)
+    if not digest or not data:
+        raise RequestInvalidError(
+            "a part has bytes and their digest", where="Content-Digest", fix="sha-256=:BASE64:"
+        )
+    uploads.put_part(service.uploads, upload, number, data, digest)
+
+
+@router.post(
+    "/uploads/{upload_id}/complete",
+    summary="Complete an upload",
+    responses=responses(401, 403, 404, 409, 422),
+)
+def complete(service: TheService, caller: Writer, upload_id: str) -> LogView:
+    """The log it makes, to be named in `POST /v1/audits`. Again is the same as once."""
+    upload = _find(service, caller, upload_id)
+    return view_log(uploads.complete(service.store, service.blobs, service.uploads, upload))

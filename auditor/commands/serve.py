@@ -1,0 +1,186 @@
+"""`audit serve` and `audit worker`: the service and those who work for it."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+import threading
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from auditor.commands import options
+from auditor.commands.extras import service_extra
+
+if TYPE_CHECKING:
+    from auditor.service.worker import Worker
+
+database_option = click.option(
+    "--database",
+    default=None,
+    metavar="URL",
+    help="sqlite:////folder/file.sqlite3 or postgresql://user@host/database. "
+    "[default: AUDITOR_DATABASE_URL, else a file in the user's data folder]",
+)
+blobs_option = click.option(
+    "--blobs",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    metavar="DIR",
+    help="Where logs are kept; API and workers share it. [default: beside the SQLite file]",
+)
+lease_option = click.option(
+    "--lease",
+    type=click.FloatRange(min=0.5),
+    default=30.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long a silent worker keeps its job; the same for all workers of a database.",
+)
+profile_option = click.option(
+    "--profile",
+    "profiles",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Calibration profile; may be repeated. [default: the store, then the shipped ones]",
+)
+
+
+@click.command()
+@database_option
+@blobs_option
+@click.option("--listen", default="127.0.0.1:8321", show_default=True, metavar="HOST:PORT")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=1,
+    show_default=True,
+    help="Worker processes on this machine; 0 where they run elsewhere.",
+)
+@click.option("--new-key", is_flag=True, help="Make and print another key of the first tenant.")
+@lease_option
+@options.model_option
+@options.adapter_option
+@profile_option
+@options.threads_option
+def serve(
+    database: str | None,
+    blobs: Path | None,
+    listen: str,
+    workers: int,
+    new_key: bool,
+    lease: float,
+    model_directory: Path | None,
+    adapter: Path | None,
+    profiles: tuple[Path, ...],
+    threads: int | None,
+) -> None:
+    """Run the service: the HTTP API and its workers, over SQLite or PostgreSQL.
+
+    Alone on a fresh machine it makes a SQLite file, audits against the demo model, and prints its address and
+    a first API key. The API is described at /v1/openapi.json. Ctrl-C stops it: jobs in hand go back to the
+    queue.
+
+    \b
+    Examples:
+      audit serve
+      audit serve --database postgresql://auditor@db/auditor --blobs /srv/blobs --workers 0
+    """
+    from auditor.service.places import blob_folder  # noqa: PLC0415
+
+    _log_to_standard_error()
+    with service_extra("serve"):
+        # The room above this one: nothing here may import it, and somebody has to start it.
+        serving = import_module("auditor.api.serving")
+    given = {"--lease": lease, "--model": model_directory, "--adapter": adapter, "--threads": threads}
+    passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
+    passed += [text for file in profiles for text in ("--profile", str(file))]
+    serving.serve_all(
+        url=database,
+        folder=blob_folder(database, blobs),
+        listen=listen,
+        workers=workers,
+        worker_options=passed,
+        new_key=new_key,
+        on_start=_print_start,
+    )
+
+
+def _print_start(address: str, key: str | None) -> None:
+    click.echo(f"export AUDITOR_URL={address}")
+    if key is not None:
+        click.echo(f"export AUDITOR_API_KEY={key}")
+    said = "the key is shown this once" if key else "make another key with --new-key"
+    click.echo(f"serving on {address}; {said}", err=True)
+
+
+@click.command()
+@database_option
+@blobs_option
+@lease_option
+@options.model_option
+@options.adapter_option
+@profile_option
+@click.option("--with-parent", is_flag=True, hidden=True, help="End when standard input does.")
+@options.threads_option
+def worker(
+    database: str | None,
+    blobs: Path | None,
+    lease: float,
+    model_directory: Path | None,
+    adapter: Path | None,
+    profiles: tuple[Path, ...],
+    with_parent: bool,
+    threads: int | None,
+) -> None:
+    """Work for a service: claim audits, replay them, record verdicts.
+
+    One process for each device; start each with that device visible only. A worker that dies is no loss:
+    another takes its job after the lease, at the step where it stopped. SIGTERM hands the job in hand back.
+
+    \b
+    Examples:
+      audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs
+      CUDA_VISIBLE_DEVICES=1 audit worker --model models/llama
+    """
+    from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
+    from auditor.replay import Reference  # noqa: PLC0415
+    from auditor.service.audit_work import AuditWork  # noqa: PLC0415
+    from auditor.service.blobs import BlobFolder  # noqa: PLC0415
+    from auditor.service.places import blob_folder  # noqa: PLC0415
+    from auditor.service.queue import Terms  # noqa: PLC0415
+    from auditor.service.worker import Worker  # noqa: PLC0415
+    from auditor.store import Store  # noqa: PLC0415
+
+    _log_to_standard_error()
+    options.set_threads(threads)
+    reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
+    with Store.open(database) as store:
+        # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
+        kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
+        finder = profile_finder(profiles) if profiles else kept
+        work = AuditWork(BlobFolder(blob_folder(database, blobs)), reference, finder)
+        hand = Worker(store, work, terms=Terms(lease_seconds=lease))
+        _stop_when_told(hand, with_parent=with_parent)
+        hand.run()
+
+
+def _stop_when_told(hand: Worker, *, with_parent: bool) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: hand.stop())
+
+    def wait() -> None:
+        sys.stdin.buffer.read()
+        hand.stop()
+
+    if with_parent:
+        threading.Thread(target=wait, name="parent", daemon=True).start()
+
+
+def _log_to_standard_error() -> None:
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
+    logging.getLogger("alembic").setLevel(logging.WARNING)

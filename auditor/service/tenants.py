@@ -1,0 +1,236 @@
+"""Tenants and their API keys.
+
+A key is `ak_ID.SECRET`: 256 random bits, shown once. Only their SHA-256 is kept (they cannot be guessed, so
+no slow hash is needed), found by the id and compared in constant time, against a decoy where there is none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sqlalchemy import insert, select, tuple_, update
+from sqlalchemy.exc import IntegrityError
+
+from auditor.service.clock import SECOND
+from auditor.service.clock import now as time_now
+from auditor.service.errors import (
+    ConflictError,
+    NotFoundError,
+    RateLimitedError,
+    RequestInvalidError,
+    ScopeMissingError,
+    UnauthenticatedError,
+)
+from auditor.service.identifiers import new_id
+from auditor.store_schema import api_key as key_table
+from auditor.store_schema import tenant as tenant_table
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from sqlalchemy import Connection
+
+SCOPES = {
+    "audits:read": "read audits, evidence, verdicts and progress",
+    "audits:write": "upload logs, submit and cancel audits",
+    "keys": "make, list and revoke the tenant's keys",
+    "operator": "make and list tenants, and keys for any tenant",
+}
+MOST_RUNNING = 4
+MOST_KEY_DAYS = 366
+SUBMISSIONS_A_SECOND = 50.0
+SUBMISSIONS_AT_ONCE = 500.0
+_DECOY = hashlib.sha256(secrets.token_bytes(32)).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Tenant:
+    """Somebody whose audits nobody else sees; `most_running` of them at once."""
+
+    id: str
+    name: str
+    created: int
+    most_running: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key without its secret. Times are microseconds since 1970."""
+
+    id: str
+    tenant_id: str
+    name: str
+    scopes: tuple[str, ...]
+    created: int
+    expires: int
+    revoked: int | None = None
+
+    def require(self, scope: str) -> None:
+        """Raise unless the key has the scope.
+
+        Raises:
+            ScopeMissingError: it has not.
+        """
+        if scope not in self.scopes:
+            raise ScopeMissingError(f"this needs a key with the scope {scope}")
+
+
+def create_tenant(connection: Connection, name: str, *, most_running: int = MOST_RUNNING) -> Tenant:
+    """A new tenant.
+
+    Raises:
+        ConflictError: the name is taken.
+    """
+    made = Tenant(new_id("ten"), name, time_now(connection), most_running)
+    try:
+        with connection.begin_nested():
+            connection.execute(
+                insert(tenant_table).values(
+                    id=made.id, name=name, created=made.created, most_running=most_running
+                )
+            )
+    except IntegrityError:
+        raise ConflictError("there is a tenant of that name", where="name") from None
+    return made
+
+
+def tenants(connection: Connection, *, after: tuple[int, str] | None, limit: int) -> list[Tenant]:
+    """Tenants in order of making, after the (created, id) of another."""
+    column = tenant_table.c
+    wanted = select(column.id, column.name, column.created, column.most_running)
+    if after is not None:
+        wanted = wanted.where(tuple_(column.created, column.id) > after)
+    rows = connection.execute(wanted.order_by(column.created, column.id).limit(limit))
+    return [Tenant(*row) for row in rows]
+
+
+def find_tenant(connection: Connection, tenant_id: str) -> Tenant:
+    """One tenant.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    column = tenant_table.c
+    wanted = select(column.id, column.name, column.created, column.most_running)
+    row = connection.execute(wanted.where(column.id == tenant_id)).one_or_none()
+    if row is None:
+        raise NotFoundError("no such tenant")
+    return Tenant(*row)
+
+
+def create_key(
+    connection: Connection, tenant_id: str, name: str, scopes: Collection[str], *, days: float
+) -> tuple[ApiKey, str]:
+    """A new key, and its text, which cannot be had again.
+
+    Raises:
+        RequestInvalidError: an unknown scope, none at all, or a life beyond `MOST_KEY_DAYS`.
+    """
+    unknown = sorted(set(scopes) - SCOPES.keys())
+    if unknown or not scopes:
+        said = f"unknown: {', '.join(unknown)}" if unknown else "none given"
+        raise RequestInvalidError(said, where="scopes", fix=f"choose from {', '.join(SCOPES)}")
+    if not 0 < days <= MOST_KEY_DAYS:
+        raise RequestInvalidError(f"a key lives up to {MOST_KEY_DAYS} days", where="days")
+    now = time_now(connection)
+    key = ApiKey(
+        new_id("ak"), tenant_id, name, tuple(sorted(set(scopes))), now, now + round(days * 86_400 * SECOND)
+    )
+    secret = secrets.token_urlsafe(32)
+    connection.execute(
+        insert(key_table).values(
+            id=key.id,
+            tenant_id=tenant_id,
+            name=name,
+            secret_sha256=_digest(secret),
+            scopes=" ".join(key.scopes),
+            created=now,
+            expires=key.expires,
+            allowance=SUBMISSIONS_AT_ONCE,
+            allowance_at=now,
+        )
+    )
+    return key, f"{key.id}.{secret}"
+
+
+def authenticate(connection: Connection, text: str) -> ApiKey:
+    """The key of this text.
+
+    Raises:
+        UnauthenticatedError: unknown, expired or revoked; which of these is not said.
+    """
+    key_id, _, secret = text.partition(".")
+    key_id = key_id.replace("\0", "")  # PostgreSQL has no such text
+    wanted = select(*_KEY_COLUMNS, key_table.c.secret_sha256).where(key_table.c.id == key_id)
+    row = connection.execute(wanted).one_or_none()
+    right = hmac.compare_digest(_DECOY if row is None else bytes(row.secret_sha256), _digest(secret))
+    if row is None or not right or row.revoked is not None or row.expires <= time_now(connection):
+        raise UnauthenticatedError("the key is unknown, expired or revoked")
+    return _key(row[:-1])
+
+
+def keys(
+    connection: Connection, tenant_id: str, *, after: tuple[int, str] | None, limit: int
+) -> list[ApiKey]:
+    """A tenant's keys in order of making, the revoked too."""
+    column = key_table.c
+    wanted = select(*_KEY_COLUMNS).where(column.tenant_id == tenant_id)
+    if after is not None:
+        wanted = wanted.where(tuple_(column.created, column.id) > after)
+    return [_key(row) for row in connection.execute(wanted.order_by(column.created, column.id).limit(limit))]
+
+
+def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> ApiKey:
+    """End a key's life now; doing it again changes nothing.
+
+    Raises:
+        NotFoundError: the tenant has no such key.
+    """
+    column = key_table.c
+    same = (column.tenant_id == tenant_id, column.id == key_id)
+    stamp = update(key_table).where(*same, column.revoked.is_(None)).values(revoked=time_now(connection))
+    connection.execute(stamp)
+    row = connection.execute(select(*_KEY_COLUMNS).where(*same)).one_or_none()
+    if row is None:
+        raise NotFoundError("no such key")
+    return _key(row)
+
+
+def take_allowance(connection: Connection, key: ApiKey) -> float:
+    """Count one submission against a key's token bucket; returns what is left.
+
+    Raises:
+        RateLimitedError: nothing is left.
+    """
+    column = key_table.c
+    wanted = select(column.allowance, column.allowance_at).where(column.id == key.id)
+    left, reckoned = connection.execute(wanted.with_for_update(key_share=True)).one()
+    now = time_now(connection)
+    # A clock that was set back gives nothing, and takes nothing away.
+    gained = max(0, now - reckoned) / SECOND * SUBMISSIONS_A_SECOND
+    left = min(SUBMISSIONS_AT_ONCE, left + gained)
+    if left < 1.0:
+        wait = int((1.0 - left) / SUBMISSIONS_A_SECOND) + 1
+        raise RateLimitedError("too many submissions with this key", retry_after=wait)
+    connection.execute(
+        update(key_table).where(column.id == key.id).values(allowance=left - 1.0, allowance_at=now)
+    )
+    return float(left - 1.0)
+
+
+_KEY_COLUMNS = tuple(
+    key_table.c[name] for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked")
+)
+
+
+def _key(row: tuple[str, str, str, str, int, int, int | None]) -> ApiKey:
+    key_id, tenant_id, name, scopes, created, expires, revoked = row
+    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), created, expires, revoked)
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

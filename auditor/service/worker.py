@@ -1,0 +1,200 @@
+"""A worker: claims jobs, works on them under a lease, and records what they found, once.
+
+`Work` is what is done for a job (`audit_work.py` replays a log); leases are done here. What a worker
+writes about a job, it writes under its token: a worker that was paused past its lease writes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from auditor.errors import AuditError, StoreError, UnusableInputError
+from auditor.service import jobs
+from auditor.service.errors import LeaseLostError
+from auditor.service.queue import Job, Terms
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from auditor.store import Store
+
+logger = logging.getLogger("auditor.worker")
+
+RENEWALS_A_LEASE = 4
+Effects = Callable[["Connection", int], None]
+"""Writes what a job found, given the time; runs in the transaction that ends the job."""
+
+
+class StopRequestedError(Exception):
+    """The worker was told to stop; the job goes back to the queue."""
+
+
+class Work(Protocol):
+    """What is done for a job."""
+
+    def __call__(self, job: Job, lease: Lease) -> Effects:
+        """Do it, in steps (`Lease.save`); call `Lease.check` between them."""
+
+
+@dataclass
+class Lease:
+    """A worker's hold on a job."""
+
+    store: Store
+    job: Job
+    terms: Terms
+    stop: threading.Event
+    lost: threading.Event = field(default_factory=threading.Event)
+    moved: float = field(default_factory=time.monotonic)
+
+    def check(self) -> None:
+        """Say that there is progress, and stop if there is no point in going on.
+
+        Raises:
+            LeaseLostError: another worker holds the job, or it was cancelled.
+            StopRequestedError: the worker is to stop.
+        """
+        self.moved = time.monotonic()
+        if self.lost.is_set():
+            raise LeaseLostError("another worker holds it, or it was cancelled", where=self.job.audit_id)
+        if self.stop.is_set():
+            raise StopRequestedError
+
+    def steps(self) -> list[bytes]:
+        """What the steps so far made, in order, whoever ran them."""
+        with self.store.transaction() as connection:
+            return jobs.checkpoints(connection, self.job.audit_id)
+
+    def save(self, step: int, output: bytes, progress: dict[str, Any]) -> None:
+        """Keep what a step made; committed when this returns.
+
+        Raises:
+            LeaseLostError: another worker holds the job, or it was cancelled.
+        """
+        with self.store.transaction(writes=True) as connection:
+            jobs.save_checkpoint(connection, self.job, step, output, progress, self.terms)
+
+
+class Worker:
+    """One worker; `run` blocks.
+
+    Args:
+        store: the database.
+        work: what is done for a job.
+        terms: the lease and the limits of retrying, the same for all workers of a database.
+        name: shown in the database.
+        poll_seconds: rest between two looks at an empty queue.
+        stall_seconds: a job without progress for so long is given up: its lease is no longer renewed.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        work: Work,
+        *,
+        terms: Terms | None = None,
+        name: str | None = None,
+        poll_seconds: float = 0.5,
+        stall_seconds: float = 900.0,
+    ) -> None:
+        self.store, self.work = store, work
+        self.terms = terms or Terms()
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}"
+        self.poll_seconds, self.stall_seconds = poll_seconds, stall_seconds
+        self.stopping = threading.Event()
+
+    def stop(self) -> None:
+        """Hand the job in hand back and end `run`."""
+        self.stopping.set()
+
+    def run(self) -> None:
+        """Work until told to stop; a database that goes away is waited for."""
+        while not self.stopping.is_set():
+            try:
+                busy = self.run_once()
+            except StoreError as error:
+                logger.warning("database: %s", error)
+                busy = False
+            if not busy:
+                self.stopping.wait(self.poll_seconds)
+
+    def run_once(self) -> bool:
+        """Claim one job and work on it; False when there was none.
+
+        Raises:
+            StoreError: the database refused.
+        """
+        with self.store.transaction(writes=True) as connection:
+            job = jobs.claim(connection, self.name, self.terms)
+        if job is None:
+            return False
+        lease = Lease(self.store, job, self.terms, self.stopping)
+        with _renewing(lease, self.stall_seconds):
+            try:
+                self._work(lease)
+            except LeaseLostError:
+                logger.warning("%s: the lease was lost; nothing more is written", job.audit_id)
+        return True
+
+    def _work(self, lease: Lease) -> None:
+        job = lease.job
+        try:
+            effects = self.work(job, lease)
+            with self.store.transaction(writes=True) as connection:
+                effects(connection, jobs.finish(connection, job))
+        except LeaseLostError:
+            raise
+        except StopRequestedError:
+            with self.store.transaction(writes=True) as connection:
+                jobs.hand_back(connection, job)
+        except AuditError as error:
+            self._fail(job, error.code, str(error), final=isinstance(error, UnusableInputError))
+        except Exception as error:  # a job must not end its worker; the traceback goes to the log
+            logger.exception("%s", job.audit_id)
+            self._fail(job, "internal", type(error).__name__, final=False)
+
+    def _fail(self, job: Job, code: str, error: str, *, final: bool) -> None:
+        logger.warning("%s: %s", job.audit_id, code)
+        chance = random.random()  # noqa: S311  # jitter
+        with self.store.transaction(writes=True) as connection:
+            jobs.fail(connection, job, self.terms, code=code, error=error, chance=chance, final=final)
+
+
+class _renewing:  # noqa: N801  # used as a word in a `with` line
+    """Renew a lease in a thread for as long as the block lasts and the work moves."""
+
+    def __init__(self, lease: Lease, stall_seconds: float) -> None:
+        self._lease, self._stall_seconds = lease, stall_seconds
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        lease = self._lease
+        while not self._done.wait(lease.terms.lease_seconds / RENEWALS_A_LEASE):
+            if time.monotonic() - lease.moved > self._stall_seconds:
+                logger.error("%s: no progress; the lease is given up", lease.job.audit_id)
+                lease.lost.set()
+                return
+            try:
+                with lease.store.transaction(writes=True) as connection:
+                    jobs.renew(connection, lease.job, lease.terms)
+            except LeaseLostError:
+                lease.lost.set()
+                return
+            except StoreError as error:  # it may come back before the lease ends
+                logger.warning("%s: cannot renew the lease: %s", lease.job.audit_id, error)

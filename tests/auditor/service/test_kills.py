@@ -1,0 +1,152 @@
+"""Workers that are killed, stopped and woken, as real processes on real databases."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from statistics import median
+
+import pytest
+
+from auditor.service import audits, tenants
+from auditor.service.audits import AuditOptions
+from auditor.store import Store
+from tests.auditor.service.killable_worker import STEPS
+from tests.auditor.service.kills import check_invariants, rows, soak, start_worker, takeovers
+
+LEASE = 1.0
+
+
+@pytest.fixture
+def store(database_url):
+    with Store.open(database_url) as store:
+        yield store
+
+
+@pytest.fixture
+def submit(store):
+    with store.transaction(writes=True) as connection:
+        tenant = tenants.create_tenant(connection, "acme", most_running=100)
+
+    def one(number):
+        with store.transaction(writes=True) as connection:
+            log = audits.keep_log(connection, tenant.id, f"sha256:{number:064x}", "log", 1)
+            return audits.submit(connection, log, AuditOptions())
+
+    return one
+
+
+def wait_for(store, sql, wanted, seconds=60):
+    deadline = time.monotonic() + seconds
+    while (found := rows(store, sql)[0][0]) != wanted:
+        assert time.monotonic() < deadline, f"{found} is not {wanted}: {sql}"
+        time.sleep(0.02)
+
+
+def end(process):
+    process.kill()
+    process.communicate()
+
+
+def test_random_kills_lose_nothing_and_do_nothing_twice(store, database_url, submit):
+    kills = int(os.environ.get("AUDITOR_SOAK_KILLS", "25"))
+    acknowledged, made, killed = soak(
+        store,
+        database_url,
+        submit,
+        jobs=12,
+        kills=kills,
+        workers=3,
+        lease=LEASE,
+        step=0.2,
+        seed=9,
+        seconds=60 + 6 * kills,
+    )
+    assert made == kills
+    check_invariants(store, acknowledged)
+    waits = takeovers(store, killed)
+    lost = rows(store, "SELECT sum(lost_leases) FROM job")[0][0]
+    print(
+        f"{made} kills, {len(acknowledged)} jobs, {lost} leases lost; {len(waits)} takeovers,"
+        f" median {median(waits):.2f} s, longest {waits[-1]:.2f} s"
+    )
+    assert lost > made / 4, "the kills hit nobody at work"
+
+
+def test_a_killed_workers_job_goes_on_within_its_lease_and_a_second(store, database_url, submit):
+    audit_id = submit(1)
+    first = start_worker(database_url, lease=LEASE, step=4.0)
+    wait_for(store, "SELECT count(*) FROM checkpoint", 1)
+    second = start_worker(database_url, lease=LEASE, step=0.01)
+    assert second.stdout.readline()
+    end(first)
+    killed = time.time()
+    try:
+        wait_for(store, "SELECT count(*) FROM verdict", 1)
+    finally:
+        end(second)
+    check_invariants(store, {audit_id})
+    claims = rows(store, "SELECT created FROM event WHERE kind = 'running' ORDER BY sequence")
+    assert len(claims) == 2
+    assert claims[1][0] / 1e6 - killed <= LEASE + 1.0
+
+
+def test_a_stopped_worker_that_wakes_after_its_lease_writes_nothing(store, database_url, submit):
+    audit_id = submit(1)
+    zombie = start_worker(database_url, lease=LEASE, step=0.3)
+    wait_for(store, "SELECT count(*) FROM checkpoint", 1)
+    # Stopped in its sleep between two transactions: a process stopped in the middle of one holds its locks.
+    time.sleep(0.1)
+    os.kill(zombie.pid, signal.SIGSTOP)
+    heir = start_worker(database_url, lease=LEASE, step=0.01)
+    try:
+        wait_for(store, "SELECT count(*) FROM verdict", 1)
+        before = (
+            rows(store, "SELECT count(*) FROM event"),
+            rows(store, "SELECT * FROM checkpoint ORDER BY step"),
+        )
+        os.kill(zombie.pid, signal.SIGCONT)
+        time.sleep(1.0)
+        after = (
+            rows(store, "SELECT count(*) FROM event"),
+            rows(store, "SELECT * FROM checkpoint ORDER BY step"),
+        )
+        assert before == after
+        another = submit(2)
+        wait_for(store, "SELECT count(*) FROM verdict", 2)
+    finally:
+        end(zombie)
+        end(heir)
+    check_invariants(store, {audit_id, another})
+    tokens = {row.token for row in after[1]}
+    assert len(tokens) == 2
+
+
+def boundaries():
+    """Every third boundary of a job's life, claim to end; `make soak` takes all of them."""
+    every = int(os.environ.get("AUDITOR_SOAK_EVERY", "37"))
+    return range(3, 150, every)
+
+
+def test_a_worker_killed_at_a_statement_boundary_leaves_a_state_that_another_finishes(
+    store, database_url, submit
+):
+    died = 0
+    for number, boundary in enumerate(boundaries()):
+        audit_id = submit(number)
+        victim = start_worker(database_url, lease=0.5, step=0.0, boundary=(boundary,))
+        deadline = time.monotonic() + 30
+        while victim.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        died += victim.returncode == -signal.SIGKILL
+        end(victim)
+        check_invariants(store, {audit_id}, all_done=False)
+        heir = start_worker(database_url, lease=0.5, step=0.0)
+        try:
+            wait_for(store, "SELECT count(*) FROM verdict", number + 1)
+        finally:
+            end(heir)
+        check_invariants(store, {audit_id})
+    assert died == len(boundaries())
+    assert STEPS == 4
