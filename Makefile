@@ -7,7 +7,7 @@ PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
-        proof inflation fingerprints study matrix profiles engines soak clean
+        proof inflation token-counts fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
 
@@ -79,6 +79,10 @@ fingerprints: setup
 # Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
 inflation: setup
 	$(BIN)/python -m tests.proofs.inflation --out out/inflation
+
+# Bills against texts and byte-level probabilities: docs/token_counts.md again; four minutes of processor time.
+token-counts: setup
+	$(BIN)/python tests/proofs/token_counts.py
 
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup

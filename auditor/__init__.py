@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from auditor.planning import plan
     from auditor.probing.run import probe
     from auditor.recording.record import record
+    from auditor.token_counts.report import tokens
     from auditor.trace_files import read_traces, write_traces
     from auditor.verification import verify
 
@@ -28,6 +29,7 @@ __all__ = [
     "probe",
     "read_traces",
     "record",
+    "tokens",
     "verify",
     "write_traces",
 ]
@@ -40,6 +42,7 @@ _HOMES = {
     "probe": "probing.run",
     "read_traces": "trace_files",
     "record": "recording.record",
+    "tokens": "token_counts.report",
     "verify": "verification",
     "write_traces": "trace_files",
 }

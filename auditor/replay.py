@@ -39,6 +39,7 @@ from auditor.reference.tokenizer import Tokenizer
 from auditor.seed_free import SeedFree, reduce_law
 from auditor.stop_decisions import stop_findings
 from auditor.text_only import SPLIT_ANEW, is_text_only, split_anew
+from auditor.token_counts.response import ResponseCount, count_response, is_doubtful
 from auditor.trace import Trace
 
 VERSION = "0.1"
@@ -96,6 +97,7 @@ class Scored:
             where there is text only, what the ids that the reference's tokenizer makes of it say.
         fingerprints: one distance for each kind of activation fingerprint in the trace.
         fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
+        token_count: the bill beside the text, where no ids account for both.
     """
 
     trace: Trace
@@ -109,6 +111,7 @@ class Scored:
     seed_free: SeedFree | None = None
     fingerprints: tuple[FingerprintScore, ...] = ()
     fingerprint_problem: FingerprintError | None = None
+    token_count: ResponseCount | None = None
 
     @property
     def contradictions(self) -> tuple[str, ...]:
@@ -165,10 +168,13 @@ def replay(
         unseeded = [_unseeded(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
         laws = reference.runner.laws(request for request in unseeded if request is not None)
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
+            count, said = _counted(trace, reference)
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
                 why = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
-                yield Scored(trace, family_of(trace), mode_of(trace), None, None, item, why, seed_free=free)
+                family, mode = family_of(trace), mode_of(trace)
+                notes = (*why, *said)
+                yield Scored(trace, family, mode, None, None, item, notes, seed_free=free, token_count=count)
                 continue
             problem = None
             if isinstance(item, Request):
@@ -187,10 +193,11 @@ def replay(
                 scores,
                 counts,
                 None,
-                notes,
+                (*notes, *said),
                 _findings(trace, reference),
                 fingerprints=seen,
                 fingerprint_problem=problem,
+                token_count=count,
             )
 
 
@@ -230,6 +237,18 @@ class _Eyes:
             self.scores = measure(sent, states, where=where)
         except FingerprintError as problem:
             self.problem = problem
+
+
+def _counted(trace: Trace, reference: Reference) -> tuple[ResponseCount | None, tuple[str, ...]]:
+    """The bill of a trace whose ids do not account for it, and what to say where it cannot be counted."""
+    if not is_doubtful(trace, reference.tokenizer):
+        return None, ()
+    if trace.model_digest is not None and trace.model_digest != reference.model.digest:
+        return None, ()
+    try:
+        return count_response(trace, reference), ()
+    except AuditError as problem:
+        return None, (f"{problem.message} [{problem.code}]",)
 
 
 def _sent(

@@ -35,6 +35,7 @@ from auditor.profile import Profile
 from auditor.replay import Scored
 from auditor.seed_free import seed_free_evidence
 from auditor.text_only import is_text_only
+from auditor.token_counts.evidence import TOKEN_COUNT, count_evidence
 
 Outcome = Literal["consistent", "inconsistent", "inconclusive"]
 
@@ -118,7 +119,7 @@ def judge(
             Evidence("seed-free-rank", found.distance, found.log_e_rank),
         )
         reasons += (f"without seeds, only surprise and rank of {found.used:,} tokens could be tested",)
-    evidence += further
+    evidence += (*further, *_bills(scored))
     log_e = fused_log_e(evidence)
     shown, said = text_evidence(scored, profile)
     evidence, reasons = evidence + shown, reasons + said
@@ -163,10 +164,24 @@ def _judge_uncalibrated(
                 "that do not match: it is another model, prompt, seed or noise scheme; calibrate this recipe"
             )
             reasons = (*reasons, said)
+    for bills in _bills(scored):
+        evidence += (bills,)
+        if bills.log_e >= -math.log(alpha):
+            said = (
+                f"{bills.statistic:,.1f} tokens a response are billed beyond what the claimed model takes "
+                "for these texts: reason to look; with a profile of this recipe it would convict"
+            )
+            reasons = (*reasons, said)
     convicting = fused_log_e(further)
     outcome: Outcome = "inconsistent" if convicting >= -math.log(alpha) else "inconclusive"
     found = evidence + further
     return Verdict(outcome, alpha, recipe, convicting, found, reasons, (), None, traces, None)
+
+
+def _bills(scored: Sequence[Scored]) -> tuple[Evidence, ...]:
+    """Bills against texts, where ids do not account for both."""
+    found = count_evidence((s.trace, s.token_count) for s in scored if s.token_count is not None)
+    return () if found is None else (Evidence(TOKEN_COUNT, found.excess, found.log_e),)
 
 
 def _counted(problems: Iterable[AuditError | None]) -> Counter[str]:

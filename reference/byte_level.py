@@ -11,9 +11,9 @@ search is ours.
 
 Two models of tokens are offered through `follow`, which says what may come next:
 
-* *canonical*: only canonical pairs (`canonical_pairs.py`), each row renormalised over them. A text then has one
-  tokenization, a cover is that of a shorter text and one token that reaches beyond it, and x needs one chain
-  of rows and a few left contexts near its end.
+* *canonical*: only canonical pairs (`canonical_pairs.py`), each row renormalised over them. A text then has
+  one tokenization, a cover is that of a shorter text and one token that reaches beyond it, and x needs one
+  chain of rows and a few left contexts near its end.
 * *everything*: plain sampling. Covers multiply with each byte, so this is for short texts.
 
 Invariants: the model is asked for each context once, in one call; every sum is float64; with every context
@@ -184,9 +184,8 @@ def _contexts(data: bytes, vocabulary: TokenBytes, follow: Follow) -> list[tuple
     for position in range(len(data)):
         if not paths[position]:
             continue
-        steps = [
-            (i, position + len(vocabulary.spelled[i] or b"")) for i in vocabulary.matching(data, position)
-        ]
+        names = vocabulary.matching(data, position)
+        steps = [(i, position + len(vocabulary.spelled[i] or b"")) for i in names]
         for ids in paths[position]:
             forbidden = follow(ids[-1] if ids else None)
             for token, end in steps:

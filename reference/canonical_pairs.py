@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _NEVER = 1 << 62
 Edge = tuple[tuple[int, int, int], ...]
-"""(piece, rank of the merge that made it, rank of the merge that consumes it) from the token itself inwards."""
+"""(piece, rank of the merge that made it, rank of the merge that consumes it), the token itself first."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,7 +1,7 @@
 """A model's rows after many token contexts of one prompt, sharing what they have in common.
 
-The longest context of the first call is forwarded once; every other is read on from where it leaves that chain. What is asked
-of the model is counted, for "one pass and a little" is a claim.
+The longest context of the first call is forwarded once; every other is read on from where it leaves that
+chain. What is asked of the model is counted, for "one pass and a little" is a claim.
 """
 
 from __future__ import annotations

@@ -28,6 +28,7 @@ from auditor.commands.record import record
 from auditor.commands.seed import seed
 from auditor.commands.serve import serve, worker
 from auditor.commands.submit import status, submit
+from auditor.commands.tokens import tokens
 from auditor.commands.verify import verify
 from auditor.errors import AuditError
 
@@ -50,6 +51,7 @@ def cli() -> None:
 for command in (
     demo,
     verify,
+    tokens,
     calibrate,
     plan,
     matrix,

@@ -12,6 +12,7 @@ from auditor.hidden_tokens.revealed import refutations, revealed_of
 from auditor.power import DRAWS
 from auditor.result import e_value, p_value
 from auditor.synchrony import Synchrony
+from auditor.token_counts.evidence import TOKEN_COUNT
 from auditor.verdict import UNCALIBRATED, Outcome, Verdict
 from auditor.verification import Result
 
@@ -32,6 +33,7 @@ UNITS = {
     "outside-support": "share outside the filters",
     "seed-free-surprise": "nats a token more than the entropy",
     "seed-free-rank": "largest distance of ranks from uniform",
+    TOKEN_COUNT: "tokens a response billed beyond what the text takes",
     "text-surprise": "nats a token more than the entropy, ids assumed",
     "text-rank": "largest distance of ranks from uniform, ids assumed",
     MODEL_EQUALITY: "discrepancy from the trusted answers",

@@ -12,8 +12,8 @@ Each level draws its own samples, as many as it says, so nothing is used twice a
 itself. With a proposal near the model most weights agree and most D_m are 0: the work is what other paths
 cost to score, which are few.
 
-(The published auditor, arXiv 2510.05181, draws 2M samples in all for levels that need 2 * 2^m of them, samples
-token by token under a mask, and skips texts with characters of several tokens.)
+(The published auditor, arXiv 2510.05181, draws 2M samples in all for levels that need 2 * 2^m of them,
+samples token by token under a mask, and skips texts with characters of several tokens.)
 """
 
 from __future__ import annotations
@@ -37,9 +37,11 @@ _DECAY = 1.5  # between 1 (finite work) and 2 (finite variance)
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Attributes:
-    value: unbiased, and by itself neither bounded nor positive.
-    samples: paths drawn. scored: distinct ones that the model was asked for.
+    """One estimate and what it took.
+
+    Attributes:
+        value: unbiased, and by itself neither bounded nor positive.
+        samples: paths drawn. scored: distinct ones that the model was asked for.
     """
 
     value: float

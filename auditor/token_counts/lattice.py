@@ -1,10 +1,10 @@
 """All tokenizations of one text, weighted: how many tokens did it take, and a quick way to draw one. Pure.
 
-Nodes are places between the text's units (a byte, or a special token that the text spells out); an edge is a
-token that spells the units between two places. The canonical tokenization is one path. Edges that leave it are
-weighed by the model's row there, edges on from a likely departure by the row behind it (`departures`), edges from
-other places, where nobody asked the model, by a constant. The weights serve as the proposal from which
-`expected_length` draws, which is exact whatever they are, and as a first estimate.
+Nodes are places between the text's units (a byte, or a special token that the text spells out); an edge is
+a token that spells the units between two places. The canonical tokenization is one path. Edges that leave
+it are weighed by the model's row there, edges on from a likely departure by the row behind it
+(`departures`), edges from other places, where nobody asked the model, by a constant. The weights serve as
+the proposal from which `expected_length` draws, which is exact whatever they are, and as a first estimate.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Edges = tuple[tuple[int, int], ...]
 """(token, place where it ends) of every edge from one place."""
 
 INNER = 0.01
-"""Weight of an edge from a place where the model was not asked: how likely it is to go on along the text from a
-piece that nobody writes. It sets how often such paths are drawn, never what is concluded from them."""
+"""Weight of an edge from a place where the model was not asked: how likely it is to go on along the text from
+a piece that nobody writes. It sets how often such paths are drawn, never what is concluded from them."""
 _LIKELY = 1e-4  # departures at least so probable, beside the canonical token, are asked about
 _MOST_ASKED = 0.25  # of the canonical number of tokens
 _LEAST = 1e-30  # so that every path can be drawn

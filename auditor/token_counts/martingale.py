@@ -6,10 +6,10 @@ provider E[X_i - U_i | past, text] <= 0, so
 
     W_i = W_(i-1) (1 + bet_i (X_i - min(U_i, c_i) - TOLERANCE)),   0 <= bet_i <= 1 / (c_i + TOLERANCE)
 
-is a supermartingale as long as bet_i and the ceiling c_i depend on the past and the text only, never on U_i or
-the bill: X_i is not negative, so no factor is, without any bound on U_i or on bills known beforehand. The
-average over several bets is one too, so none has to be chosen, let alone in hindsight. By Ville
-P(sup W >= 1/alpha) <= alpha.
+is a supermartingale as long as bet_i and the ceiling c_i depend on the past and the text only, never on U_i
+or the bill: X_i is not negative, so no factor is, without any bound on U_i or on bills known beforehand.
+The average over several bets is one too, so none has to be chosen, let alone in hindsight. By Ville P(sup W
+>= 1/alpha) <= alpha.
 
 TOLERANCE pays for what the identity leaves out: the provider's rounding, which moves expectations a little,
 and the part of U_i above its ceiling, which `min` cuts off. Source of the test: "Auditing Pay-Per-Token",

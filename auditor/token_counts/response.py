@@ -3,8 +3,11 @@
 1. The text is encoded canonically; the tokens must spell it byte for byte.
 2. One teacher-forced pass over the canonical ids gives the model's word on every other tokenization.
 3. The honest excess over the canonical number is estimated without bias (`expected_length`).
-4. What a text does not show is forgiven, in the provider's favour: the end token, a leading space that a server
-   stripped, and as many special tokens and unfinished characters as the model would have put there.
+4. A text that the claimed model would hardly write is refused: most likely something was taken out of it.
+   Whether a response counts depends on its text alone, so leaving it out costs no validity.
+5. A bill far beyond the text is one for hidden tokens, whatever they were: a finding, not evidence.
+6. What a text does not show is forgiven, in the provider's favour: the end token, a leading space that a
+   server stripped, and as many special tokens and unfinished characters as the model would have put there.
 
 Fail closed: a text that does not hold everything that was generated (stop strings, tool calls, replacement
 characters, a chat message whose reasoning was taken out) is refused, never guessed at.
@@ -38,6 +41,9 @@ _REPLACEMENT = "\ufffd"
 _HELD_BACK = 3  # tokens of an unfinished character, at most
 _SLACK = 0.25  # tokens: the ceiling of an estimate on a text whose tokenization is beyond doubt
 _CAUTION = 4.0  # ... and how far above the lattice's own estimate it lies elsewhere
+_SURPRISE = 3.0  # standard deviations, and nats
+_MARKS = 3  # tokens around hidden reasoning that count as neither reasoning nor answer
+_FEW, _PART = 8, 0.2  # tokens, and share of the text, beyond which hidden tokens must have been billed
 _REFUSED_ENDS = frozenset({"tool_calls", "function_call", "content_filter"})
 
 
@@ -73,9 +79,9 @@ def is_doubtful(trace: Trace, tokenizer: Tokenizer) -> bool:
     ids = trace.output_token_ids
     if not ids or len(ids) != trace.usage.completion_tokens:
         return True
-    shown = {tokenizer.decode(ids), tokenizer.decode(ids, skip_special=True)}
-    body = ids[:-1] if ids[-1] in tokenizer.special_ids else ids
-    return trace.text not in shown | {tokenizer.decode(body)}
+    # A stop string or a reasoning parser leaves a part of what the ids spell: they account for it still.
+    spelled = (tokenizer.decode(ids), tokenizer.decode(ids, skip_special=True))
+    return not any(trace.text.strip() in whole for whole in spelled)
 
 
 def count_response(trace: Trace, reference: Reference) -> ResponseCount:
@@ -95,23 +101,26 @@ def count_response(trace: Trace, reference: Reference) -> ResponseCount:
     request = _request(trace, canonical, reference)
     scheme = request.scheme if trace.sampling.filtered else None
     rows = PrefixRows(model, request.prompt, trace.sampling, scheme)
+    allowed = len(canonical) + _forgiven(text, trace, tokenizer)
+    bill = _bill_of_text(billed, trace.usage.reasoning_tokens or 0, allowed)
+    _refuse_hidden(bill, allowed, trace.where)
     lattice = Lattice.of(canonical, vocabulary)
     ends = () if trace.sampling.ignore_eos else tokenizer.eos_ids
     invisible = sorted(tokenizer.special_ids - set(ends))
-    weighted, own, hidden = _weighted(
-        lattice, rows, vocabulary, invisible, ended=trace.finish_reason != "length"
-    )
+    cut = trace.finish_reason == "length"
+    reading = _read(lattice, rows, invisible, _unfinished(vocabulary) if cut else ())
+    _refuse_foreign(reading, trace.where)
+    weighted = _weighted(lattice, reading, rows)
     one_pass = len(request.prompt) + len(canonical)
     generator = _generator(trace)
     estimate = unbiased_mean(
         lambda ids: float(max(0, len(ids) - len(canonical))),
         lambda count: weighted.draw(count, generator),
-        lambda paths: _scores(paths, rows, {canonical: own}),
+        lambda paths: path_scores(paths, rows, {canonical: reading.own}),
         generator,
     )
-    allowed = len(canonical) + _forgiven(text, trace, tokenizer)
-    ceiling = _SLACK + _CAUTION * weighted.departures() + hidden
-    counted = CountedResponse(billed, allowed, estimate.value + hidden, ceiling)
+    ceiling = _SLACK + _CAUTION * weighted.departures() + reading.hidden
+    counted = CountedResponse(bill, allowed, estimate.value + reading.hidden, ceiling)
     return ResponseCount(counted, len(text), rows.computed, one_pass)
 
 
@@ -129,6 +138,30 @@ def _text_and_bill(trace: Trace) -> tuple[str, int]:
         if is_so:
             raise CannotScoreError(f"its tokens cannot be counted from the text: {why}", where=trace.where)
     return trace.text, trace.usage.completion_tokens
+
+
+def _bill_of_text(billed: int, reasoning: int, allowed: int) -> int:
+    """What was billed for the text: all, or all but the reasoning where the text cannot hold it.
+
+    Only a text clearly longer than the answer's own bill is taken to show the reasoning too; hidden reasoning
+    cannot be counted from a text, and an honest bill for it must not look like an excess.
+    """
+    answer = max(0, billed - reasoning - (_MARKS if reasoning else 0))
+    return billed if allowed > 1.1 * answer + 8 else answer
+
+
+def _refuse_hidden(bill: int, allowed: int, where: str) -> None:
+    """Far more tokens than the text: padding or undeclared reasoning, which a text cannot tell apart.
+
+    Leaving such a response out forgoes a gain of the bet, never a loss, so it costs no validity.
+    """
+    if bill - allowed > max(_FEW, _PART * allowed):
+        raise CannotScoreError(
+            f"{bill - allowed} tokens are billed beyond the {allowed} of the text: hidden tokens that the "
+            "log does not declare",
+            where=where,
+            fix="have them committed to (audit commit), or log usage.reasoning_tokens",
+        )
 
 
 def _canonical(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: Trace) -> Ids:
@@ -157,36 +190,77 @@ def _request(trace: Trace, canonical: Ids, reference: Reference) -> Request:
     return request
 
 
-def _weighted(
-    lattice: Lattice, rows: PrefixRows, vocabulary: TokenBytes, invisible: Sequence[int], *, ended: bool
-) -> tuple[WeightedLattice, float, float]:
-    """The lattice with the model's weights, the canonical path's log probability, and tokens not shown.
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What one pass over the canonical ids shows.
 
-    The last are the expected number of special tokens and unfinished characters that a server may leave out
-    of a text.
+    Attributes:
+        rows: for each token, log probabilities of the edges of its place. own: of the whole path.
+        surprise: nats by which the path is less likely than the model's own texts; variance: of that.
+        hidden: expected tokens that a server may leave out of the text: special ones, unfinished characters.
     """
+
+    rows: tuple[F64, ...]
+    own: float
+    surprise: float
+    variance: float
+    hidden: float
+
+
+def _read(
+    lattice: Lattice, rows: PrefixRows, invisible: Sequence[int], unfinished: Sequence[int]
+) -> _Reading:
+    """The one pass; `unfinished` tokens may be held back behind the last, none where the model ended it."""
     canonical = lattice.canonical
-    unfinished = [i for i, b in enumerate(vocabulary.spelled) if b and not _whole(b)]
     wanted = dict(lattice.wanted())
     values: dict[int, F64] = {}
-    hidden = own = 0.0
+    own = entropy = variance = hidden = 0.0
     for context, law in rows([canonical[:n] for n in range(len(canonical) + 1)]):
         n = len(context)
-        if n < len(canonical):
-            values[n] = law[list(wanted[n])]
-            own += float(law[canonical[n]])
-            if canonical[n] not in invisible:
-                hidden += float(np.exp(law[list(invisible)]).sum())
-        elif not ended:
-            hidden += _HELD_BACK * float(np.exp(law[unfinished]).sum())
-    by_token = [values[n] for n in range(len(canonical))]
-    places = {context: place for place, context in lattice.likely_departures(by_token).items()}
+        if n == len(canonical):
+            hidden += _HELD_BACK * float(np.exp(law[list(unfinished)]).sum())
+            continue
+        values[n] = law[list(wanted[n])]
+        own += float(law[canonical[n]])
+        mean, spread = _spread(law)
+        entropy, variance = entropy + mean, variance + spread
+        if canonical[n] not in invisible:
+            hidden += float(np.exp(law[list(invisible)]).sum())
+    by_token = tuple(values[n] for n in range(len(canonical)))
+    return _Reading(by_token, own, -own - entropy, variance, hidden)
+
+
+def _weighted(lattice: Lattice, reading: _Reading, rows: PrefixRows) -> WeightedLattice:
+    """The lattice with the model's weights, likely departures asked about."""
+    places = {context: place for place, context in lattice.likely_departures(reading.rows).items()}
     inner = {}
     if places:
         for context, law in rows(list(places)):
             place = places[context]
             inner[place] = law[[token for token, _ in lattice.edges[place]]]
-    return lattice.weighted(by_token, inner), own, hidden
+    return lattice.weighted(reading.rows, inner)
+
+
+def _refuse_foreign(reading: _Reading, where: str) -> None:
+    if reading.surprise > _SURPRISE * np.sqrt(reading.variance) + _SURPRISE:
+        raise CannotScoreError(
+            f"the text is {reading.surprise:.0f} nats less likely than the claimed model's own: something "
+            "was taken out of it (reasoning, say), or another model wrote it",
+            where=where,
+        )
+
+
+def _spread(law: F64) -> tuple[float, float]:
+    """Mean and variance of -log p of a row's own tokens, nats."""
+    law = law[np.isfinite(law)]
+    p = np.exp(law)
+    entropy = -float((p * law).sum())
+    return entropy, max(0.0, float((p * law * law).sum()) - entropy**2)
+
+
+def _unfinished(vocabulary: TokenBytes) -> Ids:
+    """Ids whose bytes are no whole characters."""
+    return tuple(i for i, b in enumerate(vocabulary.spelled) if b and not _whole(b))
 
 
 def _whole(piece: bytes) -> bool:
@@ -206,7 +280,7 @@ def _forgiven(text: str, trace: Trace, tokenizer: Tokenizer) -> int:
     return int(end) + max(0, stripped)
 
 
-def _scores(paths: Sequence[Ids], rows: PrefixRows, known: Mapping[Ids, float]) -> list[float]:
+def path_scores(paths: Sequence[Ids], rows: PrefixRows, known: Mapping[Ids, float]) -> list[float]:
     """Log probability of each path, contexts in common forwarded once."""
     following: dict[Ids, set[int]] = {}
     for ids in paths:

@@ -1,0 +1,199 @@
+"""Token counts from texts: `python tests/proofs/token_counts.py [--responses N]`, figures of docs/token_counts.md.
+
+1. The sequential test of bills. Fresh responses of the demo provider, ids thrown away; sequences of 100 responses are
+   drawn from them with replacement. Honest: how many sequences ever reach 1/alpha? Inflated by k tokens a response
+   (on top of the honest bill; in every response, or in a tenth): how many responses until they do?
+2. The conformal bound on honest excess, calibrated on responses of other seeds.
+3. What an audit costs beside one forward pass.
+4. Byte-level: largest distance of the symbols' sum from 1, and its cost, at random cuts of the same texts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+CALIBRATION_SEED, REPORT_SEED = 81_001, 82_002
+SEQUENCES, LENGTH = 1_000, 100
+PUBLISHED = {1: 30.1, 2: 15.8, 3: 11.1}
+BATCH = 32
+
+
+def interval(hits, total):
+    from scipy.stats import binomtest
+
+    low, high = binomtest(int(hits), total).proportion_ci(0.95)
+    return f"{int(hits)}/{total} (95 % {low:.4f} to {high:.4f})"
+
+
+def counted(reference, provider, seed, count):
+    """Text-only traces of fresh conversations, each with its count; those that cannot be counted are told."""
+    from auditor.errors import CannotScoreError
+    from auditor.generation import generate
+    from auditor.reference.demo.prompts import demo_conversations
+    from auditor.reference.deviations import HONEST
+    from auditor.token_counts.response import count_response
+
+    traces = generate(provider, demo_conversations(count, seed), deviation=HONEST, seed=seed)
+    refused = 0
+    for trace in traces:
+        bare = replace(trace, output_token_ids=None, seed=None, noise=None)
+        try:
+            yield bare, count_response(bare, reference), len(trace.output_token_ids)
+        except CannotScoreError:
+            refused += 1
+    print(f"seed {seed}: {refused} of {count} responses refused (replacement characters)", flush=True)
+
+
+def sequences(responses, generator, extra=0, share=1.0):
+    """Log wealth [SEQUENCES, LENGTH] of resampled sequences, `extra` tokens added to a share of the bills."""
+    from auditor.token_counts.martingale import wealth
+
+    rows = []
+    for _ in range(SEQUENCES):
+        picks = generator.integers(len(responses), size=LENGTH)
+        padded = generator.random(LENGTH) < share
+        drawn = [responses[i].counted for i in picks]
+        rows.append(
+            wealth([replace(r, billed=r.billed + extra * int(p)) for r, p in zip(drawn, padded, strict=True)])
+        )
+    return np.array(rows)
+
+
+def martingale(responses):
+    generator = np.random.default_rng(REPORT_SEED)
+    worst = 0.0
+    honest = sequences(responses, generator)
+    for alpha in (0.05, 0.001):
+        flags = int((honest.max(axis=1) >= -np.log(alpha)).sum())
+        worst = max(worst, flags / SEQUENCES / alpha)
+        print(f"honest sequences flagged at alpha {alpha}: {interval(flags, SEQUENCES)}")
+    for share in (1.0, 0.1):
+        for extra in (1, 2, 3):
+            log_wealth = sequences(responses, generator, extra, share)
+            for alpha in (0.05, 0.001):
+                reached = log_wealth >= -np.log(alpha)
+                caught = reached.any(axis=1)
+                stops = reached[caught].argmax(axis=1) + 1
+                beside = f"; published mean {PUBLISHED[extra]}" if (share, alpha) == (1.0, 0.05) else ""
+                print(
+                    f"+{extra} tokens in {share:.0%} of responses, alpha {alpha}: caught "
+                    f"{interval(caught.sum(), SEQUENCES)} within {LENGTH} responses, mean "
+                    f"{stops.mean() if len(stops) else float('nan'):.1f}, 95th percentile "
+                    f"{np.percentile(stops, 95) if len(stops) else float('nan'):.0f}{beside}",
+                    flush=True,
+                )
+    return worst
+
+
+def conformal(calibration, report):
+    from auditor.token_counts.honest_excess import ExcessBound
+
+    bound = ExcessBound(tuple(r.counted.excess for r in calibration))
+    ps = np.array([bound.p_value(r.counted.excess) for r in report])
+    print(
+        f"conformal excess: {len(calibration)} calibration responses, {interval((ps <= 0.01).sum(), len(ps))} of other "
+        f"seeds at p <= 0.01, 99.9 % quantile {bound.quantile(0.999)}"
+    )
+    for extra in (1, 3):
+        caught = sum(bound.p_value(r.counted.excess + extra) <= 0.01 for r in report)
+        print(f"  +{extra} tokens: {interval(caught, len(report))} at p <= 0.01, each by itself")
+
+
+def cost(reference, traces, responses):
+    """Positions forwarded, and processor time, beside a forward pass over prompt and canonical ids."""
+    from auditor.preparation import prompt_ids
+    from auditor.token_counts.response import count_response
+
+    model = reference.model
+    seconds = {"audit": 0.0, "pass": 0.0}
+    for trace in traces[:100]:
+        ids = torch.tensor([*prompt_ids(trace, reference), *reference.tokenizer.encode(trace.text)])
+        for name, work in (
+            ("audit", lambda t=trace: count_response(t, reference)),
+            ("pass", lambda i=ids: model.logits(model.prefill([i]))),
+        ):
+            started = time.process_time()
+            work()
+            seconds[name] += time.process_time() - started
+    forwarded = sum(r.computed for r in responses) / sum(r.one_pass for r in responses)
+    most = max(r.computed / r.one_pass for r in responses)
+    print(
+        f"cost of a count: {forwarded:.3f} forward passes in positions ({most:.2f} at most), "
+        f"{seconds['audit'] / seconds['pass']:.2f} in processor time"
+    )
+
+
+def byte_level(reference, traces):
+    from auditor.preparation import prompt_ids
+    from auditor.reference.byte_level import byte_law, canonical
+    from auditor.reference.canonical_pairs import canonical_pairs
+    from auditor.reference.prefix_rows import PrefixRows
+    from auditor.token_counts.response import token_bytes
+
+    generator = np.random.default_rng(REPORT_SEED)
+    model, tokenizer = reference.model, reference.tokenizer
+    vocabulary = token_bytes(tokenizer, model.config.vocab_size)
+    follow = canonical(canonical_pairs(tokenizer))
+    off, positions, passes, seconds, pass_seconds = [], [], [], 0.0, 0.0
+    for trace in traces[:200]:
+        body = trace.text.split("<|")[0].encode()
+        whole = generator.random() < 0.5
+        data = body if whole else body[: int(generator.integers(len(body) // 2, len(body) + 1))]
+        prompt = tuple(prompt_ids(trace, reference))
+        rows = PrefixRows(model, prompt)
+        started = time.process_time()
+        law = byte_law(data, vocabulary, rows, follow)
+        seconds += time.process_time() - started
+        ids = torch.tensor([*prompt, *tokenizer.encode(data.decode(errors="ignore"))])
+        started = time.process_time()
+        model.logits(model.prefill([ids]))
+        pass_seconds += time.process_time() - started
+        off.append(abs(law.total - 1.0))
+        positions.append(rows.computed)
+        passes.append(len(ids))
+    ratio = np.array(positions) / np.array(passes)
+    print(
+        f"byte-level, {len(off)} texts (half of them cut anywhere): |sum of symbols - 1| at most {max(off):.1e}; cost "
+        f"{sum(positions) / sum(passes):.3f} passes in positions ({ratio.max():.2f} at most), "
+        f"{seconds / pass_seconds:.2f} in processor time"
+    )
+    return max(off)
+
+
+def main():
+    from auditor.generation import Provider
+    from auditor.reference.demo.prompts import TARGET
+    from auditor.replay import Reference
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--responses", type=int, default=1_000, help="fresh responses for the report")
+    count = parser.parse_args().responses
+    reference = Reference.load(TARGET)
+    provider = Provider.load(TARGET, dtype="bfloat16", batch_size=BATCH)
+    made = list(counted(reference, provider, REPORT_SEED, count))
+    traces, responses = [t for t, _, _ in made], [r for _, r, _ in made]
+    longer = sum(r.counted.excess > 0 for r in responses)
+    expected = float(np.mean([min(r.counted.expected, r.counted.ceiling) for r in responses]))
+    print(
+        f"{len(responses)} honest bfloat16 responses of {np.mean([n for _, _, n in made]):.0f} tokens on average against "
+        f"the float32 reference: {longer} billed beyond the canonical number, "
+        f"{np.mean([r.counted.excess for r in responses]):.4f} tokens a response, expected {expected:.4f}",
+        flush=True,
+    )
+    worst = martingale(responses)
+    calibration = [r for _, r, _ in counted(reference, provider, CALIBRATION_SEED, max(100, count // 2))]
+    conformal(calibration, responses)
+    cost(reference, traces, responses)
+    off = byte_level(reference, traces)
+    raise SystemExit(0 if worst <= 1.0 and off <= 1e-9 else 1)
+
+
+if __name__ == "__main__":
+    main()
