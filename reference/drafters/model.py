@@ -146,6 +146,8 @@ class ModelDrafter:
         for one in wanting:
             slots, read, tokens = one.reading.slots, one.reading.read, one.context.tokens
             if depth == 0:
+                # A sequence that waited has nothing new: its last token is read again, for its row.
+                slots.length = min(slots.length, len(tokens) - 1)
                 new = torch.tensor(tokens[slots.length :])
                 room = one.context.prompt_tokens + one.context.request.ask.max_tokens
                 self._cache.reserve(slots, room)

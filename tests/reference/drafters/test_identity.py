@@ -38,6 +38,11 @@ def test_every_drafter_gives_them_on_the_demo_model(name):
         same_as_plain(TARGET, name, seed, count=18, longest=24, most=16, requests=4)
 
 
+def test_a_draft_model_goes_on_with_a_sequence_that_waited(random_model):
+    """It was asked twice at one length: the second time there was no token left for it to read."""
+    same_as_plain(random_model, "draft model", 541, count=54, longest=30, most=24, requests=8)
+
+
 def test_a_slot_that_belongs_to_another_prefix_is_noticed(random_model):
     """B2, the stale keys of a rejected guess: the check that the others rely on."""
     model, asks, _ = pool(random_model, 54, 30, 24)
