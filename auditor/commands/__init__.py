@@ -13,7 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
-from auditor.commands.commitments import challenge, check, commit, open_
+from auditor.commands.check import check
+from auditor.commands.commitments import challenge, commit, open_
 from auditor.commands.demo import demo
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate

@@ -1,108 +1,44 @@
-"""`audit commit | challenge | open | check`: hidden tokens committed to, challenged, opened and checked."""
+"""`audit commit | challenge | open`: hidden tokens or states committed to, challenged and opened."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from auditor.commands import options
-from auditor.commands.check_report import CheckReport
+from auditor.commands import activations, options
+from auditor.commands.commitment_options import (
+    REFUSED,
+    by_request,
+    challenges_of,
+    committed_argument,
+    file_option,
+    kind_option,
+    max_share_option,
+    needed,
+    public_keys,
+    session_key_option,
+    traces_of,
+    vkey_option,
+)
 from auditor.commands.keys import passphrase
-from auditor.commitment_errors import OpeningSyntaxError
-from auditor.errors import AuditError, OptionError, VerificationFailedError
+from auditor.errors import OptionError, VerificationFailedError
 
-if TYPE_CHECKING:
-    from auditor.merkle.keys import PublicKey
-    from auditor.merkle.token_openings import Challenge
-    from auditor.trace import Trace
-
-REFUSED = 1
 NONCE_BYTES = 32
-
-kind_option = click.option(
-    "--kind",
-    type=click.Choice(["tokens"]),
-    default="tokens",
-    show_default=True,
-    help="What was committed to.",
-)
-session_key_option = click.option(
-    "--session-key",
-    "session_key_file",
-    type=click.Path(path_type=Path),
-    required=True,
-    metavar="FILE",
-    help="The provider's key of `audit keys session`; salts come from it.",
-)
-vkey_option = click.option(
-    "--vkey", "vkeys", multiple=True, required=True, help="The provider's public key; may be repeated."
-)
-max_share_option = click.option(
-    "--max-share",
-    type=click.FloatRange(0, 1),
-    default=1.0,
-    show_default=True,
-    help="Largest share of a response's hidden tokens that may be seen, earlier challenges included.",
-)
-committed_argument = click.argument("committed", type=click.Path(path_type=Path))
-
-
-def _file(name: str, description: str, *, required: bool = True) -> Callable[[options.F], options.F]:
-    return click.option(
-        name,
-        type=click.Path(path_type=Path),
-        required=required,
-        default=None,
-        metavar="FILE",
-        help=description,
-    )
-
-
-def _traces(path: Path) -> Iterator[Trace]:
-    """Traces of a log; a bad line ends it."""
-    from auditor.trace_files import read_traces  # noqa: PLC0415
-
-    for item in read_traces(str(path)):
-        if isinstance(item, AuditError):
-            raise item
-        yield item
-
-
-def _by_request(pairs: Iterable[tuple[str, Any]], where: Path) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for request, value in pairs:
-        if request in found:
-            raise OpeningSyntaxError(f"response {request} stands there twice", where=str(where))
-        found[request] = value
-    return found
-
-
-def _challenges(path: Path) -> dict[str, Challenge]:
-    from auditor.hidden_tokens.wire import challenge_from_json, read_lines  # noqa: PLC0415
-
-    return _by_request((challenge_from_json(value, where) for value, where in read_lines(path)), path)
-
-
-def _keys(vkeys: tuple[str, ...]) -> tuple[PublicKey, ...]:
-    from auditor.merkle.keys import parse_vkey  # noqa: PLC0415
-
-    return tuple(parse_vkey(vkey) for vkey in vkeys)
 
 
 @click.command()
 @click.argument("log", type=click.Path(path_type=Path))
 @kind_option
 @options.model_option
-@_file("--key", "The provider's signing key (`audit keys generate`).")
+@file_option("--key", "Tokens: the provider's signing key (`audit keys generate`).", required=False)
 @session_key_option
-@_file("--out", "The clients' traces: visible tokens, bill and signed heads.")
-@_file("--kept", "What the provider keeps: hidden tokens, for later openings. Mode 0600.")
+@file_option("--out", "For clients: traces with visible tokens, bill and signed heads, or digests of states.")
+@file_option("--kept", "What the provider keeps for later openings: hidden tokens or states. Mode 0600.")
 @click.option(
     "--block", type=click.IntRange(min=1), default=16, show_default=True, help="Tokens opened together."
 )
@@ -116,21 +52,32 @@ def _keys(vkeys: tuple[str, ...]) -> tuple[PublicKey, ...]:
     show_default=True,
     help="Block fingerprints in the leaves; minilm needs the `embedding` extra.",
 )
+@click.option(
+    "--layer",
+    "layers",
+    type=click.IntRange(min=-1),
+    multiple=True,
+    help="Activations: a decoder layer to commit to, from 0; -1 is the final state. May be repeated. "
+    "[default: -1]",
+)
+@options.dtype_option
 @click.option("--force", is_flag=True, help="Overwrite both files.")
 def commit(
     log: Path,
     kind: str,
     model_directory: Path | None,
-    key: Path,
-    session_key_file: Path,
+    key: Path | None,
+    session_key_file: Path | None,
     out: Path,
     kept: Path,
     block: int,
     head_every: int,
     embedder: str,
+    layers: tuple[int, ...],
+    dtype: str,
     force: bool,
 ) -> None:
-    """Provider: commit to the hidden tokens of a full LOG and split it in two.
+    """Provider: commit to the hidden tokens of a full LOG and split it in two, or to its hidden states.
 
     The first usage.reasoning_tokens output tokens of each request are hidden.
 
@@ -138,6 +85,8 @@ def commit(
       audit generate --out full.jsonl.gz --hidden-tokens 64
       audit commit full.jsonl.gz --key provider.key --session-key session.key \\
           --out committed.jsonl.gz --kept kept.jsonl
+      audit commit log.jsonl.gz --kind activations --layer -1 --layer 2 \\
+          --out committed.jsonl --kept states.safetensors
     """
     from auditor.durable_files import write_durably  # noqa: PLC0415
     from auditor.errors import OutputExistsError  # noqa: PLC0415
@@ -149,14 +98,19 @@ def commit(
     from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
     from auditor.trace_files import TraceWriter  # noqa: PLC0415
 
-    del kind
-    if kept.exists() and not force:
-        raise OutputExistsError("exists already", where=str(kept), fix="choose another name, or --force")
+    for path in (kept, out):
+        if path.exists() and not force:
+            raise OutputExistsError("exists already", where=str(path), fix="choose another name, or --force")
+    if kind == "activations":
+        activations.commit(log, model_directory, dtype, layers or (-1,), out=out, kept=kept)
+        return
+    key = needed(key, "--key", kind)
+    session_key_file = needed(session_key_file, "--session-key", kind)
     tokenizer = Tokenizer.load(model_directory or options.demo_model())
     signer, session_key = read_key(key, passphrase()), read_session_key(session_key_file)
     by, records = embedder_of(embedder), []
     with TraceWriter(out, overwrite=force) as writer:
-        for trace in _traces(log):
+        for trace in traces_of(log):
             shown, record = commit_trace(
                 trace,
                 tokenizer,
@@ -196,7 +150,21 @@ def commit(
     metavar="FILE",
     help="Challenges made before of the same responses, for the exposure; may be repeated.",
 )
-@_file("--out", "Where to write. [default: standard output]", required=False)
+@click.option(
+    "--positions",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Activations: states to open of each response.",
+)
+@click.option(
+    "--fingerprint",
+    default="int8:16",
+    show_default=True,
+    metavar="CODE:K",
+    help="Activations: the fingerprint asked of every position.",
+)
+@file_option("--out", "Where to write. [default: standard output]", required=False)
 def challenge(
     committed: Path,
     kind: str,
@@ -206,9 +174,13 @@ def challenge(
     fiat_shamir: bool,
     max_share: float,
     earlier: tuple[Path, ...],
+    positions: int,
+    fingerprint: str,
     out: Path | None,
 ) -> None:
-    """Auditor: draw blocks of every COMMITTED response to be opened, after checking its signed heads.
+    """Auditor: draw what every COMMITTED response must open: blocks of tokens, or a layer's states.
+
+    Signed heads of hidden tokens are checked first.
 
     Exit status 1 when a commitment does not hold.
     """
@@ -218,10 +190,12 @@ def challenge(
     from auditor.hidden_tokens.wire import challenge_to_json, lines_of  # noqa: PLC0415
     from auditor.merkle.token_openings import draw_challenge, exposure  # noqa: PLC0415
 
-    del kind
-    before = [_challenges(path) for path in earlier]
-    keys, lines, seen, hidden, refused = _keys(vkeys), [], 0, 0, 0
-    for trace in _traces(committed):
+    if kind == "activations":
+        activations.challenge(committed, positions, fingerprint, out=needed(out, "--out", kind))
+        return
+    before = [challenges_of(path) for path in earlier]
+    keys, lines, seen, hidden, refused = public_keys(vkeys), [], 0, 0, 0
+    for trace in traces_of(committed):
         try:
             head = check_commitment(trace, keys).head
         except VerificationFailedError as problem:
@@ -250,16 +224,18 @@ def challenge(
 @click.argument("challenges", type=click.Path(path_type=Path))
 @kind_option
 @options.model_option
-@_file("--kept", "What `audit commit` kept; which blocks were opened is noted in it.")
+@file_option("--kept", "What `audit commit` kept; which blocks were opened is noted in it.")
+@file_option("--committed", "Activations: what `audit commit` gave to clients.", required=False)
 @session_key_option
 @max_share_option
-@_file("--out", "Where to write. [default: standard output]", required=False)
+@file_option("--out", "Where to write. [default: standard output]", required=False)
 def open_(
     challenges: Path,
     kind: str,
     model_directory: Path | None,
     kept: Path,
-    session_key_file: Path,
+    committed: Path | None,
+    session_key_file: Path | None,
     max_share: float,
     out: Path | None,
 ) -> None:
@@ -273,12 +249,16 @@ def open_(
     from auditor.merkle.token_openings import exposure  # noqa: PLC0415
     from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
 
-    del kind
+    if kind == "activations":
+        states_of = needed(committed, "--committed", kind)
+        activations.open_states(states_of, challenges, kept, out=needed(out, "--out", kind))
+        return
     tokenizer = Tokenizer.load(model_directory or options.demo_model())
-    session_key, asked, lines = read_session_key(session_key_file), _challenges(challenges), []
+    session_key_file = needed(session_key_file, "--session-key", kind)
+    session_key, asked, lines = read_session_key(session_key_file), challenges_of(challenges), []
     embedders: dict[str, Any] = {}
     with locked(kept.with_name(kept.name + ".lock")):
-        records = _by_request(
+        records = by_request(
             (wire.kept_from_json(value, where) for value, where in wire.read_lines(kept)), kept
         )
         for request, one in asked.items():
@@ -312,85 +292,3 @@ def open_(
     share = shown / hidden if hidden else 0.0
     so_far = f"{shown:,} of {hidden:,} hidden tokens ({share:.1%}) shown so far"
     click.echo(f"{len(lines)} responses opened: {so_far}", err=True)
-
-
-@click.command()
-@committed_argument
-@kind_option
-@options.model_option
-@_file("--challenge", "The challenges that were sent.")
-@_file("--opening", "The provider's answer.")
-@vkey_option
-@_file("--out", "Write the traces that passed, with their openings, for `audit verify`.", required=False)
-@click.option("--force", is_flag=True, help="Overwrite --out.")
-@_file(
-    "--honest",
-    "Full traces of honest responses: judge the content of what was opened against theirs. "
-    "Needs the `content` extra.",
-    required=False,
-)
-@click.option(
-    "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of the content test."
-)
-@options.format_option
-def check(
-    committed: Path,
-    kind: str,
-    model_directory: Path | None,
-    challenge: Path,
-    opening: Path,
-    vkeys: tuple[str, ...],
-    out: Path | None,
-    force: bool,
-    honest: Path | None,
-    alpha: float,
-    output_format: str,
-) -> None:
-    """Auditor: check openings against COMMITTED heads and challenges; withholding is failure.
-
-    Signatures, chains, counts, order in time, whole blocks, roots; text, canonical tokenization and
-    embeddings are worked out anew. Prints what share of the hidden tokens was seen. With weights go on with
-    `audit verify`.
-
-    Exit status: 0 all hold, 1 some response fails, 2 something cannot be read.
-    """
-    from auditor.hidden_tokens.checking import check_commitment, check_opened  # noqa: PLC0415
-    from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
-    from auditor.hidden_tokens.wire import opening_from_json, read_lines  # noqa: PLC0415
-    from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
-    from auditor.trace_files import write_traces  # noqa: PLC0415
-
-    del kind
-    keys, asked = _keys(vkeys), _challenges(challenge)
-    tokenizer = Tokenizer.load(model_directory or options.demo_model())
-    answers = _by_request((opening_from_json(value, where) for value, where in read_lines(opening)), opening)
-    embedders: dict[str, Any] = {}
-    report = CheckReport()
-    for trace in _traces(committed):
-        if trace.id not in asked:
-            report.unasked += 1
-            continue
-        try:
-            known = check_commitment(trace, keys)
-            digest = known.head.embedder
-            if digest not in embedders:
-                embedders[digest] = embedder_of_digest(digest)
-            found = check_opened(
-                known,
-                asked[trace.id],
-                answers.get(trace.id),
-                tokenizer,
-                embedders[digest],
-                vocabulary=tokenizer.vocab_size,
-            )
-        except VerificationFailedError as problem:
-            report.failed(trace, problem)
-        else:
-            report.passed(trace, known, asked[trace.id], answers[trace.id], found)
-    report.missing(set(asked), committed)
-    if honest is not None and report.opened:
-        report.judge(list(_traces(honest)), tokenizer, alpha)
-    if out is not None:
-        write_traces(out, report.traces, overwrite=force)
-    report.show(output_format)
-    sys.exit(REFUSED if report.failures or report.convicted else 0)
