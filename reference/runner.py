@@ -180,24 +180,27 @@ class Runner:
     ) -> Iterator[tuple[T, R]]:
         """Work on packs of items, as many side by side as the model allows; (item, result) in order."""
         lanes = self.model.calls_at_once
-        packs = self._batches(items, request_of, self._token_budget // lanes)
+        packs = self._packs(items, request_of, lanes)
         for batch, done in side_by_side(work, packs, lanes):
             yield from zip(batch, done, strict=True)
 
-    def _batches(
-        self, items: Iterable[T], request_of: Callable[[T], Request], limit: int
-    ) -> Iterator[list[T]]:
-        batch: list[T] = []
-        used = 0
-        for item in items:
-            length = _length(request_of(item))
-            if batch and used + length > limit:
-                yield batch
-                batch, used = [], 0
-            batch.append(item)
-            used += length
-        if batch:
-            yield batch
+    def _packs(self, items: Iterable[T], request_of: Callable[[T], Request], lanes: int) -> Iterator[list[T]]:
+        """Runs of items, about equal, and of each window as many as all lanes finish together."""
+        stream = iter(items)
+        while window := list(islice(stream, WINDOW)):
+            lengths = [_length(request_of(item)) for item in window]
+            rounds = -(-sum(lengths) // self._token_budget)
+            target = sum(lengths) / (lanes * rounds)
+            pack: list[T] = []
+            before, used, number = 0, 0, 0
+            for item, length in zip(window, lengths, strict=True):
+                own = int((before + length / 2) / target)
+                if pack and (own != number or used + length > self._token_budget):
+                    yield pack
+                    pack, used = [], 0
+                pack.append(item)
+                before, used, number = before + length, used + length, own
+            yield pack
 
     def _store_shared(self, prompts: list[tuple[int, ...]]) -> None:
         """Compute the beginnings that these prompts share, each on top of the longest one stored so far."""
