@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from auditor.api.bodies import LOG_TYPES, log_body, media_type_of, parsed, read_body
 from auditor.api.bodies import MOST_JSON_BYTES as MOST_JSON
 from auditor.api.caching import immutable, unchanged
-from auditor.api.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, TheService, Writer
 from auditor.api.views import (
@@ -117,9 +117,7 @@ def listed(
     after = decode_cursor(cursor)
     with service.store.transaction() as connection:
         found = audits.listed(connection, caller.tenant_id, after=after, limit=limit + 1, state=state)
-    page = found[:limit]
-    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > limit else None
-    link_next(request, response, following)
+    page, following = page_of(request, response, found, limit)
     return AuditPage(items=[view_audit(audit) for audit in page], next=following)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Request, Response
 
 from auditor.api.bodies import json_body, json_content
-from auditor.api.paging import Cursor, Limit, decode_cursor, encode_cursor, link_next
+from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
 from auditor.api.service import KeyKeeper, Operator, TheService
 from auditor.api.views import (
@@ -58,9 +58,7 @@ def list_tenants(
     after = decode_cursor(cursor)
     with service.store.transaction() as connection:
         found = tenants.tenants(connection, after=after, limit=limit + 1)
-    page = found[:limit]
-    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > limit else None
-    link_next(request, response, following)
+    page, following = page_of(request, response, found, limit)
     return TenantPage(items=[view_tenant(tenant) for tenant in page], next=following)
 
 
@@ -83,8 +81,7 @@ def create_key_for(
     with service.store.transaction(writes=True) as connection:
         tenants.find_tenant(connection, tenant_id)
         key, text = tenants.create_key(connection, tenant_id, body.name, body.scopes, days=body.days)
-    response.headers["Cache-Control"] = "no-store"
-    return MadeKey(**view_key(key).model_dump(), key=text)
+    return _shown_once(response, key, text)
 
 
 @router.post(
@@ -105,8 +102,7 @@ def create_key(response: Response, service: TheService, caller: KeyKeeper, body:
         raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
     with service.store.transaction(writes=True) as connection:
         key, text = tenants.create_key(connection, caller.tenant_id, body.name, body.scopes, days=body.days)
-    response.headers["Cache-Control"] = "no-store"
-    return MadeKey(**view_key(key).model_dump(), key=text)
+    return _shown_once(response, key, text)
 
 
 @router.get("/keys", tags=["keys"], summary="List keys", responses=responses(401, 403, 422))
@@ -122,9 +118,7 @@ def list_keys(
     after = decode_cursor(cursor)
     with service.store.transaction() as connection:
         found = tenants.keys(connection, caller.tenant_id, after=after, limit=limit + 1)
-    page = found[:limit]
-    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > limit else None
-    link_next(request, response, following)
+    page, following = page_of(request, response, found, limit)
     return KeyPage(items=[view_key(key) for key in page], next=following)
 
 
@@ -133,3 +127,8 @@ def revoke_key(service: TheService, caller: KeyKeeper, key_id: str) -> KeyView:
     """At once and for good; again is the same as once."""
     with service.store.transaction(writes=True) as connection:
         return view_key(tenants.revoke_key(connection, caller.tenant_id, key_id))
+
+
+def _shown_once(response: Response, key: tenants.ApiKey, text: str) -> MadeKey:
+    response.headers["Cache-Control"] = "no-store"
+    return MadeKey(**view_key(key).model_dump(), key=text)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Query, Request, Response
@@ -43,8 +44,30 @@ def decode_cursor(cursor: str | None) -> tuple[int, str] | None:
     raise wrong
 
 
-def link_next(request: Request, response: Response, cursor: str | None) -> None:
-    """Name the next page in a `Link` header (RFC 8288)."""
-    if cursor is not None:
-        query = dict(request.query_params) | {"cursor": cursor}
-        response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
+class Placed(Protocol):
+    """What stands in a page: (created, id) says where."""
+
+    @property
+    def created(self) -> int: ...  # noqa: D102  microseconds since 1970
+    @property
+    def id(self) -> str: ...  # noqa: D102
+
+
+P = TypeVar("P", bound=Placed)
+
+
+def page_of(
+    request: Request, response: Response, found: Sequence[P], limit: int
+) -> tuple[Sequence[P], str | None]:
+    """A page and the cursor behind it, which a `Link` header names too (RFC 8288).
+
+    Args:
+        found: one more than `limit` where there is a next page.
+    """
+    page = found[:limit]
+    if len(found) <= limit:
+        return page, None
+    cursor = encode_cursor(page[-1].created, page[-1].id)
+    query = dict(request.query_params) | {"cursor": cursor}
+    response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
+    return page, cursor

@@ -88,22 +88,16 @@ def first_key(store: Store, *, always: bool = False) -> str | None:
 @contextmanager
 def kept_logged(store: Store, log: ServiceLog) -> Iterator[None]:
     """Place new entries in the log, and sign it, every `PLACE_SECONDS` for as long as the block lasts."""
-    ended = threading.Event()
 
-    def keep() -> None:
+    def keep(ended: threading.Event) -> None:
         while not ended.wait(PLACE_SECONDS):
             try:
                 place(store, log)
             except AuditError as error:
                 logger.error("log: %s", error)  # noqa: TRY400  # it says all there is in one line
 
-    thread = threading.Thread(target=keep, name="log")
-    thread.start()
-    try:
+    with _meanwhile("log", keep):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 @contextmanager
@@ -112,9 +106,8 @@ def kept_running(command: Sequence[str], environment: dict[str, str]) -> Iterato
 
     It ends with this process, however that ends: its standard input is a pipe of ours.
     """
-    ended = threading.Event()
 
-    def keep() -> None:
+    def keep(ended: threading.Event) -> None:
         rest = 0.5
         while not ended.is_set():
             with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:  # noqa: S603
@@ -127,7 +120,15 @@ def kept_running(command: Sequence[str], environment: dict[str, str]) -> Iterato
             ended.wait(rest)
             rest = min(2 * rest, _MOST_REST)
 
-    thread = threading.Thread(target=keep, name="worker")
+    with _meanwhile("worker", keep):
+        yield
+
+
+@contextmanager
+def _meanwhile(name: str, keep: Callable[[threading.Event], None]) -> Iterator[None]:
+    """Run `keep` in a thread until the block ends, which the event tells it."""
+    ended = threading.Event()
+    thread = threading.Thread(target=keep, args=(ended,), name=name)
     thread.start()
     try:
         yield

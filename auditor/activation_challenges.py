@@ -19,7 +19,7 @@ from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
@@ -53,61 +53,51 @@ from auditor.fingerprints.commit_challenge import (
     commit,
 )
 from auditor.fingerprints.wire import from_payload, to_payload
-from auditor.merkle.encoding import decode_base64, encode_base64
+from auditor.merkle.encoding import encode_base64
 from auditor.preparation import prompt_ids
 from auditor.rank_evidence import rank_log_e
 from auditor.reference.loading import ReferenceModel
 from auditor.replay import Reference
 from auditor.strict_json import dump_json, load_object
 from auditor.trace import Trace
+from auditor.wire_fields import Bytes, Exact, Hash
 
 COMMITMENT = "auditor.activation-commitment/v1"
 CHALLENGE = "auditor.activation-challenge/v1"
 ANSWER = "auditor.activation-answer/v1"
 MOST_FILE_BYTES = 1 << 30
-_HASH = 32
 
 
-def _base64(value: object) -> bytes:
-    data = decode_base64(value) if isinstance(value, str) else None
-    if data is None:
-        raise ValueError("is not base64")
-    return data
-
-
-_Bytes = Annotated[bytes, BeforeValidator(_base64)]
-_Hash = Annotated[_Bytes, Field(min_length=_HASH, max_length=_HASH)]
 _Count = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
-class _Exact(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+class _Request(Exact):
     request: str
 
 
-class _CommitmentWire(_Exact):
-    binding: Annotated[_Bytes, Field(min_length=BINDING_BYTES, max_length=BINDING_BYTES)]
+class _CommitmentWire(_Request):
+    binding: Annotated[Bytes, Field(min_length=BINDING_BYTES, max_length=BINDING_BYTES)]
     positions: _Count
     width: _Count
-    layers: Annotated[dict[Annotated[str, Field(pattern=r"^(-1|[0-9]{1,5})$")], _Hash], Field(min_length=1)]
+    layers: Annotated[dict[Annotated[str, Field(pattern=r"^(-1|[0-9]{1,5})$")], Hash], Field(min_length=1)]
 
 
-class _ChallengeWire(_Exact):
-    root: _Hash
-    secret: Annotated[_Bytes, Field(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
+class _ChallengeWire(_Request):
+    root: Hash
+    secret: Annotated[Bytes, Field(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
     count: Annotated[int, Field(ge=1, lt=1 << 31)]
     code: str
     features: _Count
 
 
-class _AnswerWire(_Exact):
-    root: _Hash
-    leaves: list[_Hash]
-    fingerprint: _Bytes
-    states: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], _Bytes]
+class _AnswerWire(_Request):
+    root: Hash
+    leaves: list[Hash]
+    fingerprint: Bytes
+    states: dict[Annotated[str, Field(pattern=r"^(0|[1-9][0-9]{0,9})$")], Bytes]
 
 
-W = TypeVar("W", bound=_Exact)
+W = TypeVar("W", bound=_Request)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,15 +16,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import Field
 
 from auditor.commitment_errors import CommitmentFieldError, OpeningSyntaxError
 from auditor.errors import AuditError
-from auditor.merkle.encoding import decode_base64, encode_base64
+from auditor.merkle.encoding import encode_base64
 from auditor.merkle.token_leaves import TokenLeaf
 from auditor.merkle.token_openings import Challenge, Opening
 from auditor.strict_json import dump_json, load_object
 from auditor.trace_format import validate
+from auditor.wire_fields import Bytes, Exact, Hash
 
 COMMITMENT = "auditor.token-commitment/v1"
 CHALLENGE = "auditor.token-challenge/v1"
@@ -35,28 +36,15 @@ MAX_FILE_BYTES = 1 << 30
 T = TypeVar("T")
 
 
-def _base64(value: object) -> bytes:
-    data = decode_base64(value) if isinstance(value, str) else None
-    if data is None:
-        raise ValueError("is not base64")
-    return data
-
-
-Bytes = Annotated[bytes, BeforeValidator(_base64)]
-Hash = Annotated[Bytes, Field(min_length=32, max_length=32)]
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
-class _Exact(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
-
-
-class _HeadWire(_Exact):
+class _HeadWire(Exact):
     note: str
     received: str | None = None
 
 
-class _ChallengeWire(_Exact):
+class _ChallengeWire(Exact):
     request: str
     head: Hash
     nonce: Bytes
@@ -65,14 +53,14 @@ class _ChallengeWire(_Exact):
     blocks: list[Count]
 
 
-class _LeafWire(_Exact):
+class _LeafWire(Exact):
     index: Count
     token: Count
     salt: Bytes
     embedding: Bytes
 
 
-class _OpeningWire(_Exact):
+class _OpeningWire(Exact):
     request: str
     head: Hash
     nonce: Bytes
@@ -80,14 +68,14 @@ class _OpeningWire(_Exact):
     proof: list[Hash]
 
 
-class _CommitmentWire(_Exact):
+class _CommitmentWire(Exact):
     heads: Annotated[list[_HeadWire], Field(min_length=1)]
     proofs: list[list[Hash]]
     challenge: dict[str, Any] | None = None
     opening: dict[str, Any] | None = None
 
 
-class _KeptWire(_Exact):
+class _KeptWire(Exact):
     request: str
     head: str
     tokens: list[Count]

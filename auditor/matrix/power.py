@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import beta
+from scipy.stats import binomtest
 
 from auditor.evidence import Calibration, margin_log_e, outside_log_e
 from auditor.gathering import Evidence, fused_log_e
@@ -52,14 +52,37 @@ class Curve:
 
 def bound(share: float, total: int = AUDITS) -> tuple[float, float]:
     """Two-sided 95 % Clopper-Pearson interval of a share of `total` audits."""
-    hits = round(share * total)
-    low = 0.0 if hits == 0 else float(beta.ppf(0.025, hits, total - hits + 1))
-    high = 1.0 if hits == total else float(beta.ppf(0.975, hits + 1, total - hits))
-    return low, high
+    low, high = binomtest(round(share * total), total).proportion_ci(0.95)
+    return float(low), float(high)
+
+
+@dataclass(frozen=True, slots=True)
+class Honest:
+    """What honest requests of one kind of traffic say, for every row that is held against them.
+
+    Attributes:
+        calibration: of the fused e-value. outside, filtered: their tokens outside their filters, of how many.
+        published: their clipped margins' sum and their tokens, each by request.
+    """
+
+    calibration: Calibration
+    outside: int
+    filtered: int
+    published: tuple[F64, F64]
+
+    @classmethod
+    def of(cls, requests: Sequence[Reduced]) -> Honest:
+        """From calibration requests."""
+        return cls(
+            Calibration.of_grids(log_likelihoods(r.counts for r in requests)),
+            sum(r.outside for r in requests),
+            sum(r.filtered for r in requests),
+            _clipped(requests),
+        )
 
 
 def detection_curve(
-    calibration: Sequence[Reduced],
+    honest: Honest,
     audited: Sequence[Reduced],
     alpha: float,
     *,
@@ -69,12 +92,10 @@ def detection_curve(
     """Share of simulated logs of each size that the fused e-value convicts at `alpha`.
 
     Args:
-        calibration: honest requests of the same traffic. audited: requests of one provider.
+        honest: requests of the same traffic. audited: requests of one provider.
         audits: simulated logs of each size.
     """
     generator = np.random.default_rng(_SEED)
-    honest = Calibration.of_grids(log_likelihoods(r.counts for r in calibration))
-    known = sum(r.outside for r in calibration), sum(r.filtered for r in calibration)
     grids = log_likelihoods(r.counts for r in audited)
     flat = grids.reshape(len(grids), -1)
     edges = np.array([[r.outside, r.filtered] for r in audited], np.float64)
@@ -82,36 +103,35 @@ def detection_curve(
     length = float(np.mean([r.counts.tokens for r in audited]))
     for size in sizes:
         weights = generator.multinomial(size, np.full(len(audited), 1 / len(audited)), size=audits)
-        margins = margin_log_e(honest, (weights @ flat).reshape(audits, *grids.shape[1:]))
+        margins = margin_log_e(honest.calibration, (weights @ flat).reshape(audits, *grids.shape[1:]))
         totals = weights @ edges
-        log_e = [_log_e(own, known, edge) for own, edge in zip(margins, totals, strict=True)]
+        log_e = [_log_e(own, honest, edge) for own, edge in zip(margins, totals, strict=True)]
         fused.append(float((np.array(log_e) >= -math.log(alpha)).mean()))
         tokens.append(round(size * length))
-    return Curve(tuple(tokens), tuple(fused), tuple(_published(calibration, audited, alpha, sizes)))
+    return Curve(tuple(tokens), tuple(fused), tuple(_published(honest, audited, alpha, sizes)))
 
 
-def _log_e(margins: float, known: tuple[int, int], edges: F64) -> float:
+def _log_e(margins: float, honest: Honest, edges: F64) -> float:
     evidence = [Evidence("token-difr", 0.0, float(margins))]
-    if known[1] and edges[1]:
-        evidence.append(Evidence("outside-support", 0.0, outside_log_e(*known, int(edges[0]), int(edges[1]))))
+    if honest.filtered and edges[1]:
+        log_e = outside_log_e(honest.outside, honest.filtered, int(edges[0]), int(edges[1]))
+        evidence.append(Evidence("outside-support", 0.0, log_e))
     return fused_log_e(evidence)
 
 
-def _published(
-    calibration: Sequence[Reduced], audited: Sequence[Reduced], alpha: float, sizes: Sequence[int]
-) -> list[float]:
+def _clipped(requests: Sequence[Reduced]) -> tuple[F64, F64]:
+    clipped = [float(np.minimum(r.margins, PUBLISHED_CLIP).sum()) for r in requests]
+    return np.array(clipped), np.array([r.counts.tokens for r in requests], np.float64)
+
+
+def _published(honest: Honest, audited: Sequence[Reduced], alpha: float, sizes: Sequence[int]) -> list[float]:
     """The mean margin clipped at 0.5, at the best threshold there is: the honest pool's own quantile."""
     generator = np.random.default_rng(_SEED + 1)
-
-    def sums(requests: Sequence[Reduced]) -> tuple[F64, F64]:
-        clipped = [float(np.minimum(r.margins, PUBLISHED_CLIP).sum()) for r in requests]
-        return np.array(clipped), np.array([r.counts.tokens for r in requests], np.float64)
-
-    (honest, honest_tokens), (cheating, tokens) = sums(calibration), sums(audited)
+    (own, own_tokens), (cheating, tokens) = honest.published, _clipped(audited)
     shares = []
     for size in sizes:
-        draw = generator.integers(len(honest), size=(HONEST_DRAWS, size))
-        null = honest[draw].sum(axis=1) / honest_tokens[draw].sum(axis=1)
+        draw = generator.integers(len(own), size=(HONEST_DRAWS, size))
+        null = own[draw].sum(axis=1) / own_tokens[draw].sum(axis=1)
         draw = generator.integers(len(cheating), size=(AUDITS, size))
         seen = cheating[draw].sum(axis=1) / tokens[draw].sum(axis=1)
         shares.append(float((seen > np.quantile(null, 1 - alpha)).mean()))

@@ -39,24 +39,16 @@ def traffic_of(deviation: Deviation) -> str:
     return "nucleus" if deviation.needs_filter else "sampled"
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, slots=True, eq=False)
 class Pool:
-    """Honest requests of one kind of traffic, and their states by reference and provider.
+    """The report log of one kind of traffic as deviations are simulated on it.
 
     Attributes:
-        scored: the log itself, as an audit scores it.
-        requests, prompts: the same for simulation. states: hidden states of (reference, provider).
+        asked: request and prompt of each trace. states: hidden states of (reference, provider).
     """
 
-    scored: list[Scored]
-    requests: list[Request]
-    prompts: list[Prompt]
+    asked: list[tuple[Request, Prompt]]
     states: tuple[list[torch.Tensor], list[torch.Tensor]]
-
-    @property
-    def tokens(self) -> int:
-        """Output tokens."""
-        return sum(len(request.output) for request in self.requests)
 
 
 @dataclass(eq=False)
@@ -72,36 +64,43 @@ class HonestProvider:
     reference: Reference
     other: ReferenceModel
     requests: int
-    _pools: dict[tuple[str, str], Pool] = field(default_factory=dict)
+    _scored: dict[tuple[str, str], list[Scored]] = field(default_factory=dict)
+    _pools: dict[str, Pool] = field(default_factory=dict)
 
     def deviant(self, deviation: Deviation) -> ReferenceModel:
         """The model that the provider really runs."""
         return deviation.model(self.provider.model, self.other)
 
-    def pool(self, use: str, traffic: str) -> Pool:
-        """The `calibration` or `report` log of a kind of traffic."""
-        if (use, traffic) not in self._pools:
-            self._pools[use, traffic] = self._made(use, traffic)
-        return self._pools[use, traffic]
+    def scored(self, use: str, traffic: str) -> list[Scored]:
+        """The `calibration` or `report` log of a kind of traffic, as an audit scores it."""
+        if (use, traffic) not in self._scored:
+            self._scored[use, traffic] = self._served(use, traffic)
+        return self._scored[use, traffic]
 
-    def states(self, pool: Pool, deviation: Deviation, model: ReferenceModel) -> Iterator[torch.Tensor]:
-        """States of a pool's outputs on a model, after the prompts that a provider would have fed it."""
-        fed = (tuple(deviation.prompt(prompt)) for prompt in pool.prompts)
-        return self.reference.runner.states(zip(pool.requests, fed, strict=True), model)
+    def pool(self, traffic: str) -> Pool:
+        """The report log of a kind of traffic, for simulation."""
+        if traffic not in self._pools:
+            self._pools[traffic] = self._prepared(traffic)
+        return self._pools[traffic]
 
-    def _made(self, use: str, traffic: str) -> Pool:
+    def states(
+        self, asked: Sequence[tuple[Request, Prompt]], deviation: Deviation, model: ReferenceModel
+    ) -> Iterator[torch.Tensor]:
+        """States of logged outputs on a model, after the prompts that a provider would have fed it."""
+        fed = ((request, tuple(deviation.prompt(prompt))) for request, prompt in asked)
+        return self.reference.runner.states(fed, model)
+
+    def _served(self, use: str, traffic: str) -> list[Scored]:
         seed = _SEEDS[use] + 1_000 * list(TRAFFIC).index(traffic)
-        count = self.requests * (CALIBRATING if use == "calibration" else 1)
-        asked: Sequence[tuple[dict[str, object], ...]] = demo_conversations(count, seed)
-        spec = TRAFFIC[traffic]
-        log = list(generate(self.provider, asked, deviation=HONEST, seed=seed, sampling=spec))
-        scored = list(replay(log, self.reference))
-        requests = [prepare(trace, self.reference) for trace in log]
-        prompts = [
-            prompt_of(trace, request, self.reference) for trace, request in zip(log, requests, strict=True)
-        ]
-        pool = Pool(scored, requests, prompts, ([], []))
-        if use == "report":
-            for kept, model in zip(pool.states, (self.reference.model, self.provider.model), strict=True):
-                kept.extend(self.states(pool, HONEST, model))
-        return pool
+        asked = demo_conversations(self.requests * (CALIBRATING if use == "calibration" else 1), seed)
+        log = generate(self.provider, asked, deviation=HONEST, seed=seed, sampling=TRAFFIC[traffic])
+        return list(replay(log, self.reference))
+
+    def _prepared(self, traffic: str) -> Pool:
+        asked = []
+        for scored in self.scored("report", traffic):
+            request = prepare(scored.trace, self.reference)
+            asked.append((request, prompt_of(scored.trace, request, self.reference)))
+        models = (self.reference.model, self.provider.model)
+        reference, honest = (list(self.states(asked, HONEST, model)) for model in models)
+        return Pool(asked, (reference, honest))

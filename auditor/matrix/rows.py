@@ -95,13 +95,13 @@ class Row:
 def measure_row(provider: HonestProvider, deviation: Deviation) -> Row:
     """Simulate a deviation on the report log of the traffic in which it shows."""
     traffic = traffic_of(deviation)
-    pool = provider.pool("report", traffic)
+    pool = provider.pool(traffic)
     model = provider.deviant(deviation)
     unchanged = deviation.prompt is HONEST.prompt and model is provider.provider.model
-    states = pool.states[1] if unchanged else list(provider.states(pool, deviation, model))
+    states = pool.states[1] if unchanged else list(provider.states(pool.asked, deviation, model))
     found = []
-    for number, (request, reference, honest, deviant) in enumerate(
-        zip(pool.requests, *pool.states, states, strict=True)
+    for number, ((request, _), reference, honest, deviant) in enumerate(
+        zip(pool.asked, *pool.states, states, strict=True)
     ):
         views = Views(
             (provider.reference.model, reference), (provider.provider.model, honest), (model, deviant)

@@ -7,11 +7,12 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 from auditor.durable_files import append_whole, locked
 from auditor.errors import OptionError, TraceFileError
-from auditor.matrix.power import AUDITS, HONEST_AUDITS, SIZES, bound, detection_curve
+from auditor.matrix.power import AUDITS, HONEST_AUDITS, SIZES, Honest, bound, detection_curve
 from auditor.matrix.provider import HonestProvider, traffic_of
 from auditor.matrix.rows import BUCKETS, Reduced, Row, measure_row
 from auditor.reference.deviations import CATALOGUE, HONEST, Deviation, deviation
@@ -60,11 +61,11 @@ def run_matrix(
         provider.requests,
         alpha,
     )
-    known = _remembered(memory, settings)
+    known, honest = _remembered(memory, settings), dict[str, Honest]()
     for row in [HONEST, *(deviation(name) for name in names)]:
         figures = known.get(row.name)
         if figures is None:
-            figures = _figures(provider, row, alpha)
+            figures = _figures(provider, row, alpha, honest)
             if memory is not None:
                 _remember(memory, {"settings": settings.id, **figures})
         yield figures
@@ -84,14 +85,18 @@ def chosen(patterns: Sequence[str]) -> list[str]:
     return [n for n in CATALOGUE if not patterns or any(n.startswith(p) for p in patterns)]
 
 
-def _figures(provider: HonestProvider, cause: Deviation, alpha: float) -> dict[str, Any]:
-    calibration = _honest(provider, "calibration", traffic_of(cause))
+def _figures(
+    provider: HonestProvider, cause: Deviation, alpha: float, honest: dict[str, Honest]
+) -> dict[str, Any]:
+    traffic = traffic_of(cause)
+    if traffic not in honest:  # for all rows of that traffic
+        honest[traffic] = Honest.of(_honest(provider, "calibration", traffic))
     if cause is HONEST:  # real logs, decoded and not simulated
         row = Row(cause.name, "sampled", tuple(_honest(provider, "report", "sampled")))
     else:
         row = measure_row(provider, cause)
     audits = HONEST_AUDITS if cause is HONEST else AUDITS
-    curve = detection_curve(calibration, row.requests, alpha, audits=audits)
+    curve = detection_curve(honest[traffic], row.requests, alpha, audits=audits)
     needed = {str(w): curve.needed(w) for w in WANTED}
     return {
         "name": cause.name,
@@ -112,7 +117,7 @@ def _figures(provider: HonestProvider, cause: Deviation, alpha: float) -> dict[s
 
 
 def _honest(provider: HonestProvider, use: str, traffic: str) -> list[Reduced]:
-    return [Reduced.of_scored(scored) for scored in provider.pool(use, traffic).scored]
+    return [Reduced.of_scored(scored) for scored in provider.scored(use, traffic)]
 
 
 def _remembered(memory: Path | None, settings: Settings) -> dict[str, dict[str, Any]]:
@@ -147,9 +152,7 @@ def report(rows: Sequence[dict[str, Any]], provider: HonestProvider, alpha: floa
     caught = [r for r in others if r["needed"]["0.99"] is not None]
     both = [r for r in caught if r["published"]["0.99"] is not None]
     ratios = [r["needed"]["0.99"] / r["published"]["0.99"] for r in both]
-    product = 1.0
-    for ratio in ratios:
-        product *= ratio ** (1 / len(ratios))
+    mean = geometric_mean(ratios) if ratios else None
     return {
         "schema": SCHEMA,
         "model_digest": provider.provider.model.digest,
@@ -166,6 +169,6 @@ def report(rows: Sequence[dict[str, Any]], provider: HonestProvider, alpha: floa
         },
         "caught": len(caught),
         "rows_measured": len(others),
-        "published_ratio": {"rows": len(both), "geometric_mean": product if ratios else None},
+        "published_ratio": {"rows": len(both), "geometric_mean": mean},
         "rows": list(rows),
     }

@@ -69,6 +69,10 @@ def selecting(keep: Keep) -> Callable[[Attending], Tensor]:
     return attend
 
 
+everything = selecting(lambda seen: torch.ones(1, seen.rows, seen.rows, dtype=torch.bool))
+"""The model's own attention, step by step."""
+
+
 def scores_of(asked: Attending) -> Scores:
     """What selection rules look at."""
     queries, keys = asked.queries.float().transpose(0, 1), asked.keys.float().transpose(0, 1)
@@ -199,7 +203,6 @@ def in_layers(
     layers: Callable[[int], bool], hook: Callable[[Attending], Tensor]
 ) -> Callable[[Attending], Tensor]:
     """`hook` in some layers; the others attend to everything."""
-    everything = selecting(lambda seen: torch.ones(1, seen.rows, seen.rows, dtype=torch.bool))
     return lambda asked: (hook if layers(asked.layer) else everything)(asked)
 
 

@@ -13,22 +13,14 @@ from torch import Tensor
 
 from auditor.reference.architecture import Rope
 from auditor.reference.batch import Attending
-from auditor.reference.deviations.attending import selecting
+from auditor.reference.deviations.attending import everything
 from auditor.reference.deviations.base import Deviation
+from auditor.reference.deviations.key_value import rounded
 from auditor.reference.layers.rotary import frequencies, rotate
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.model import Model
 
 Change = Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel]
-_all_keys = selecting(lambda seen: torch.ones(1, seen.rows, seen.rows, dtype=torch.bool))
-
-
-def rounded(x: Tensor, *, bits: int) -> Tensor:
-    """Symmetric integers, one scale for each token and head."""
-    most = 2 ** (bits - 1) - 1
-    scale = (x.float().abs().amax(dim=-1, keepdim=True) / most).clamp_min(1e-8)
-    grid: Tensor = (x.float() / scale).round().clamp(-most - 1, most) * scale
-    return grid.to(x.dtype)
 
 
 def _cache(keys_bits: int | None, values_bits: int | None) -> Change:
@@ -55,7 +47,7 @@ def _shared_layers(model: ReferenceModel, other: ReferenceModel | None) -> Refer
 
 
 def _changed(change: Callable[[Attending], Attending]) -> Change:
-    return lambda model, _other: model.replace(attention=lambda asked: _all_keys(change(asked)))
+    return lambda model, _other: model.replace(attention=lambda asked: everything(change(asked)))
 
 
 def _merged(asked: Attending, *, old: int = 32) -> Attending:
@@ -108,7 +100,7 @@ def _stale_positions(shift: int) -> Change:
             turns = -(shift * stale.float())[:, None] * frequencies(rope, dim)
             return replace(asked, keys=_turned(asked.keys, turns))
 
-        return model.replace(attention=lambda asked: _all_keys(change(asked)))
+        return model.replace(attention=lambda asked: everything(change(asked)))
 
     return model_of
 
@@ -125,7 +117,7 @@ def _other_frequencies(change: Callable[[Rope], Rope]) -> Change:
             wrong = frequencies(change(rope), dim) - frequencies(rope, dim)
             turns = torch.arange(len(asked.keys))[:, None] * wrong
             queries, keys = _turned(asked.queries, turns), _turned(asked.keys, turns)
-            return _all_keys(replace(asked, queries=queries, keys=keys))
+            return everything(replace(asked, queries=queries, keys=keys))
 
         return model.replace(attention=hook)
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from auditor.reference.deviations.base import Deviation
+from auditor.reference.deviations.weights import integers
 
 
 def float8_cache(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -17,15 +18,16 @@ def float8_cache(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tens
     )
 
 
+def rounded(x: Tensor, *, bits: int) -> Tensor:
+    """Symmetric integers, one scale for each token and head of [tokens, heads, dim]."""
+    rows = x.float().reshape(-1, x.shape[-1])
+    return integers(rows, bits=bits, group=x.shape[-1]).reshape(x.shape).to(x.dtype)
+
+
 def int4_cache(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric int4 with one scale for each token and head."""
     del layer
-
-    def rounded(x: Tensor) -> Tensor:
-        scale = (x.float().abs().amax(dim=-1, keepdim=True) / 7).clamp_min(1e-8)
-        return ((x.float() / scale).round().clamp(-8, 7) * scale).to(x.dtype)
-
-    return rounded(keys), rounded(values)
+    return rounded(keys, bits=4), rounded(values, bits=4)
 
 
 DEVIATIONS = (

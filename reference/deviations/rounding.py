@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from auditor.reference.deviations.base import Deviation
-from auditor.reference.deviations.weights import int4_groups, projections
+from auditor.reference.deviations.weights import float8_rows, grouped, int4_groups, integers, projections
 from auditor.reference.loading import ReferenceModel
 
 Change = Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel]
@@ -22,27 +22,12 @@ _NF4 = torch.tensor([
 _FP4 = torch.tensor([-6.0, -4.0, -3.0, -2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]) / 6.0
 
 
-def integers(weight: Tensor, *, bits: int, group: int | None) -> Tensor:
-    """Symmetric round to nearest, a scale for `group` inputs of a row, or for the whole tensor."""
-    most = 2 ** (bits - 1) - 1
-    flat = weight.reshape(1, -1) if group is None else _grouped(weight, group)
-    scale = (flat.abs().amax(dim=-1, keepdim=True) / most).clamp_min(1e-8)
-    grid: Tensor = (flat / scale).round().clamp(-most - 1, most) * scale
-    return grid.reshape(weight.shape)
-
-
 def levels(weight: Tensor, *, table: Tensor, group: int = 64) -> Tensor:
     """Nearest of a table's values times the largest of each group (nf4, fp4)."""
-    flat = _grouped(weight, group)
+    flat = grouped(weight, group)
     scale = flat.abs().amax(dim=-1, keepdim=True).clamp_min(1e-8)
     middles = (table[1:] + table[:-1]) / 2
     return (table[torch.bucketize(flat / scale, middles)] * scale).reshape(weight.shape)
-
-
-def float8_e5m2(weight: Tensor) -> Tensor:
-    """float8 e5m2, one scale an output row."""
-    scale = (weight.abs().amax(dim=1, keepdim=True) / torch.finfo(torch.float8_e5m2).max).clamp_min(1e-12)
-    return (weight / scale).to(torch.float8_e5m2).to(weight.dtype) * scale
 
 
 def two_of_four(weight: Tensor) -> Tensor:
@@ -75,7 +60,7 @@ def rank_limited(weight: Tensor, *, share: float) -> Tensor:
 
 def error_fed_back(weight: Tensor, *, bits: int = 4, group: int = 64) -> Tensor:
     """GPTQ's column order with an identity Hessian smoothed over neighbours: errors go to the next column."""
-    scales = (_grouped(weight, group).abs().amax(dim=-1) / (2 ** (bits - 1) - 1)).clamp_min(1e-8)
+    scales = (grouped(weight, group).abs().amax(dim=-1) / (2 ** (bits - 1) - 1)).clamp_min(1e-8)
     width = weight.shape[1] // scales.shape[1]
     left, out = weight.clone(), torch.empty_like(weight)
     for column in range(weight.shape[1]):
@@ -86,11 +71,6 @@ def error_fed_back(weight: Tensor, *, bits: int = 4, group: int = 64) -> Tensor:
         if column + 1 < weight.shape[1]:
             left[:, column + 1] += 0.1 * (left[:, column] - out[:, column])
     return out
-
-
-def _grouped(weight: Tensor, group: int) -> Tensor:
-    rows, columns = weight.shape
-    return weight.reshape(rows, -1, group if columns % group == 0 else columns)
 
 
 def _embeddings_rebuilt(share: float) -> Change:
@@ -146,7 +126,12 @@ DEVIATIONS = (
     _rounding("int2-g64", "an eighth of the memory", _BASE, partial(integers, bits=2, group=64)),
     _rounding("nf4", _QUARTER, "Dettmers et al., QLoRA, arXiv 2305.14314", partial(levels, table=_NF4)),
     _rounding("fp4", _QUARTER, "e2m1, group 64; OCP microscaling formats", partial(levels, table=_FP4)),
-    _rounding("fp8-e5m2", "half the weight memory", "Micikevicius et al., arXiv 2209.05433", float8_e5m2),
+    _rounding(
+        "fp8-e5m2",
+        "half the weight memory",
+        "Micikevicius et al., arXiv 2209.05433",
+        partial(float8_rows, dtype=torch.float8_e5m2),
+    ),
     _rounding(
         "sparse-2:4", "the sparse tensor cores' doubled rate", "Mishra et al., arXiv 2104.08378", two_of_four
     ),

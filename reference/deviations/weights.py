@@ -11,25 +11,38 @@ from auditor.reference.deviations.base import Deviation
 from auditor.reference.loading import ReferenceModel
 
 
+def integers(x: Tensor, *, bits: int, group: int | None) -> Tensor:
+    """Symmetric round to nearest of [rows, columns], a scale for `group` columns of a row, or for all of `x`.
+
+    A group that does not divide the columns is the whole row.
+    """
+    most = 2 ** (bits - 1) - 1
+    flat = x.reshape(1, -1) if group is None else grouped(x, group)
+    scale = (flat.abs().amax(dim=-1, keepdim=True) / most).clamp_min(1e-8)
+    grid: Tensor = (flat / scale).round().clamp(-most - 1, most) * scale
+    return grid.reshape(x.shape)
+
+
+def grouped(x: Tensor, group: int) -> Tensor:
+    """[rows, columns] as [rows, groups, group]; one group a row where they do not divide."""
+    rows, columns = x.shape
+    return x.reshape(rows, -1, group if columns % group == 0 else columns)
+
+
 def int8_rows(weight: Tensor) -> Tensor:
     """Symmetric int8, one scale an output row (the usual W8 recipe)."""
-    scale = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-8)
-    return (weight / scale).round().clamp(-127, 127) * scale
+    return integers(weight, bits=8, group=weight.shape[1])
 
 
 def int4_groups(weight: Tensor, group: int = 64) -> Tensor:
     """Symmetric int4, one scale for `group` inputs (compressed-tensors `pack-quantized`: [-8, 7])."""
-    rows, columns = weight.shape
-    size = group if columns % group == 0 else columns
-    grouped = weight.view(rows, -1, size)
-    scale = (grouped.abs().amax(dim=2, keepdim=True) / 7).clamp_min(1e-8)
-    return ((grouped / scale).round().clamp(-8, 7) * scale).view(rows, columns)
+    return integers(weight, bits=4, group=group)
 
 
-def float8_rows(weight: Tensor) -> Tensor:
-    """float8 e4m3, one scale an output row."""
-    scale = (weight.abs().amax(dim=1, keepdim=True) / torch.finfo(torch.float8_e4m3fn).max).clamp_min(1e-12)
-    return (weight / scale).to(torch.float8_e4m3fn).to(weight.dtype) * scale
+def float8_rows(weight: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:
+    """float8, one scale an output row."""
+    scale = (weight.abs().amax(dim=1, keepdim=True) / torch.finfo(dtype).max).clamp_min(1e-12)
+    return (weight / scale).to(dtype).to(weight.dtype) * scale
 
 
 def projections(

@@ -96,12 +96,13 @@ class SelfAttention:
         plan = self.plan
         heads = (plan.heads, plan.key_value_heads, plan.key_value_heads)
         qkv = self.qkv(x).contiguous()
-        turned = plan.rope is None
-        if plan.rope is not None and self.norms is None and not plan.rope.interleaved and compiled(qkv):
-            cos, sin = run.angles(plan.rope, plan.rope.rotary_dim or plan.head_dim, rows)
+        rope = plan.rope
+        in_place = rope is not None and self.norms is None and not rope.interleaved and compiled(qkv)
+        if rope is not None:
+            cos, sin = run.angles(rope, rope.rotary_dim or plan.head_dim, rows)
+        if in_place:
             angles = cos[:, 0].numpy(), sin[:, 0].numpy()
             rotate_heads(qkv.numpy(), *angles, heads=sum(heads[:2]), head_dim=plan.head_dim)
-            turned = True
         queries, keys, values = torch.split(qkv, [n * plan.head_dim for n in heads], dim=1)
         if self.norms is not None and plan.qk_norm == "projection":
             queries, keys = self.norms[0](queries), self.norms[1](keys)
@@ -111,9 +112,8 @@ class SelfAttention:
         )
         if self.norms is not None and plan.qk_norm == "head":
             queries, keys = self.norms[0](queries), self.norms[1](keys)
-        if plan.rope is not None and not turned:
-            cos, sin = run.angles(plan.rope, plan.rope.rotary_dim or plan.head_dim, rows)
-            turn = plan.rope.interleaved
+        if rope is not None and not in_place:
+            turn = rope.interleaved
             queries, keys = (rotate(part, cos, sin, interleaved=turn) for part in (queries, keys))
         return queries, keys, values
 
