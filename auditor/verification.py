@@ -154,7 +154,7 @@ def verify(
     errors: list[AuditError] = []
     trusted = _trusted(compared_with, reference)
 
-    revealer = Revealer(provider_keys, reference.tokenizer, reference.model.config.vocab_size)
+    revealer = Revealer(provider_keys, reference)
 
     def good() -> Iterator[Trace]:
         for place, item in enumerate(source()):

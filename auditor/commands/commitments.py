@@ -26,7 +26,8 @@ from auditor.commands.commitment_options import (
     vkey_option,
 )
 from auditor.commands.keys import passphrase
-from auditor.errors import OptionError, VerificationFailedError
+from auditor.commitment_errors import ExposureError
+from auditor.errors import AuditError, OptionError
 
 NONCE_BYTES = 32
 
@@ -196,15 +197,17 @@ def challenge(
     before = [challenges_of(path) for path in earlier]
     keys, lines, seen, hidden, refused = public_keys(vkeys), [], 0, 0, 0
     for trace in traces_of(committed):
+        known = {block for file in before if trace.id in file for block in file[trace.id].blocks}
+        nonce = b"" if fiat_shamir else os.urandom(NONCE_BYTES)
         try:
             head = check_commitment(trace, keys).head
-        except VerificationFailedError as problem:
+            drawn = draw_challenge(head, nonce, count, prefix=prefix, seen=known, max_share=max_share)
+        except ExposureError:
+            raise  # the auditor's own bound
+        except AuditError as problem:
             print_error(problem)
             refused += 1
             continue
-        known = {block for file in before if trace.id in file for block in file[trace.id].blocks}
-        nonce = b"" if fiat_shamir else os.urandom(NONCE_BYTES)
-        drawn = draw_challenge(head, nonce, count, prefix=prefix, seen=known, max_share=max_share)
         lines.append(challenge_to_json(trace.id, drawn))
         seen += exposure(head, {*known, *drawn.blocks}).seen
         hidden += head.hidden

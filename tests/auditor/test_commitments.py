@@ -19,12 +19,15 @@ from auditor.commitment_errors import (
     EmbeddingForgedError,
     ExposureError,
     HeadSwappedError,
+    LeafMismatchError,
     OpeningIncompleteError,
     OpeningSyntaxError,
+    SaltForeignError,
     SessionKeyError,
 )
 from auditor.errors import (
     AuditError,
+    CannotScoreError,
     KeyUnknownError,
     ProofRootError,
     TraceIncompleteError,
@@ -100,7 +103,15 @@ def opened(trace, kept, reference, count=100, *, prefix=False, nonce=b"n" * 32):
 
 def check(known, challenge, opening, reference):
     vocabulary = reference.model.config.vocab_size
-    return check_opened(known, challenge, opening, reference.tokenizer, EMBEDDER, vocabulary=vocabulary)
+    return check_opened(
+        known,
+        challenge,
+        opening,
+        reference.tokenizer,
+        EMBEDDER,
+        tokenizer_digest=reference.tokenizer_digest,
+        vocabulary=vocabulary,
+    )
 
 
 def with_opening(trace, kept, reference, **options):
@@ -200,11 +211,15 @@ def test_each_bad_answer_has_its_own_error(shown, reference):
     known, challenge, good, _ = opened(trace, kept, reference)
     first = good.leaves[0]
     foreign = replace(first, salt=Salts(b"z" * 32, trace.id).salt(0))
+    other_token = replace(good.leaves[1], token_id=good.leaves[1].token_id + 1)
+    other_salt = replace(good.leaves[1], salt=foreign.salt)
     short = {i: leaf for i, leaf in good.leaves.items() if i}
     earlier = opened(trace, kept, reference, nonce=b"yesterday")[2]
     cases = {
         OpeningIncompleteError: replace(good, leaves=short),
-        ProofRootError: replace(good, leaves={**good.leaves, 0: foreign}),
+        LeafMismatchError: replace(good, leaves={**good.leaves, 1: other_token}),
+        SaltForeignError: replace(good, leaves={**good.leaves, 0: foreign, 1: other_salt}),
+        ProofRootError: replace(good, hashes={**good.hashes, 0: bytes(32)}),
         ChallengeReplayedError: earlier,
     }
     assert failing(lambda: check(known, challenge, None, reference)) is OpeningIncompleteError
@@ -222,7 +237,7 @@ def test_each_bad_answer_has_its_own_error(shown, reference):
             )
             is SessionKeyError
         )
-    assert len({error.code for error in (*cases, KeyUnknownError, HeadSwappedError, SessionKeyError)}) == 6
+    assert len({error.code for error in (*cases, KeyUnknownError, HeadSwappedError, SessionKeyError)}) == 8
 
 
 def test_a_provider_shows_no_more_than_it_agreed_to(shown, reference):
@@ -264,6 +279,18 @@ def test_an_embedding_of_another_text_is_found(full, shown, reference):
     lied = replace(known.commitment, challenge=challenge, opening=opening)
     result = audit([replace(cheat, commitment=lied.to_json(trace.id))], reference)
     assert result.outcome == "inconsistent"
+
+
+def test_another_tokenizer_at_hand_accuses_nobody_of_forgery(shown, reference):
+    """With the wrong --model every honest embedding is of another text than the one worked out here."""
+    trace, kept = shown[0]
+    known, challenge, good, _ = opened(trace, kept, reference)
+    elsewhere = replace(reference, tokenizer_digest="sha256:" + "0" * 64)
+    with pytest.raises(CannotScoreError, match="--model"):
+        check(known, challenge, good, elsewhere)
+    result = audit([with_opening(t, k, reference) for t, k in shown], elsewhere)
+    assert result.outcome == "inconclusive"
+    assert result.tokens == 0
 
 
 def test_tokens_committed_after_the_answer_began_are_found(shown):
@@ -346,7 +373,7 @@ def test_challenges_and_openings_survive_their_files(shown, reference):
 
 
 def test_the_revealer_leaves_other_traces_alone(full, reference):
-    revealer = Revealer([SIGNER.public], reference.tokenizer, reference.model.config.vocab_size)
+    revealer = Revealer([SIGNER.public], reference)
     assert revealer.reveal(full[0]) is full[0]
     broken = revealer.reveal(replace(full[0], commitment={"schema": "?"}))
     assert isinstance(broken.commitment, Revealed)
