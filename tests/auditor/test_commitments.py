@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from auditor.commands import cli
 from auditor.commitment_errors import (
     ChallengeReplayedError,
     CommittedLateError,
@@ -58,7 +53,6 @@ from auditor.reference.deviations import HONEST
 from auditor.reference.sampling import SamplingSpec
 from auditor.replay import Reference
 from auditor.trace import Usage
-from auditor.trace_files import read_traces, write_traces
 from auditor.trace_format import trace_from_object, trace_to_json
 from auditor.verification import verify
 
@@ -378,77 +372,3 @@ def test_the_revealer_leaves_other_traces_alone(full, reference):
     broken = revealer.reveal(replace(full[0], commitment={"schema": "?"}))
     assert isinstance(broken.commitment, Revealed)
     assert not broken.commitment.replayable
-
-
-def run(*words, code=0):
-    done = CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=True)
-    if code != "error":
-        assert done.exit_code == code, done.output + repr(done.exception)
-    return done
-
-
-def test_the_four_commands_from_a_log_to_a_verdict(full, tmp_path):
-    at = tmp_path.__truediv__
-    write_traces(at("full.jsonl"), full)
-    vkey = run("keys", "generate", "acme.example/tokens", "--out", at("key")).output.strip()
-    run("keys", "session", "--out", at("session"))
-    keys = ("--key", at("key"), "--session-key", at("session"))
-    run("commit", at("full.jsonl"), *keys, "--out", at("c.jsonl"), "--kept", at("kept"))
-    assert at("kept").stat().st_mode & 0o77 == 0
-    run("challenge", at("c.jsonl"), "--vkey", vkey, "--blocks", 1, "--out", at("ask"))
-    run("open", at("ask"), "--kept", at("kept"), "--session-key", at("session"), "--out", at("answer"))
-    asked = ("--challenge", at("ask"), "--opening", at("answer"), "--vkey", vkey)
-    report = json.loads(
-        run("check", at("c.jsonl"), *asked, "--format", "json", "--out", at("o.jsonl")).output
-    )
-    assert (report["passed"], report["failed"], report["hidden"]) == (6, 0, 240)
-    assert report["seen"] == sum(row["seen"] for row in report["responses"]) < 240
-    assert all(trace.commitment["opening"] for trace in read_traces(str(at("o.jsonl"))))
-
-    # Withholding is failure, and so is an answer to an earlier challenge.
-    lines = at("answer").read_text().splitlines()
-    at("less").write_text("\n".join(lines[1:]) + "\n")
-    withheld = run(
-        "check", at("c.jsonl"), "--challenge", at("ask"), "--opening", at("less"), "--vkey", vkey, "--format", "json",
-        code=1,
-    )  # fmt: skip
-    assert '"opening-incomplete"' in withheld.output
-    run("challenge", at("c.jsonl"), "--vkey", vkey, "--blocks", 1, "--out", at("again"))
-    replayed = run(
-        "check", at("c.jsonl"), "--challenge", at("again"), "--opening", at("answer"), "--vkey", vkey,
-        "--format", "json", code=1,
-    )  # fmt: skip
-    assert '"challenge-replayed"' in replayed.output
-
-    # What the provider has shown adds up, over challenges.
-    again = ("--kept", at("kept"), "--session-key", at("session"))
-    run("challenge", at("c.jsonl"), "--vkey", vkey, "--blocks", 9, "--out", at("all"))
-    done = run("open", at("all"), *again, "--max-share", 0.5, code="error")
-    assert isinstance(done.exception, ExposureError)
-    bound = run("challenge", at("c.jsonl"), "--vkey", vkey, "--blocks", 2, "--earlier", at("ask"), "--max-share",
-                0.4, code="error")  # fmt: skip
-    assert isinstance(bound.exception, ExposureError)
-
-
-def test_fiat_shamir_draws_the_same_blocks_again(full, tmp_path):
-    at = tmp_path.__truediv__
-    write_traces(at("full.jsonl"), full[:2])
-    vkey = run("keys", "generate", "acme.example/tokens", "--out", at("key")).output.strip()
-    run("keys", "session", "--out", at("session"))
-    run("commit", at("full.jsonl"), "--key", at("key"), "--session-key", at("session"), "--out", at("c.jsonl"),
-        "--kept", at("kept"))  # fmt: skip
-    for name in ("one", "two"):
-        run("challenge", at("c.jsonl"), "--vkey", vkey, "--fiat-shamir", "--out", at(name))
-    assert at("one").read_bytes() == at("two").read_bytes()
-    stranger = run("challenge", at("c.jsonl"), "--vkey", STRANGER.public.vkey, "--out", at("none"), code=1)
-    assert "key-unknown" in stranger.output
-
-
-def test_the_installed_command_says_one_line_for_a_missing_session_key(tmp_path):
-    program = Path(sys.executable).parent / "audit"
-    done = subprocess.run(
-        [program, "open", "ask", "--kept", "kept", "--session-key", tmp_path / "none"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "error[key-file]" in done.stderr

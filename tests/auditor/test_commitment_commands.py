@@ -1,15 +1,19 @@
-"""Bad commitments and openings through the commands: each its own code, and none hides another response's failure."""
+"""The four commands of commitments, and bad input through them: each its own code, none hides another's failure."""
 
 from __future__ import annotations
 
 import base64
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from auditor.commands import cli
+from auditor.commitment_errors import ExposureError
 from auditor.errors import AuditError
 from auditor.generation import Provider, generate
 from auditor.hidden_tokens.wire import Commitment, SentHead
@@ -58,6 +62,41 @@ def check(at, *, log="c.jsonl", ask="ask", answer="answer", vkey=None):
     return run(
         "check", at(log), "--challenge", at(ask), "--opening", at(answer), "--vkey", key, "--format", "json"
     )
+
+
+def test_openings_are_checked_and_their_exposure_adds_up(at):
+    vkey = at("vkey").read_text()
+    assert at("kept").stat().st_mode & 0o77 == 0
+    report = json.loads(check(at).stdout)
+    assert (report["passed"], report["failed"], report["hidden"]) == (3, 0, 72)
+    assert report["seen"] == sum(row["seen"] for row in report["responses"]) == 3 * 16
+    asked = ("--challenge", at("ask"), "--opening", at("answer"), "--vkey", vkey)
+    assert run("check", at("c.jsonl"), *asked, "--out", at("o.jsonl")).exit_code == 0
+    assert all(trace.commitment["opening"] for trace in read_traces(str(at("o.jsonl"))))
+    # What the provider has shown adds up, over challenges, and so does what the auditor asks for.
+    run("challenge", at("c.jsonl"), "--vkey", vkey, "--blocks", 9, "--out", at("all"))
+    kept = ("--kept", at("kept"), "--session-key", at("session"))
+    assert isinstance(run("open", at("all"), *kept, "--max-share", 0.7).exception, ExposureError)
+    once = ("challenge", at("c.jsonl"), "--vkey", vkey, "--blocks", 1, "--max-share", 0.7)
+    assert run(*once, "--out", at("more")).exit_code == 0
+    more = [run(*once, "--earlier", at("ask"), "--earlier", at("all"))]
+    assert isinstance(more[0].exception, ExposureError)
+
+
+def test_fiat_shamir_draws_the_same_blocks_again(at):
+    for name in ("one", "two"):
+        run("challenge", at("c.jsonl"), "--vkey", at("vkey").read_text(), "--fiat-shamir", "--out", at(name))
+    assert at("one").read_bytes() == at("two").read_bytes()
+
+
+def test_the_installed_command_says_one_line_for_a_missing_session_key(tmp_path):
+    program = Path(sys.executable).parent / "audit"
+    done = subprocess.run(
+        [program, "open", "ask", "--kept", "kept", "--session-key", tmp_path / "none"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "error[key-file]" in done.stderr
 
 
 def codes(done):
