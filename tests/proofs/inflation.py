@@ -230,6 +230,25 @@ def without_weights(verifier, by_rule):
     }
 
 
+def false_alarms(trained, splits=400):
+    """Rates of the fused test without weights over random splits of all honest responses, [splits, 2].
+
+    One calibration has its luck; the conformal promise is of the mean.
+    """
+    rng, half = np.random.default_rng(0), SIZES["calibration"] // 2
+    by_rule = trained["rules"]["calibration"] + trained["rules"]["honest"]
+    columns = [np.array(trained["all"]["calibration"] + trained["all"]["honest"])]
+    columns += [np.array([r[k] for r in by_rule]) for k in by_rule[0]]
+    found = []
+    for _ in range(splits):
+        places = rng.permutation(len(by_rule))
+        ranks, calibration, fresh = np.split(places, [half, 2 * half])
+        scores = [worst_of([(c[ranks], c[part]) for c in columns]) for part in (calibration, fresh)]
+        p = p_values(*scores)
+        found.append([(p <= 0.01).mean(), (p <= 0.05).mean()])
+    return np.array(found)
+
+
 def methods(study):
     replayed = study.once("replayed", study.replayed)
     trained = study.once("trained", study.trained)
@@ -375,6 +394,12 @@ def main():
     rows = table(study)
     (options.out / "table.json").write_text(json.dumps({"rows": rows, "checks": checks}, indent=1))
     print_tables(rows, checks, len(study.pools["test"]))
+    rates = false_alarms(study.once("trained", study.trained))
+    low, high = np.percentile(rates, [5, 95], axis=0)
+    for name, mean, a, b in zip(("1 %", "5 %"), rates.mean(axis=0), low, high, strict=True):
+        print(
+            f"\nFalse alarms without weights at {name}, {len(rates)} splits: {mean:.4f} ({a:.4f} to {b:.4f})"
+        )
     say("done")
 
 
