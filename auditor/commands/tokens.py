@@ -144,7 +144,7 @@ def _print_against_honest(found: AgainstHonest) -> None:
     click.echo(f"  beside honest bills: {outcome} at alpha {found.alpha:g}")
     for result in found.conditions:
         c = result.condition
-        constrained = ", constrained" if c.constrained else ""
+        constrained = ", constrained" * c.constrained + ", with special tokens" * c.marks
         click.echo(
             f"    {c.model}, {c.script}, temperature {c.temperature:g}{constrained}: "
             f"{result.responses} responses, {result.honest} honest, "
