@@ -200,6 +200,12 @@ def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
             f"{sum(lost)} output tokens of {len(lost)} traces could not be scored: "
             "they follow one that the request's grammar excludes, or its rules leave none"
         )
+    unpaid = [s.bill_problem for s in scored if s.bill_problem is not None]
+    if unpaid:
+        said = f"{unpaid[0].where}: {unpaid[0].message} [{unpaid[0].code}]"
+        found.append(
+            f"{len(unpaid)} of {len(scored)} traces bill more than the log accounts for; the first, {said}"
+        )
     return tuple(found)
 
 
