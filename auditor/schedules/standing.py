@@ -57,7 +57,7 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class PeriodEvidence:
-    """One period. `number` counts from 1; `log_e`: of the tests that count, None where nothing was audited."""
+    """One period, numbered from 1. `log_e`: of the tests that count, None where nothing was audited."""
 
     number: int
     log_e: float | None
