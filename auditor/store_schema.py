@@ -103,6 +103,8 @@ audit = Table(
     _of("trace_log_id", "trace_log"),
     Column("created", BigInteger, nullable=False),
     _text("options"),
+    # Whom the log is of, in the submitter's words; empty when nobody said.
+    _text("provider"),
     Index("ix_audit_tenant", "tenant_id", "created", "id"),
     Index("ix_audit_trace_log", "trace_log_id"),
 )
@@ -166,15 +168,16 @@ verdict = Table(
 )
 
 # What goes into the transparency log, written with what it tells of; it gets its place there afterwards.
+# The subject is an id of another table: `aud_...`, `rep_...`.
 log_entry = Table(
     "log_entry",
     metadata,
     Column("number", _NUMBER, primary_key=True),
-    _of("audit_id", "audit"),
+    _text("subject"),
     _text("kind"),
     Column("body", LargeBinary, nullable=False),
     Column("position", BigInteger, nullable=True),
-    UniqueConstraint("audit_id", "kind"),
+    UniqueConstraint("subject", "kind"),
     UniqueConstraint("position"),
 )
 
@@ -199,4 +202,40 @@ upload = Table(
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
+)
+
+# How an audit's requests were picked from what the provider served; without a row its log was all there is.
+sample = Table(
+    "sample",
+    metadata,
+    _of("audit_id", "audit", primary_key=True),
+    Column("population_requests", BigInteger, nullable=False),
+    Column("sampled_requests", BigInteger, nullable=False),
+    _text("method"),
+    _text("seed"),
+)
+
+# What a tenant's commitments to prompts and outputs are salted with; never leaves the service.
+tenant_salt = Table(
+    "tenant_salt",
+    metadata,
+    _of("tenant_id", "tenant", primary_key=True),
+    Column("salt", LargeBinary, nullable=False),
+)
+
+report = Table(
+    "report",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _text("provider"),
+    Column("period_start", BigInteger, nullable=False),
+    Column("period_end", BigInteger, nullable=False),
+    Column("policy", LargeBinary, nullable=False),
+    Column("previous_id", Text, ForeignKey("report.id"), nullable=True),
+    Column("created", BigInteger, nullable=False),
+    _text("digest"),
+    Column("body", LargeBinary, nullable=False),
+    Index("ix_report_tenant", "tenant_id", "created", "id"),
+    Index("ix_report_series", "tenant_id", "provider", "period_end"),
 )

@@ -124,7 +124,7 @@ def judge(
     shown, said = text_evidence(scored, profile)
     evidence, reasons = evidence + shown, reasons + said
     detectable: tuple[Detectable, ...] | None = None
-    tokens = _tokens_by_mode(usable)
+    tokens = tokens_by_mode(usable)
     if profile.deviations and usable:
         detectable = tuple(detection_power(profile, tokens, alpha))
     reasons = (*reasons, *_contradicted(usable, profile))
@@ -242,7 +242,8 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
     return f"too small a sample to exclude {causes}: {needed}"
 
 
-def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
+def tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
+    """Tokens that can speak for or against the provider, by `replay.mode_of`."""
     tokens: dict[str, int] = {}
     for s in usable:
         tokens[s.mode] = tokens.get(s.mode, 0) + (s.scores.evidence if s.scores else 0)
