@@ -200,3 +200,35 @@ upload = Table(
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
 )
+
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _text("url"),
+    _text("types"),
+    Column("created", BigInteger, nullable=False),
+    Column("disabled", BigInteger, nullable=True),
+    Index("ix_webhook_tenant", "tenant_id", "created", "id"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _of("webhook_id", "webhook"),
+    _text("type"),
+    Column("body", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    _text("state"),
+    Column("attempts", Integer, nullable=False),
+    # When it is due, or until when a sender holds it.
+    Column("next_at", BigInteger, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("status", Integer, nullable=True),
+    _text("error", null=True),
+    Index("ix_delivery_due", "state", "next_at"),
+    Index("ix_delivery_webhook", "webhook_id", "created", "id"),
+)

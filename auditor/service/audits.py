@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_
 
-from auditor.service import jobs
+from auditor.service import jobs, webhooks
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ConflictError,
@@ -194,6 +194,8 @@ def record(
         rows = [{"audit_id": audit.id, "number": n, "body": trace} for n, trace in enumerate(traces)]
         connection.execute(insert(evidence_table), rows)
     _log(connection, audit.id, audit.tenant_id, "verdict", {"log": audit.log.digest, "verdict": digest})
+    told = {"audit": audit.id, "state": "done", "verdict": outcome, "verdict_digest": digest}
+    webhooks.enqueue(connection, audit.tenant_id, "audit.done", told)
 
 
 def _log(connection: Connection, audit_id: str, tenant_id: str, kind: str, more: dict[str, str]) -> None:
