@@ -46,6 +46,7 @@ _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
 
 def text_column(name: str, *, null: bool = False) -> Column[str]:
+    """A column of text."""
     return Column(name, Text, nullable=null)
 
 

@@ -18,6 +18,7 @@ from auditor.reference.noise import noise_of_recipe
 from auditor.replay import Reference, Scored
 from auditor.reports.disclosures import text_digests
 from auditor.result import result_to_json
+from auditor.schedules import likelihoods
 from auditor.service import audits
 from auditor.service.clock import SECOND
 from auditor.trace import Trace
@@ -74,6 +75,7 @@ class AuditWork:
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            likelihoods.record(connection, audit.id, result.verdicts)
 
         return effects
 
