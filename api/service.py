@@ -14,6 +14,7 @@ from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
 from auditor.service.tenants import ApiKey
+from auditor.service.webhook_signing import WebhookSigner
 from auditor.store import Store
 
 MOST_KEY_CHARACTERS = 255
@@ -26,12 +27,14 @@ class Service:
     Attributes:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
+        webhooks: signs what is sent to webhooks.
     """
 
     store: Store
     blobs: BlobFolder
     uploads: Path
     log: Path
+    webhooks: WebhookSigner
 
 
 def service_of(request: Request) -> Service:
@@ -66,6 +69,7 @@ def _with_scope(scope: str) -> object:
 Reader = Annotated[ApiKey, _with_scope("audits:read")]
 Writer = Annotated[ApiKey, _with_scope("audits:write")]
 KeyKeeper = Annotated[ApiKey, _with_scope("keys")]
+HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 
 

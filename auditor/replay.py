@@ -98,6 +98,7 @@ class Scored:
         fingerprints: one distance for each kind of activation fingerprint in the trace.
         fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
         token_count: the bill beside the text, where no ids account for both.
+        bill_problem: why there is none, where more is billed than the logged ids come to.
     """
 
     trace: Trace
@@ -112,6 +113,7 @@ class Scored:
     fingerprints: tuple[FingerprintScore, ...] = ()
     fingerprint_problem: FingerprintError | None = None
     token_count: ResponseCount | None = None
+    bill_problem: AuditError | None = None
 
     @property
     def contradictions(self) -> tuple[str, ...]:
@@ -168,7 +170,8 @@ def replay(
         unseeded = [_unseeded(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
         laws = reference.runner.laws(request for request in unseeded if request is not None)
         for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
-            count, said = _counted(trace, reference)
+            count, unpaid = _counted(trace, reference)
+            said = () if unpaid is None else (f"{unpaid.message} [{unpaid.code}]",)
             if isinstance(item, AuditError):
                 free = None if request is None else reduce_law(next(laws))
                 why = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
@@ -198,6 +201,7 @@ def replay(
                 fingerprints=seen,
                 fingerprint_problem=problem,
                 token_count=count,
+                bill_problem=unpaid if _bills_beyond_ids(trace) else None,
             )
 
 
@@ -239,16 +243,22 @@ class _Eyes:
             self.problem = problem
 
 
-def _counted(trace: Trace, reference: Reference) -> tuple[ResponseCount | None, tuple[str, ...]]:
-    """The bill of a trace whose ids do not account for it, and what to say where it cannot be counted."""
+def _counted(trace: Trace, reference: Reference) -> tuple[ResponseCount | None, AuditError | None]:
+    """The bill of a trace whose ids do not account for it, and why it cannot be counted."""
     if not is_doubtful(trace, reference.tokenizer):
-        return None, ()
+        return None, None
     if trace.model_digest is not None and trace.model_digest != reference.model.digest:
-        return None, ()
+        return None, None
     try:
-        return count_response(trace, reference), ()
+        return count_response(trace, reference), None
     except AuditError as problem:
-        return None, (f"{problem.message} [{problem.code}]",)
+        return None, problem
+
+
+def _bills_beyond_ids(trace: Trace) -> bool:
+    """Whether tokens are billed that nothing in the log accounts for: neither ids nor declared reasoning."""
+    logged = len(trace.output_token_ids or ()) + (trace.usage.reasoning_tokens or 0)
+    return trace.commitment is None and (trace.usage.completion_tokens or 0) > logged
 
 
 def _sent(

@@ -62,6 +62,20 @@ profile_option = click.option(
     help="Worker processes on this machine; 0 where they run elsewhere.",
 )
 @click.option("--new-key", is_flag=True, help="Make and print another key of the first tenant.")
+@click.option(
+    "--webhook-allow",
+    multiple=True,
+    metavar="NETWORK",
+    help="A network of your own that webhooks may be sent to; may be repeated. [default: none]",
+)
+@click.option("--webhook-proxy", default=None, metavar="URL", help="Send webhooks through this egress proxy.")
+@click.option(
+    "--webhook-ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="Certificates of authorities that webhooks' receivers may have. [default: the system's]",
+)
 @lease_option
 @options.model_option
 @options.adapter_option
@@ -73,6 +87,9 @@ def serve(
     listen: str,
     workers: int,
     new_key: bool,
+    webhook_allow: tuple[str, ...],
+    webhook_proxy: str | None,
+    webhook_ca: Path | None,
     lease: float,
     model_directory: Path | None,
     adapter: Path | None,
@@ -96,6 +113,7 @@ def serve(
     with service_extra("serve"):
         # The room above this one: nothing here may import it, and somebody has to start it.
         serving = import_module("auditor.api.serving")
+        from auditor.service.egress import Egress  # noqa: PLC0415
     given = {"--lease": lease, "--model": model_directory, "--adapter": adapter, "--threads": threads}
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
@@ -106,6 +124,7 @@ def serve(
         workers=workers,
         worker_options=passed,
         new_key=new_key,
+        egress=Egress.of_options(webhook_allow, webhook_proxy, webhook_ca),
         on_start=_print_start,
     )
 

@@ -38,6 +38,7 @@ SCOPES = {
     "audits:read": "read audits, evidence, verdicts and progress",
     "audits:write": "upload logs, submit and cancel audits",
     "keys": "make, list and revoke the tenant's keys",
+    "webhooks": "make, list and delete the tenant's webhooks",
     "operator": "make and list tenants, and keys for any tenant",
 }
 MOST_RUNNING = 4
