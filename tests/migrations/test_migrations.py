@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0004"
+NEWEST = "0005"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -225,7 +225,11 @@ def test_a_developer_can_generate_a_revision(tmp_path):
 
 SERVICE_ROWS = (
     "INSERT INTO tenant VALUES ('ten_1', 'acme', 1, 4)",
-    "INSERT INTO api_key VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)",
+    (
+        "INSERT INTO api_key"
+        " (id, tenant_id, name, secret_sha256, scopes, created, expires, revoked, allowance, allowance_at)"
+        " VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)"
+    ),
     "INSERT INTO trace_log VALUES ('log_1', 'ten_1', 'sha256:0', 'a.jsonl', 7, 1)",
     "INSERT INTO audit VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')",
     (
@@ -244,8 +248,9 @@ SERVICE_ROWS = (
         "INSERT INTO delivery VALUES"
         " ('msg_1', 'ten_1', 'whk_1', 'audit.done', '{}', 1, 'pending', 0, 1, 0, NULL, NULL)"
     ),
+    "INSERT INTO nonce VALUES ('ak_1', 'n', 9)",
 )
-LATER = ("upload", "webhook", "delivery")
+LATER = ("upload", "webhook", "delivery", "nonce")
 
 
 def test_the_services_first_database_moves_to_the_newest_with_its_data(database):
