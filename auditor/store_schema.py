@@ -81,6 +81,8 @@ api_key = Table(
     # A token bucket: what is left of the allowance for submissions, and when that was reckoned.
     Column("allowance", Double, nullable=False),
     Column("allowance_at", BigInteger, nullable=False),
+    # Of a key that signs instead: then there is no secret, and its digest is empty.
+    _text("public_key", null=True),
     Index("ix_api_key_tenant", "tenant_id", "created", "id"),
 )
 
@@ -271,4 +273,14 @@ delivery = Table(
     text_column("error", null=True),
     Index("ix_delivery_due", "state", "next_at"),
     Index("ix_delivery_webhook", "webhook_id", "created", "id"),
+)
+
+# Of signed submissions, for as long as the signature could be sent again.
+nonce = Table(
+    "nonce",
+    metadata,
+    Column("key_id", Text, ForeignKey("api_key.id"), primary_key=True),
+    Column("nonce", Text, primary_key=True),
+    Column("expires", BigInteger, nullable=False),
+    Index("ix_nonce_expires", "expires"),
 )

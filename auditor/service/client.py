@@ -20,6 +20,7 @@ from auditor.listening import is_loopback
 
 if TYPE_CHECKING:
     from auditor.service.audits import AuditOptions
+    from auditor.service.signatures import RequestSigner
 
 URL_VARIABLE = "AUDITOR_URL"
 KEY_VARIABLE = "AUDITOR_API_KEY"
@@ -77,21 +78,25 @@ class Client:
     Args:
         url: where the service is; else `AUDITOR_URL`, else `http://127.0.0.1:8321`.
         key: an API key; else `AUDITOR_API_KEY`.
+        signer: signs submissions, which need no API key then.
 
     Raises:
         OptionError: no key, or no address.
     """
 
-    def __init__(self, url: str | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, signer: RequestSigner | None = None
+    ) -> None:
+        self._signer = signer
         where = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         secret = key or os.environ.get(KEY_VARIABLE, "")
-        if not secret:
+        if not secret and signer is None:
             raise OptionError(
                 "no API key", where="--key", fix=f"`audit serve` prints one; set {KEY_VARIABLE}"
             )
         try:
             base = httpx.URL(where)
-            headers = {"Authorization": f"Bearer {secret}"}
+            headers = {"Authorization": f"Bearer {secret}"} if secret else {}
             self._http = httpx.Client(
                 base_url=base,
                 headers=headers,
@@ -203,12 +208,20 @@ class Client:
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
         for attempt in range(_TRIES):
             try:
-                return self._read(self._http.request(method, path, **options))
+                return self._read(self._http.send(self._request(method, path, options)))
             except httpx.TransportError as error:
                 if attempt == _TRIES - 1:
                     raise self._unreachable(error) from None
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError
+
+    def _request(self, method: str, path: str, options: dict[str, Any]) -> httpx.Request:
+        request = self._http.build_request(method, path, **options)
+        if self._signer is not None and method == "POST" and path == "/v1/audits":
+            request.headers.pop("Authorization", None)
+            signed = self._signer.headers(method, str(request.url), request.headers, request.content)
+            request.headers.update(signed)
+        return request
 
     def _unreachable(self, error: Exception) -> ServiceUnreachableError:
         return ServiceUnreachableError(
