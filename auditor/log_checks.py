@@ -54,7 +54,7 @@ def _content(trace: Trace) -> bytes:
         trace.sampling,
         trace.seed,
         trace.noise,
-        trace.engine.recipe,
+        trace.recipe,
         trace.speculation,
     )
     return _digest(parts)

@@ -13,6 +13,7 @@ from auditor.errors import (
     CannotScoreError,
     ContextLengthError,
     NoiseUnknownError,
+    OptionError,
     SamplingUnsupportedError,
     TokenOutOfRangeError,
     TraceFieldError,
@@ -28,6 +29,7 @@ from auditor.reference.noise import (
     noise_of_recipe,
     noise_scheme,
 )
+from auditor.reference.policies import Policy
 from auditor.reference.request import Request
 from auditor.reference.shape_filters import check_shape
 from auditor.reference.speculation import (
@@ -79,6 +81,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
     _refuse_unseeded(trace, scheme)
     _refuse_unmodelled(trace)
     _refuse_shape(trace, scheme)
+    _refuse_policy(trace, model)
     prompt = prompt_ids(trace, reference)
     for name, ids in (("prompt_token_ids", prompt), ("output_token_ids", trace.output_token_ids)):
         worst = max(ids)
@@ -288,7 +291,6 @@ def _refuse_unmodelled(trace: Trace) -> None:
             (f"speculation rule {trace.speculation.rule!r}", not _is_known(trace.speculation.rule)),
             # Dividing logits by less than this overflows float32; vLLM raises such temperatures itself.
             ("a temperature below 1e-4", 0.0 < spec.temperature < 1e-4),
-            ("a declared policy", trace.policy is not None),
             # Fields of `sampling` that `SamplingSpec` has no place for: none of them is known to be harmless.
             *((f"sampling.{name}", name not in _HARMLESS) for name in trace.extra.get("sampling") or ()),
         )
@@ -296,6 +298,20 @@ def _refuse_unmodelled(trace: Trace) -> None:
     ]
     if reasons:
         raise SamplingUnsupportedError(f"{', '.join(reasons)} cannot be replayed yet", where=trace.where)
+
+
+def _refuse_policy(trace: Trace, model: ReferenceModel) -> None:
+    """See that the declared policy is known, and that this model can be run under it."""
+    if trace.policy is None:
+        return
+    try:
+        policy = Policy.parse(trace.policy)
+        policy.applied(model)
+    except OptionError as refusal:
+        raise SamplingUnsupportedError(refusal.message, where=trace.where, fix=refusal.fix) from None
+    if is_speculated(trace):
+        said = f"policy {policy.name} beside speculation rule {trace.speculation.rule!r}"
+        raise SamplingUnsupportedError(f"{said} cannot be replayed yet", where=trace.where)
 
 
 def _refuse_shape(trace: Trace, scheme: NoiseScheme) -> None:
