@@ -34,6 +34,7 @@ from auditor.reference.request import Request
 from auditor.reference.shape_filters import check_shape
 from auditor.reference.speculation import (
     LOSSLESS,
+    LOSSY,
     NO_DRAFT,
     Speculated,
     SpeculationRule,
@@ -131,7 +132,7 @@ def _speculated(
         return _without_drafts(rule, trace)
     output = trace.output_token_ids or ()
     judged = drafts_of_steps(drafts, output, where=trace.where)
-    steps = steps_of(drafts, output, where=trace.where) if rule.needs_drafts else ()
+    steps = steps_of(drafts, output, where=trace.where) if rule.by_step is not None else ()
     ids = [*judged.tolist(), *(draft for step in steps for draft in step.drafts)]
     if max(ids) >= model.config.vocab_size or min(ids) < NO_DRAFT:
         raise TokenOutOfRangeError(
@@ -139,7 +140,7 @@ def _speculated(
             where=trace.where,
             fix="is this the right --model?",
         )
-    if rule.needs_drafts:
+    if rule.by_step is not None:
         _refuse_steps(steps, trace, prompt_tokens, model)
     return Speculated(rule, judged, steps)
 
@@ -148,7 +149,7 @@ def _without_drafts(rule: SpeculationRule, trace: Trace) -> Speculated:
     if not rule.needs_drafts:
         return Speculated(rule, None)
     raise NoiseUnknownError(
-        f"speculation rule {rule.name!r} judges a step's drafts together, and they were not logged",
+        f"what speculation rule {rule.name!r} returns hangs on its drafts, and they were not logged",
         where=trace.where,
         fix="log speculation.draft_token_ids, every id that each step judged",
     )
@@ -191,7 +192,8 @@ def follows_distribution(trace: Trace) -> bool:
     Those of `block` do where a step's coins are its own, as ours are. vLLM's are looked at again by the next
     step (`reference/speculation/rules.py`), and nobody has read another engine's.
     """
-    return trace.speculation.rule != "block" or trace.noise == "gumbel-pos-v1"
+    rule = trace.speculation.rule
+    return rule not in LOSSY and (rule != "block" or trace.noise == "gumbel-pos-v1")
 
 
 def _ruled_by(trace: Trace, scheme: NoiseScheme) -> NoiseScheme:
@@ -276,7 +278,7 @@ def _refuse_unseeded(trace: Trace, scheme: NoiseScheme) -> None:
 
 
 def _is_known(rule: str) -> bool:
-    return is_synchronised(rule) or rule in LOSSLESS
+    return is_synchronised(rule) or rule in LOSSLESS or rule in LOSSY
 
 
 # Fields of `sampling` that change what is returned of the result, not which tokens are sampled.

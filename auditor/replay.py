@@ -152,8 +152,8 @@ def family_of(trace: Trace) -> str:
 def mode_of(trace: Trace) -> str:
     """How a request was sampled, as far as power goes.
 
-    `greedy`; else by a keyed rule of speculation `drafted` (drafts logged; `drafted-block` where a step's are
-    judged together) or `speculated` (not logged); else `penalised` (whatever the filters), `nucleus`
+    `greedy`; else by a keyed rule of speculation `drafted` (drafts logged by `standard`; `drafted-RULE` by
+    another) or `speculated` (not logged); else `penalised` (whatever the filters), `nucleus`
     (filtered) or `sampled`.
     """
     spec = trace.sampling
@@ -162,7 +162,8 @@ def mode_of(trace: Trace) -> str:
     if is_speculated(trace):
         if trace.speculation.draft_token_ids is None:
             return "speculated"
-        return "drafted-block" if trace.speculation.rule == "block" else "drafted"
+        rule = trace.speculation.rule
+        return "drafted" if rule == "standard" else f"drafted-{rule}"
     if spec.penalised:
         return "penalised"
     return "nucleus" if spec.filtered or spec.shaped else "sampled"
