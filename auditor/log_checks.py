@@ -56,7 +56,7 @@ def content_digest(trace: Trace) -> bytes:
         trace.sampling,
         trace.seed,
         trace.noise,
-        trace.engine.recipe,
+        trace.recipe,
         trace.speculation,
     )
     return _digest(parts)

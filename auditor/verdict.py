@@ -101,7 +101,7 @@ def judge(
         profile: None when none fits; then inconclusive for the reason given, but for `further`.
         further: evidence that rests on no profile (`comparison.py`).
     """
-    recipe = scored[0].trace.engine.recipe
+    recipe = scored[0].trace.recipe
     usable = [s for s in scored if s.counts is not None and s.scores is not None]
     refuted = refutations([s.trace for s in scored])
     reasons = (*refuted, *_problems(scored), *doubts([s.trace for s in scored]))

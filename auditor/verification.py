@@ -185,8 +185,8 @@ def verify(
         _judge_group(members, group, nulls, level(group), trusted) for group, members in groups.items()
     )
     if explain:
-        verdicts = tuple(_explained(verdict, reference) for verdict in verdicts)
-    synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
+        verdicts = tuple(_explained(verdict, _declared(verdict, reference)) for verdict in verdicts)
+    synchrony = tuple(synchrony_of(verdict, _declared(verdict, reference)) for verdict in verdicts)
     return Result(alpha, reference, verdicts, tuple(errors), selection, seconds, synchrony)
 
 
@@ -210,7 +210,7 @@ def _grouped(all_scored: Iterable[Scored]) -> dict[Group, list[Scored]]:
 
 
 def _group_of(scored: Scored) -> Group:
-    return scored.trace.engine.recipe, scored.family
+    return scored.trace.recipe, scored.family
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,6 +271,11 @@ def _judge_group(
     further, not_compared = ((), ()) if trusted is None else trusted.beside(members, alpha)
     verdict = judge(members, profile, alpha=alpha, why_no_profile=why, further=further)
     return replace(verdict, reasons=(*verdict.reasons, *not_compared))
+
+
+def _declared(verdict: Verdict, reference: Reference) -> Reference:
+    """The reference as the group's provider declares to run it: one policy a group."""
+    return reference.declared(verdict.traces[0].scored.trace.policy)
 
 
 def _explained(verdict: Verdict, reference: Reference) -> Verdict:
