@@ -69,6 +69,7 @@ def _with_scope(scope: str) -> object:
 Reader = Annotated[ApiKey, _with_scope("audits:read")]
 Writer = Annotated[ApiKey, _with_scope("audits:write")]
 KeyKeeper = Annotated[ApiKey, _with_scope("keys")]
+Arbiter = Annotated[ApiKey, _with_scope("disputes")]
 HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 

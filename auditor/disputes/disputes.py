@@ -71,8 +71,9 @@ def file(connection: Connection, tenant_id: str, audit_id: str, said: Said) -> D
     now = time_now(connection)
     made = new_id("dsp")
     values = {"id": made, "tenant_id": tenant_id, "audit_id": audit_id, "provider": audit.provider}
-    values |= {"state": "filed", "outcome": None, "created": now, "changed": now}
-    connection.execute(insert(dispute_table).values(values))
+    connection.execute(
+        insert(dispute_table).values(**values, state="filed", outcome=None, created=now, changed=now)
+    )
     return _say(connection, find(connection, tenant_id, made), "filed", said, None)
 
 

@@ -104,7 +104,7 @@ class Period:
         """Why the period could not be called consistent."""
         if not self.judged:
             return ["no audit was judged in the period"]
-        said = []
+        said: list[str] = []
         if self.standing is not None and self.standing.verdict == "inconclusive":
             said += self.standing.reasons
         gone = sum(audit.id in self.background.overturned for audit, _ in self.audits)

@@ -116,7 +116,7 @@ def dispute_json(dispute: Dispute) -> dict[str, Any]:
                 "by": one.said.actor,
                 "at": to_text(one.created),
                 "evidence": list(one.said.evidence),
-                "digest": digest_of(one.kind, one.said),  # type: ignore[arg-type]
+                "digest": digest_of(one.kind, one.said),
                 "entry": f"{dispute.id}/{one.sequence}",
             }
             for one in dispute.statements
