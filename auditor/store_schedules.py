@@ -17,6 +17,19 @@ from sqlalchemy import (
 
 from auditor.store_schema import metadata, reference, text_column
 
+__all__ = [
+    "dispute",
+    "dispute_event",
+    "likelihood",
+    "mail",
+    "metadata",
+    "policy",
+    "schedule",
+    "slot",
+    "taken_log",
+    "taken_request",
+]
+
 # Audits on a timetable: `schedules/`. A policy is kept as what it says, by the digest of that.
 policy = Table(
     "policy",

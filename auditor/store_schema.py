@@ -82,7 +82,7 @@ api_key = Table(
     Column("allowance", Double, nullable=False),
     Column("allowance_at", BigInteger, nullable=False),
     # Of a key that signs instead: then there is no secret, and its digest is empty.
-    _text("public_key", null=True),
+    text_column("public_key", null=True),
     Index("ix_api_key_tenant", "tenant_id", "created", "id"),
 )
 

@@ -31,8 +31,8 @@ pairs in, a `Report` with `.document`, `.body` and `.digest` out.
 from __future__ import annotations
 
 from auditor.reports.building import SCHEMA, Report, build_report
+from auditor.reports.errors import ReportDiffersError
 from auditor.reports.making import (
-    ReportDiffersError,
     StoredReport,
     find_report,
     listed_reports,

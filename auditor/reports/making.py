@@ -15,15 +15,17 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, or_, select, tuple_
 
-from auditor.errors import VerificationFailedError
 from auditor.reports.building import Report, build_report
 from auditor.reports.canonical import digest
 from auditor.reports.commitments import SALT_BYTES
+from auditor.reports.errors import ReportDiffersError
 from auditor.reports.policy import Policy, parse_policy
 from auditor.reports.rows import DONE, UNFINISHED, AuditRow, Sample, Scope, TraceTally, tally
+from auditor.reports.standings import background
 from auditor.reports.statements import statements
 from auditor.service.audits import log_fact
 from auditor.service.clock import now as time_now
+from auditor.service.clock import to_text
 from auditor.service.errors import NotFoundError, RequestInvalidError
 from auditor.store_engine import insert_if_absent
 from auditor.store_schema import audit as audit_table
@@ -43,12 +45,6 @@ if TYPE_CHECKING:
 
 _BATCH = 1000
 _ENDED = ("dead", "quarantined", "cancelled")
-
-
-class ReportDiffersError(VerificationFailedError):
-    """A report that comes out otherwise when it is made again: the database was altered, or the tool was."""
-
-    code = "report-differs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +125,9 @@ def _check_period(start: int, end: int, now: int) -> None:
 def _let_writers_finish(connection: Connection) -> None:
     # A transaction that took its time before the end of the period may still be open on PostgreSQL.
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("LOCK TABLE job, audit, verdict IN SHARE MODE")
+        connection.exec_driver_sql(
+            "LOCK TABLE job, audit, verdict, slot, dispute, dispute_event IN SHARE MODE"
+        )
 
 
 def _salt(connection: Connection, tenant_id: str) -> bytes:
@@ -157,8 +155,9 @@ def _build(store: Store, scope: Scope, policy: Policy, salt: bytes, previous: Ro
     before = None if previous is None else (str(previous.digest), json.loads(bytes(previous.body)))
     with store.transaction() as connection:
         audits = [_audit_row(row, scope.end) for row in connection.execute(_audits(scope))]
+        behind = background(connection, scope, [audit.id for audit in audits])
         tallied = ((audit, _tally(connection, audit)) for audit in audits)
-        return build_report(scope, tallied, policy, salt=salt, previous=before)
+        return build_report(scope, tallied, policy, salt=salt, previous=before, background=behind)
 
 
 def _audits(scope: Scope) -> Select[Any]:
@@ -233,7 +232,7 @@ def _keep(store: Store, scope: Scope, policy: Policy, report: Report, previous_i
         if not insert_if_absent(connection, report_table, values):
             stored = _find(connection, scope.tenant_id, scope.report_id)  # another worker was quicker
             return body if stored is None else bytes(stored.body)
-        signed = {f"{name}_statement": digest(said) for name, said in statements(body, created).items()}
+        signed = {f"{kind}_statement": digest(s) for kind, s in statements(body, to_text(created)).items()}
         fact = {"report": scope.report_id, "digest": digest(body), **signed}
         log_fact(connection, scope.report_id, scope.tenant_id, "report", fact)
     return body

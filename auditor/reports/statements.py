@@ -13,28 +13,33 @@ from typing import Any
 
 from auditor.reports.canonical import digest
 from auditor.reports.grading import GRADES
-from auditor.service.clock import to_text
 
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
 SVR = "https://in-toto.io/attestation/svr/v0.2"
 AUDIT_REPORT = "https://pypi.org/project/verifiable-inference-auditor/audit-report/v1"
+PACK = "https://pypi.org/project/verifiable-inference-auditor/evidence-pack/v1"
 VERIFIER = "https://pypi.org/project/verifiable-inference-auditor/reports/v1"
 
 
-def statements(body: bytes, created: int) -> dict[str, bytes]:
+def statements(body: bytes, made: str) -> dict[str, bytes]:
     """Both statements about a report, by the name of their envelope's file.
 
     Args:
         body: `report.json`.
-        created: when it was made, in microseconds since 1970.
+        made: when, RFC 3339 in UTC.
     """
     document = json.loads(body)
     subjects = _subjects(document, body)
-    made = to_text(created)
     return {
         "report": _statement(subjects, AUDIT_REPORT, _ours(document, made)),
         "svr": _statement(subjects, SVR, _svr(document, made)),
     }
+
+
+def pack_statement(members: Mapping[str, bytes], report_id: str, made: str) -> bytes:
+    """The statement that names every member of an evidence pack by its digest."""
+    subjects = [_subject(name, digest(members[name])) for name in sorted(members)]
+    return _statement(subjects, PACK, {"report": report_id, "timeCreated": made})
 
 
 def _statement(subjects: list[dict[str, Any]], kind: str, predicate: dict[str, Any]) -> bytes:
@@ -48,7 +53,11 @@ def _subjects(document: Mapping[str, Any], body: bytes) -> list[dict[str, Any]]:
     named = [("report.json", digest(body))]
     named += [(f"model/{n}", model) for n, model in enumerate(sorted(models), 1)]
     named += [(f"log/{n}", log) for n, log in enumerate(sorted(logs), 1)]
-    return [{"name": name, "digest": {"sha256": _hex(value)}} for name, value in named]
+    return [_subject(name, value) for name, value in named]
+
+
+def _subject(name: str, value: str) -> dict[str, Any]:
+    return {"name": name, "digest": {"sha256": _hex(value)}}
 
 
 def _hex(value: str) -> str:

@@ -36,7 +36,7 @@ def verdict_changed(connection: Connection, slot: Slot, before: str | None, poli
 
 def given_up(connection: Connection, slot: Slot, policy: Policy) -> None:
     """Tell of a period that no worker could bring to its end."""
-    told = {"provider": slot.provider, "schedule": slot.schedule_id, "period": slot.id}
+    told: dict[str, Any] = {"provider": slot.provider, "schedule": slot.schedule_id, "period": slot.id}
     told |= {"slot": to_text(slot.slot_at), "code": slot.error_code}
     _tell(connection, slot.tenant_id, "schedule.failed", told, policy)
 

@@ -10,6 +10,8 @@ import os
 import random
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from auditor.errors import AuditError, StoreError, UnusableInputError
@@ -58,6 +60,17 @@ class Keeper:
     def stop(self) -> None:
         """Hand the slot in hand back and end `run`."""
         self.stopping.set()
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Keep it in a thread of its own for as long as the block lasts."""
+        thread = threading.Thread(target=self.run, name="keeper")
+        thread.start()
+        try:
+            yield
+        finally:
+            self.stop()
+            thread.join()
 
     def run(self) -> None:
         """Keep it until told to stop; a database that goes away is waited for."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select
 
+from auditor.disputes.disputes import overturned
 from auditor.schedules import alerts, likelihoods, schedules, slots
 from auditor.schedules.judging import Judged, counted_log_e, judge_period
 from auditor.schedules.policy import Policy
@@ -18,7 +19,6 @@ from auditor.schedules.standing import PeriodEvidence, Standing, level, standing
 from auditor.service import audits
 from auditor.service.audits import AuditOptions, TraceLog
 from auditor.service.clock import now as time_now
-from auditor.store_schedules import dispute as dispute_table
 from auditor.store_schedules import slot as slot_table
 from auditor.store_schedules import taken_log as taken_log_table
 from auditor.store_schedules import taken_request as taken_request_table
@@ -186,7 +186,7 @@ def history(connection: Connection, slot: Slot, policy: Policy) -> tuple[History
     rows = connection.execute(select(column.audit_id, column.body).where(column.audit_id.in_(ids)))
     documents = {row.audit_id: json.loads(bytes(row.body)) for row in rows}
     margins = likelihoods.margins(connection, ids)
-    void = voided(connection, slot.tenant_id, ids)
+    void = overturned(connection, slot.tenant_id, ids, time_now(connection))
     evidence = []
     for one in found:
         document = documents.get(one.audit_id)
@@ -195,17 +195,8 @@ def history(connection: Connection, slot: Slot, policy: Policy) -> tuple[History
         evidence.append(PeriodEvidence(one.number or 0, alone, own, void=one.audit_id in void))
     before = next((s for s in reversed(found[:-1]) if s.verdict is not None), None)
     since = 0 if before is None else before.period_end or 0
-    overturned = any(moment >= since for moment in void.values())
-    return History(tuple(evidence), tuple(found), overturned), documents.get(slot.audit_id)
-
-
-def voided(connection: Connection, tenant_id: str, audit_ids: Sequence[str]) -> dict[str, int]:
-    """Audits whose evidence a dispute has overturned, and when."""
-    column = dispute_table.c
-    wanted = select(column.audit_id, column.changed).where(
-        column.tenant_id == tenant_id, column.outcome == "upheld", column.audit_id.in_(audit_ids)
-    )
-    return {row.audit_id: row.changed for row in connection.execute(wanted)}
+    lately = any(moment >= since for moment in void.values())
+    return History(tuple(evidence), tuple(found), lately), documents.get(slot.audit_id)
 
 
 def stands(found: History, policy: Policy) -> Standing:
@@ -251,12 +242,17 @@ def judge(connection: Connection, job: Job, policy: Policy) -> None:
         suspicion=now.suspicion,
         period_start=started,
         period_end=max(end, started + 1),
-        findings=_findings(judged, now, slot, policy),
+        findings=_findings(judged, now, slot, policy, found.before),
     )
 
 
-def _findings(judged: Judged, now: Standing, slot: Slot, policy: Policy) -> dict[str, Any]:
-    told: dict[str, Any] = {"reasons": list(judged.reasons), "causes": [list(c) for c in judged.causes]}
+def _findings(
+    judged: Judged, now: Standing, slot: Slot, policy: Policy, before: Slot | None
+) -> dict[str, Any]:
+    causes = [list(cause) for cause in judged.causes]
+    if judged.verdict == "inconsistent" and not causes and before is not None and before.findings:
+        causes = before.findings["causes"]  # what the earlier conviction was explained by
+    told: dict[str, Any] = {"reasons": list(judged.reasons), "causes": causes}
     told |= {"convicted": judged.convicted, "since": now.since, "policy": policy.digest}
     return told | {"level": level(policy.alpha, slot.number or 1)}
 

@@ -114,7 +114,8 @@ class Policy:
         """What `text` wrote; it is ours and was checked before it was stored."""
         value = json.loads(text)
         value.pop("schema")
-        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in value.items()})
+        given: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in value.items()}
+        return cls(**given)
 
 
 class _Strict(BaseModel):

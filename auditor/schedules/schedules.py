@@ -23,7 +23,7 @@ from auditor.store_schedules import policy as policy_table
 from auditor.store_schedules import schedule as schedule_table
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection, Row
+    from sqlalchemy import Connection
 
 ACTIVE, PAUSED, REMOVED = "active", "paused", "removed"
 
@@ -61,7 +61,7 @@ def add(
 ) -> Schedule:
     """A new schedule, active from now on."""
     now = time_now(connection)
-    stored = {"tenant_id": tenant_id, "digest": policy.digest, "name": policy.name}
+    stored: dict[str, Any] = {"tenant_id": tenant_id, "digest": policy.digest, "name": policy.name}
     stored |= {"version": policy.version, "body": policy.text(), "created": now}
     insert_if_absent(connection, policy_table, stored)
     made = Schedule(
@@ -202,7 +202,7 @@ def is_due(connection: Connection) -> bool:
 def _found(connection: Connection, tenant_id: str, schedule_id: str, *, lock: bool) -> Schedule:
     column = schedule_table.c
     wanted = select(*_COLUMNS).where(column.tenant_id == tenant_id, column.id == schedule_id)
-    row: Row[Any] | None = connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
+    row = connection.execute(wanted.with_for_update() if lock else wanted).one_or_none()
     if row is None:
         raise NotFoundError("no such schedule")
     return Schedule(*row)

@@ -257,7 +257,7 @@ def next_number(connection: Connection, tenant_id: str, provider: str) -> int:
 
 
 def _slot(row: Row[Any]) -> Slot:
-    found = Slot(*row)
+    found = Slot(*list(row))
     read = {n: json.loads(v) for n in ("drawn", "findings") if (v := getattr(found, n)) is not None}
     return replace(found, **read)
 

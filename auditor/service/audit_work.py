@@ -17,6 +17,7 @@ from auditor.power import FACTORS, power_by_fraction
 from auditor.reference.noise import noise_of_recipe
 from auditor.replay import Reference, Scored
 from auditor.reports.disclosures import text_digests
+from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
 from auditor.schedules import likelihoods
 from auditor.service import audits
@@ -134,8 +135,8 @@ def _traces(path: Path, audit: Audit) -> Iterator[Trace | AuditError]:
 def documents(result: Result) -> tuple[bytes, list[bytes]]:
     """The verdict (`auditor.result/v1` less its traces and what differs between two runs), and the traces.
 
-    Added for reports: `digests` of each trace's prompt and output, and in each group `fractions`, its power
-    against providers that cheat on a share of their requests.
+    Added for reports: `digests` of each trace's prompt and output; in each group `fractions`, its power
+    against cheating on a share of the requests; `reproductions` of what was convicted, group by group.
     """
     value = result_to_json(result)
     judged = [trace for verdict in result.verdicts for trace in verdict.traces]
@@ -145,6 +146,7 @@ def documents(result: Result) -> tuple[bytes, list[bytes]]:
     ]
     for group, verdict in zip(value["groups"], result.verdicts, strict=True):
         group["fractions"] = _fractions(verdict)
+    value["reproductions"] = [reproduction(v, result.reference, result.alpha) for v in result.verdicts]
     for name in _OF_ONE_RUN:
         del value[name]
     return _canonical(value), traces
