@@ -72,14 +72,13 @@ class AnyOrderModel:
             return torch.randn(*shape, generator=generator, dtype=torch.float64) * std
 
         own = hidden**-0.5
-        built = tuple(
-            _Layer(
-                *(normal(hidden, hidden, std=2 * own) for _ in range(4)),
-                normal(hidden, 4 * hidden, std=own),
-                normal(4 * hidden, hidden, std=0.5 * own),
-            )
-            for _ in range(layers)
-        )
+
+        def layer() -> _Layer:
+            query, key, value, output = (normal(hidden, hidden, std=2 * own) for _ in range(4))
+            up, down = normal(hidden, 4 * hidden, std=own), normal(4 * hidden, hidden, std=0.5 * own)
+            return _Layer(query, key, value, output, up, down)
+
+        built = tuple(layer() for _ in range(layers))
         tokens = normal(vocabulary, hidden, std=scale)
         return cls(tokens, normal(length, hidden, std=1.0), normal(hidden, std=1.0), built, heads)
 
