@@ -101,7 +101,7 @@ def judge(
         profile: None when none fits; then inconclusive for the reason given, but for `further`.
         further: evidence that rests on no profile (`comparison.py`).
     """
-    recipe = scored[0].trace.engine.recipe
+    recipe = scored[0].trace.recipe
     usable = [s for s in scored if s.counts is not None and s.scores is not None]
     refuted = refutations([s.trace for s in scored])
     reasons = (*refuted, *_problems(scored), *doubts([s.trace for s in scored]))
@@ -124,7 +124,7 @@ def judge(
     for shown, said in (text_evidence(scored, profile), _bills(scored, alpha)):
         evidence, reasons = evidence + shown, reasons + said
     detectable: tuple[Detectable, ...] | None = None
-    tokens = _tokens_by_mode(usable)
+    tokens = tokens_by_mode(usable)
     if profile.deviations and usable:
         detectable = tuple(detection_power(profile, tokens, alpha))
     reasons = (*reasons, *_contradicted(usable, profile))
@@ -205,6 +205,12 @@ def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
             f"{sum(lost)} output tokens of {len(lost)} traces could not be scored: "
             "they follow one that the request's grammar excludes, or its rules leave none"
         )
+    unpaid = [s.bill_problem for s in scored if s.bill_problem is not None]
+    if unpaid:
+        said = f"{unpaid[0].where}: {unpaid[0].message} [{unpaid[0].code}]"
+        found.append(
+            f"{len(unpaid)} of {len(scored)} traces bill more than the log accounts for; the first, {said}"
+        )
     return tuple(found)
 
 
@@ -241,7 +247,8 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
     return f"too small a sample to exclude {causes}: {needed}"
 
 
-def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
+def tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
+    """Tokens that can speak for or against the provider, by `replay.mode_of`."""
     tokens: dict[str, int] = {}
     for s in usable:
         tokens[s.mode] = tokens.get(s.mode, 0) + (s.scores.evidence if s.scores else 0)

@@ -309,6 +309,21 @@ def split_tokens(ids, vocabulary, share, generator):
     return tuple(reported)
 
 
+def test_a_padded_bill_beside_honest_ids_is_named_as_such(reference, honest, profile):
+    """The tokens are what was sold: replaying them under every known cause would name a wrong one."""
+    traces = [billed(t, 6) for t in honest]
+    result = auditor.verify(lambda: iter(traces), reference, find_profile=lambda _key: profile)
+    assert result.outcome == "inconsistent"
+    assert result.verdicts[0].diagnosis == (("accounting/bill", 1.0),)
+
+
+def test_a_bill_far_beyond_the_logged_ids_is_never_acquitted(reference, honest, profile):
+    traces = [billed(t, 100) for t in honest]
+    result = auditor.verify(lambda: iter(traces), reference, find_profile=lambda _key: profile)
+    assert result.outcome == "inconclusive"
+    assert "bill more than the log accounts for" in " ".join(result.verdicts[0].reasons)
+
+
 def test_tokens_split_afterwards_are_found_and_convict_while_honest_ids_do_not(reference, honest, tmp_path):
     generator = np.random.default_rng(2)
     vocabulary = token_bytes(reference.tokenizer, reference.model.config.vocab_size)
