@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEER := .venv-peer
+OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
-        proof inflation token-counts fingerprints study matrix profiles engines soak clean
+        proof inflation token-counts fingerprints study matrix cross-checks profiles engines soak clean
 
 setup: $(STAMP)
 
@@ -95,6 +96,16 @@ matrix: setup
 	$(BIN)/audit matrix --requests 96 --out out/matrix.jsonl --format markdown > out/matrix.md
 	cp out/matrix.md docs/matrix.md
 
+# Simulated deviations beside other people's implementations: docs/cross_checks.md again. Three minutes after set-up.
+cross-checks: setup $(OUTSIDE)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.proofs.cross_checks --outside $(OUTSIDE)/bin/python
+
+$(OUTSIDE)/.installed: tests/proofs/outside-constraints.txt
+	test -x $(OUTSIDE)/bin/python || $(PYTHON) -m venv $(OUTSIDE)
+	$(OUTSIDE)/bin/python -m pip install --quiet -c tests/proofs/outside-constraints.txt torch==2.13.0 \
+	    kvpress torchao bitsandbytes
+	@touch $@
+
 # Make the shipped profiles of the demo model again from the recorded honest traces.
 profiles: setup
 	$(BIN)/python tests/proofs/ship_profiles.py
@@ -109,4 +120,4 @@ soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
 
 clean:
-	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out
+	rm -rf .engines .toploc $(VENV) $(PEER) $(OUTSIDE) build dist *.egg-info out
