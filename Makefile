@@ -78,7 +78,7 @@ proof: setup
 fingerprints: setup
 	$(BIN)/python -m tests.proofs.fingerprint_power
 
-# Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
+# Ten ways to inflate hidden tokens and how often each is caught; 10 minutes of processor time, goes on where it stopped.
 inflation: setup
 	$(BIN)/python -m tests.proofs.inflation --out out/inflation
 
