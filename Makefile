@@ -104,7 +104,7 @@ profiles: setup
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
 
-# Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about half an hour.
+# Hundreds of kill -9 of workers and server on SQLite and PostgreSQL, and one at every boundary: about half an hour.
 soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from auditor.api.bodies import json_body, json_content, read_body
 from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Service, TheService, Writer
-from auditor.api.views import Body, Label, LogView, view_log
+from auditor.api.views import Body, Label, LogView, Whole, view_log
 from auditor.service import audits, uploads
 from auditor.service.errors import RequestInvalidError
 from auditor.service.uploads import MOST_PART_BYTES, MOST_PARTS, MOST_UPLOAD_BYTES, Upload
@@ -36,7 +36,7 @@ class NewUpload(Body):
 
     name: Label = Field(examples=["traffic.jsonl.zst"])
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of all bytes.")
-    bytes: int = Field(ge=1, le=MOST_UPLOAD_BYTES)
+    bytes: Whole = Field(ge=1, le=MOST_UPLOAD_BYTES)
 
 
 class UploadView(BaseModel):
