@@ -104,9 +104,11 @@ profiles: setup
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
 
-# Hundreds of kill -9 of workers and server on SQLite and PostgreSQL, and one at every boundary: about half an hour.
+# Hundreds of kill -9 of workers and server on SQLite and PostgreSQL, and one at every boundary; 10,000 steps of the
+# service beside an oracle; 200 requests for each operation and kind: two hours.
 soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
+	AUDITOR_SOAK_STEPS=10000 AUDITOR_SOAK_EXAMPLES=200 $(BIN)/python -m pytest -s tests/api/test_service_model.py tests/api/test_fuzzing.py
 
 clean:
 	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out

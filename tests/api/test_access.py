@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -73,33 +74,76 @@ def test_every_endpoint_asks_for_its_scope(world):
                 refused(answer, 403, "scope-missing")
 
 
-def test_another_tenants_things_are_not_there_on_any_endpoint(world):
-    """The same answer as for an id that nobody ever had, but for the id; and no list shows them."""
+def belongings(world):
+    """One of everything that alice can have, by the name that paths give it; and what else names something of hers."""
     answer = world.alice.submit()
     assert answer.status_code == 202, answer.text
     audit = answer.json()
+    order = {"url": "https://example.com/hook"}
+    hook = world.alice.call("POST", "/v1/webhooks", json=order, headers={"Idempotency-Key": "w"}).json()
     world.work()
     key = world.alice.get("/v1/keys").json()["items"][0]
     order = {"name": "x", "digest": "sha256:" + "0" * 64, "bytes": 1}
     upload = world.alice.call("POST", "/v1/uploads", json=order, headers={"Idempotency-Key": "u"}).json()
-    order = {"url": "https://example.com/hook"}
-    hook = world.alice.call("POST", "/v1/webhooks", json=order, headers={"Idempotency-Key": "w"}).json()
-    hers = {"webhook_id": hook["id"], "audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"]}
-    fixed = {"number": 1, "kind": "verdict"}
-    checked = 0
+    (delivery,) = world.alice.get(f"/v1/webhooks/{hook['id']}/deliveries").json()["items"]
+    named = {
+        "audit_id": audit["id"],
+        "key_id": key["id"],
+        "upload_id": upload["id"],
+        "webhook_id": hook["id"],
+    }
+    return named, [*named.values(), audit["log"]["id"], delivery["id"], world.alice.tenant.id]
+
+
+# What makes something without an id in its path: how bob tries to get at a thing of alice's through its body.
+MADE = {
+    "/v1/audits": {"log": "LOG"},
+    "/v1/uploads": {"name": "x", "digest": "sha256:" + "0" * 64, "bytes": 1},
+    "/v1/keys": {"name": "x", "scopes": ["audits:read"]},
+    "/v1/webhooks": {"url": "https://example.com/hook"},
+    "/v1/tenants": {"name": "alice"},
+}
+FIXED = {"number": 1, "kind": "verdict"}
+
+
+def test_another_tenants_things_are_not_there_on_any_endpoint(world):
+    """The same answer as for an id that nobody ever had, but for the id; and nothing shows hers.
+
+    Every endpoint of the description has a case; one that is new and has none fails.
+    """
+    named, hers = belongings(world)
+    scopes = [scope for scope in tenants.SCOPES if scope != "operator"]
+    stranger = world.party("stranger", scopes)
     for method, path in endpoints(world):
-        if "{" not in path or "tenant_id" in path:
-            continue
-        headers = {"Idempotency-Key": "k"}
-        theirs = world.bob.call(method, filled(path, **hers, **fixed), headers=headers)
-        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), headers=headers)
-        assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
-        checked += 1
-    assert checked >= 6
-    assert world.bob.get("/v1/audits").json()["items"] == []
-    assert [k["id"] for k in world.bob.get("/v1/keys").json()["items"]] != [key["id"]]
-    assert world.alice.get(f"/v1/audits/{audit['id']}").json()["state"] == "done"
+        unknown = set(re.findall(r"{(\w+)}", path)) - named.keys() - FIXED.keys() - {"tenant_id"}
+        assert not unknown, f"{path}: add one of alice's to `belongings`"
+        headers = {
+            "Idempotency-Key": "k",
+            "Content-Digest": "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:",
+        }
+        if SCOPE.get((method, path)) == "operator":
+            ids = {"tenant_id": world.alice.tenant.id}
+            refused(stranger.call(method, filled(path, **ids), headers=headers), 403, "scope-missing")
+        elif "{" in path:
+            theirs = stranger.call(method, filled(path, **named, **FIXED), headers=headers)
+            nobodys = stranger.call(
+                method, filled(path, **dict.fromkeys(named, "x_0"), **FIXED), headers=headers
+            )
+            assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
+        elif method == "GET":
+            answer = stranger.get(path)
+            assert answer.status_code == 200
+            assert not [text for text in hers if text in answer.text], path
+        else:
+            assert path in MADE, f"{path}: say in `MADE` how a stranger would try"
+            order = json.loads(json.dumps(MADE[path]).replace("LOG", hers[4]))
+            answer = stranger.call(method, path, json=order, headers={"Idempotency-Key": path})
+            assert answer.status_code in (201, 404), answer.text
+            assert not [text for text in hers if text in answer.text], path
+    assert stranger.get("/v1/audits").json()["items"] == []
+    assert world.alice.get(f"/v1/audits/{hers[0]}").json()["state"] == "done"
     assert world.alice.get("/v1/keys").json()["items"][0]["revoked"] is None
+    assert len(world.alice.get("/v1/webhooks").json()["items"]) == 1
 
 
 def test_keys_are_shown_once_rotated_and_revoked(world):
