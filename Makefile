@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation bench-service \
         proof inflation token-counts fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
@@ -41,6 +41,10 @@ types: setup
 
 bench: setup $(PEER)/.installed
 	$(BIN)/python tests/bench/compare.py --peer $(PEER)/bin/python
+
+# The service under load: submissions beside bare commits, reads while jobs run, 10 GiB of upload. Ten minutes, 25 GiB.
+bench-service: setup
+	$(BIN)/python -m tests.bench.service
 
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
 MOST_WINDOW_BYTES = 8 << 20
-"""What a zstd frame may ask a reader to hold; RFC 8878 (section 3.1.1.1.2) has every reader support so much."""
+"""What a zstd frame may ask a reader to hold; RFC 8878, section 3.1.1.1.2, has readers support so much."""
 STEP_BYTES = 64 * 1024
 
 # A zstd block of 4 bytes can stand for 128 KiB, and the library hands out all that a chunk decodes to.
