@@ -8,7 +8,8 @@ OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
-        proof inflation token-counts fingerprints study matrix cross-checks profiles engines soak schedule-proof clean
+        bench-service proof inflation token-counts fingerprints study matrix cross-checks profiles engines soak \
+        schedule-proof clean
 
 setup: $(STAMP)
 
@@ -42,6 +43,10 @@ types: setup
 
 bench: setup $(PEER)/.installed
 	$(BIN)/python tests/bench/compare.py --peer $(PEER)/bin/python
+
+# The service under load: submissions beside bare commits, reads while jobs run, 10 GiB of upload. Ten minutes, 25 GiB.
+bench-service: setup
+	$(BIN)/python -m tests.bench.service
 
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup
@@ -115,9 +120,11 @@ profiles: setup
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
 
-# Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about half an hour.
+# Hundreds of kill -9 of workers and server on SQLite and PostgreSQL, and one at every boundary; 10,000 steps of the
+# service beside an oracle; 200 requests for each operation and kind: two hours.
 soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
+	AUDITOR_SOAK_STEPS=10000 AUDITOR_SOAK_EXAMPLES=200 $(BIN)/python -m pytest -s tests/api/test_service_model.py tests/api/test_fuzzing.py
 
 # Twelve weeks of scheduled audits through kills and a restart, and a year of looks at honest providers:
 # docs/schedules.md again. Ten minutes of processor time.

@@ -27,6 +27,8 @@ from auditor.api.views import (
 from auditor.service import audits, signatures, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.containers import check_log
+from auditor.service.parquet_check import check_parquet
+from auditor.trace_streams import container_of
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
@@ -86,6 +88,8 @@ def submit(
         options = order.options()
     else:
         check_log([body])
+        if container_of(body) == "parquet":
+            check_parquet(body)
         digest = service.blobs.put(body)
 
     def make() -> str:

@@ -48,7 +48,7 @@ def tile(service: TheService, path: str) -> Response:
 @router.get(
     "/v1/audits/{audit_id}/receipts/{kind}",
     summary="Proof that the log holds an entry",
-    responses=responses(401, 403, 404, 409),
+    responses=responses(401, 403, 404, 409, 422),
 )
 def receipt(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]
@@ -69,7 +69,7 @@ def receipt(
 @router.get(
     "/v1/audits/{audit_id}/entries/{kind}",
     summary="What the log holds of an audit",
-    responses=responses(401, 403, 404, 409),
+    responses=responses(401, 403, 404, 409, 422),
 )
 def entry(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]

@@ -77,9 +77,17 @@ def place(store: Store, log: ServiceLog) -> int:
         while tree.size < placed:
             tree.append(_entries(store, tree.size))
         head = read_head(log.head_file)
-        if head is None or head.size != tree.size or not (log.folder / "checkpoint").exists():
+        # Both: whoever died between the two remembers a head that nobody was shown.
+        if head is None or head.size != tree.size or _shown(tree) != tree.size:
             tree.sign([log.signer], log.head_file, int(time.time()))
         return tree.size
+
+
+def _shown(tree: TransparencyLog) -> int | None:
+    """Size of the head that is published."""
+    if not (tree.folder / "checkpoint").exists():
+        return None
+    return tree.checkpoint()[1].size
 
 
 def _give_places(store: Store) -> int:
