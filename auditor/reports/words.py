@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auditor.reports.figures import raised
@@ -25,11 +25,17 @@ def headline(document: Mapping[str, Any]) -> str:
     if not providers:
         return "Nothing was audited in this period."
     if convicted:
-        of = f" of {len(providers)} providers" if len(providers) > 1 else " provider"
-        return f"{len(convicted)}{of} did not run what was declared: {', '.join(convicted)}."
+        return f"{_named(convicted)} did not run what {'they' if len(convicted) > 1 else 'it'} declared."
     if open_ones:
-        return f"No provider is accused. The evidence does not settle it for {', '.join(open_ones)}."
+        return f"Nobody is accused, but the evidence does not settle it for {_named(open_ones)}."
     return "Every provider ran what it declared, as far as this evidence reaches."
+
+
+def _named(names: Sequence[str]) -> str:
+    """A list in words; of many only how many."""
+    if len(names) > 3:
+        return f"{len(names)} providers"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 def odds(log10_e: float) -> str:
