@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
+from auditor.merkle.keys import Signer
 from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
@@ -26,12 +27,14 @@ class Service:
     Attributes:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
+        report_signer: signs reports' evidence packs; without one there are none.
     """
 
     store: Store
     blobs: BlobFolder
     uploads: Path
     log: Path
+    report_signer: Signer | None = None
 
 
 def service_of(request: Request) -> Service:

@@ -18,7 +18,7 @@ from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
 from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
-from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
 from auditor.service.places import open_store
 from auditor.store import Store
 
@@ -59,7 +59,8 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder)
+        signer = open_report_key(folder.parent / "report.key")
+        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, signer)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):
