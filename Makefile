@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
+.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation bench-report \
         proof inflation token-counts fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
@@ -49,6 +49,10 @@ bench-core: setup
 # Drafters: accepted tokens a step, and tokens a second beside transformers: docs/speculation.md again. Ten minutes.
 bench-speculation: setup
 	$(BIN)/python tests/bench/speculation.py
+
+# A report over a million audited requests: seconds and memory. Two minutes, one of them to fill the database.
+bench-report: setup
+	$(BIN)/python tests/bench/report.py
 
 # Half a minute: a million leaves.
 bench-merkle: setup

@@ -59,7 +59,7 @@ def _opened(database: str | None) -> Store:
 @TENANT
 @click.option("--provider", default="", help="As audits were submitted with it. [default: all]")
 @click.option("--from", "start", required=True, help="Begin of the period: a day (UTC) or a time with zone.")
-@click.option("--to", "end", required=True, help="End of the period, not included; it must be over.")
+@click.option("--to", "end", default=None, help="End of the period, not included. [default: now]")
 @click.option(
     "--policy", "policy_file", type=click.Path(path_type=Path), default=None, help="auditor.policy/v1, TOML."
 )
@@ -69,7 +69,7 @@ def make(
     tenant: str | None,
     provider: str,
     start: str,
-    end: str,
+    end: str | None,
     policy_file: Path | None,
     out: Path | None,
 ) -> None:
@@ -78,13 +78,14 @@ def make(
     The same period, provider and policy give the same report, whoever asks and however often.
     """
     from auditor.reports import make_report  # noqa: PLC0415
+    from auditor.service.clock import now  # noqa: PLC0415
 
-    period = _moment(start, "--from"), _moment(end, "--to")
-    policy = read_policy(policy_file)
+    began, policy = _moment(start, "--from"), read_policy(policy_file)
     with _opened(database) as store:
         with store.transaction() as connection:
             owner = tenant_of(connection, tenant)
-        save(make_report(store, owner, provider, *period, policy), out)
+            ended = now(connection) if end is None else _moment(end, "--to")
+        save(make_report(store, owner, provider, began, ended, policy), out)
 
 
 def read_policy(path: Path | None) -> Policy:
@@ -159,9 +160,9 @@ def remake(name: str, database: str | None, tenant: str | None) -> None:
     "--key",
     "key_file",
     type=click.Path(path_type=Path),
-    required=True,
+    default=None,
     metavar="FILE",
-    help="Signs the report; not the log's key.",
+    help="Signs the report; not the log's key. [default: report.key beside the blobs]",
 )
 @click.option(
     "--log",
@@ -178,7 +179,7 @@ def pack(
     name: str,
     database: str | None,
     tenant: str | None,
-    key_file: Path,
+    key_file: Path | None,
     log_folder: Path | None,
     blobs: Path | None,
     texts: bool,
@@ -190,8 +191,8 @@ def pack(
     from auditor.service.places import blob_folder  # noqa: PLC0415
     from auditor.transparency_log import TransparencyLog  # noqa: PLC0415
 
-    signer = read_key(key_file, passphrase())
     folder = blob_folder(database, blobs)
+    signer = read_key(key_file or folder.parent / "report.key", passphrase())
     log = TransparencyLog(log_folder or folder.parent / "log")
     with _opened(database) as store:
         with store.transaction() as connection:

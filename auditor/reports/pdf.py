@@ -15,12 +15,12 @@ def render_pdf(document: Mapping[str, Any], digest: str) -> bytes:
     """The page of a report, printed.
 
     Raises:
-        OptionError: the `pdf` extra is not installed.
+        OptionError: the `pdf` extra or Pango is not installed.
     """
     try:
         from weasyprint import HTML  # noqa: PLC0415  # heavy, and an extra
-    except ImportError:
-        fix = "pip install 'verifiable-inference-auditor[pdf]'"
+    except (ImportError, OSError):  # OSError: Pango is not there
+        fix = "pip install 'verifiable-inference-auditor[pdf]', and Pango from the system's packages"
         raise OptionError("printing needs WeasyPrint", where="pdf", fix=fix) from None
     footer = (
         f"<style>@page{{@bottom-left{{content:'report.json {digest}';font:7pt monospace}}"
