@@ -7,7 +7,7 @@ PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation bench-report \
-        proof inflation token-counts fingerprints study matrix profiles engines soak clean
+        report-page proof inflation token-counts fingerprints study matrix profiles engines soak clean
 
 setup: $(STAMP)
 
@@ -53,6 +53,15 @@ bench-speculation: setup
 # A report over a million audited requests: seconds and memory. Two minutes, one of them to fill the database.
 bench-report: setup
 	$(BIN)/python tests/bench/report.py
+
+# A report's page in Chromium: docs/report-light.png and -dark.png again, and axe finds nothing serious. A minute.
+report-page: setup .browser/.installed
+	.browser/bin/python tests/proofs/report_page.py $(CURDIR)/$(BIN)/python
+
+.browser/.installed:
+	test -x .browser/bin/python || $(PYTHON) -m venv .browser
+	.browser/bin/python -m pip install --quiet playwright==1.65.2 axe-playwright-python==0.1.8
+	@touch $@
 
 # Half a minute: a million leaves.
 bench-merkle: setup
@@ -113,4 +122,4 @@ soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
 
 clean:
-	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out
+	rm -rf .engines .toploc .browser $(VENV) $(PEER) build dist *.egg-info out
