@@ -10,7 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from auditor.merkle.keys import Signer
+from auditor.reports.packing import ReportSigner
 from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
@@ -34,7 +34,7 @@ class Service:
     blobs: BlobFolder
     uploads: Path
     log: Path
-    report_signer: Signer | None = None
+    report_signer: ReportSigner | None = None
 
 
 def service_of(request: Request) -> Service:

@@ -24,7 +24,8 @@ def render_pdf(document: Mapping[str, Any], digest: str) -> bytes:
         raise OptionError("printing needs WeasyPrint", where="pdf", fix=fix) from None
     footer = (
         f"<style>@page{{@bottom-left{{content:'report.json {digest}';font:7pt monospace}}"
-        "@bottom-right{content:counter(page) ' / ' counter(pages);font:7pt monospace}}</style></head>"
+        "@bottom-right{content:counter(page) ' / ' counter(pages);font:7pt monospace}}"
+        "body{font-size:9pt}h1{font-size:20pt}table{font-size:8pt}th,td{padding:3pt 5pt}</style></head>"
     )
     page = _paper(render_report(document, digest)).replace("</head>", footer, 1)
     return bytes(HTML(string=page, url_fetcher=_refuse).write_pdf())

@@ -39,12 +39,12 @@ def _named(names: Sequence[str]) -> str:
 
 
 def odds(log10_e: float) -> str:
-    """An e-value as odds that need no statistics."""
+    """The chance of evidence this strong from an honest provider, in words that need no statistics."""
     if log10_e <= 0.3:
-        return "none: honesty explains the log better"
+        return "nothing unusual"
     if log10_e < 6:
-        return f"at most 1 in {10**log10_e:,.0f} if honest"
-    return f"at most 1 in {raised(int(log10_e))} if honest"
+        return f"at most 1 in {10**log10_e:,.0f}"
+    return f"at most 1 in {raised(int(log10_e))}"
 
 
 def meaning(provider: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -53,9 +53,10 @@ def meaning(provider: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     seen = f"{requests:,} requests ({tokens:,} tokens) were replayed"
     if provider["verdict"] == "inconsistent":
         cause = provider["causes"][0]["cause"] if provider["causes"] else "no cause that is known"
+        strength = max(float(provider["log10_e"]), float((provider.get("standing") or provider)["log10_e"]))
         return (
             f"{seen}. An honest provider would produce evidence this strong with a chance of "
-            f"{odds(float(provider['log10_e'])).removesuffix(' if honest')}. What explains it best: {cause}."
+            f"{odds(strength)}. What explains it best: {cause}."
         )
     if provider["verdict"] == "consistent":
         weak = [row["cause"] for row in provider["detectable"] if _blind(row, document)]

@@ -162,6 +162,21 @@ def test_hostile_names_reach_the_page_as_text():
     assert "script" not in Page(page).tags
 
 
+def test_standings_and_disputes_are_shown_where_there_are_some(weeks):
+    _, [_, (document, name)] = weeks
+    assert "Standing over" not in render_report(document, name)
+    standing = {"verdict": "inconsistent", "periods": 7, "log10_e": "55.000", "reasons": [], "causes": []}
+    said = {"kind": "filed", "by": "cheapo", "at": "2026-11-20T00:00:00.000000Z"}
+    dispute = {"id": "dsp_1", "audit": "aud_1", "provider": "cheapo", "state": "filed", "outcome": None}
+    providers = [p | {"standing": standing} for p in document["providers"]]
+    page = render_report(
+        document | {"providers": providers, "disputes": [dispute | {"statements": [said]}]}, name
+    )
+    assert "Standing over 7 scheduled periods" in page
+    assert "filed by cheapo, 2026-11-20" in page
+    assert "1 in 10\N{SUPERSCRIPT FIVE}\N{SUPERSCRIPT FIVE}" in page
+
+
 def test_empty_reports_have_pages():
     for document in (report(), report(provider="acme")):
         assert "grade U" in render_report(document, "sha256:" + "0" * 64)
