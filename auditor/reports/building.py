@@ -15,6 +15,7 @@ from auditor.reports.period import Period
 from auditor.reports.policy import Policy
 from auditor.reports.progress import changes, history
 from auditor.reports.rows import AuditRow, Sample, Scope, TraceTally
+from auditor.reports.standings import NOTHING, Background, dispute_json, standing_json
 from auditor.reports.texts import texts
 from auditor.service.clock import to_text
 
@@ -50,6 +51,7 @@ def build_report(
     *,
     salt: bytes,
     previous: tuple[str, Mapping[str, Any]] | None = None,
+    background: Background = NOTHING,
 ) -> Report:
     """Put a period's audits together.
 
@@ -58,13 +60,14 @@ def build_report(
         audits: in any order; the report sorts them.
         salt: the tenant's, 32 bytes; decides commitments and is not in the report.
         previous: digest and content of the report that came before, if any.
+        background: standings of the providers, and disputes.
     """
     by_provider: dict[str, list[tuple[AuditRow, TraceTally]]] = {}
     for audit, tally in sorted(audits, key=lambda pair: (pair[0].submitted, pair[0].id)):
         by_provider.setdefault(audit.provider or UNNAMED, []).append((audit, tally))
     if scope.provider:
         by_provider.setdefault(scope.provider, [])
-    periods = [Period(name, by_provider[name], policy) for name in sorted(by_provider)]
+    periods = [Period(name, by_provider[name], policy, background) for name in sorted(by_provider)]
     grades = [_grade(period) for period in periods]
     providers = [_provider(period, found) for period, found in zip(periods, grades, strict=True)]
     letter = worst([found.letter for found in grades])
@@ -81,6 +84,7 @@ def build_report(
         "verdict": max((p["verdict"] for p in providers), key=_SEVERITY.index, default="inconclusive"),
         "totals": _totals(periods),
         "providers": providers,
+        "disputes": [dispute_json(one) for one in background.disputes],
         "exceptions": [one for period in periods for one in _exceptions(period, salt)],
         "keys": {"profiles_signed_by": sorted({k for p in periods for k in _signers(p)})},
         **texts(),
@@ -149,13 +153,17 @@ def _provider(period: Period, found: Grade) -> dict[str, Any]:
         "limited_by": None if found.limited_by is None else found.limited_by.id,
         "applying": [rule.id for rule in found.applying],
         "log10_e": log10_text(period.log_e),
+        "standing": standing_json(period.standing),
         "sampling": _sampling(period),
         "requests": _requests(period),
         "systems": _systems(period),
         "causes": [{"cause": cause, "weight": decimal(weight, 3)} for cause, weight in period.causes],
         "detectable": _detectable(period),
         "controls": _controls(period),
-        "audits": [_audit(audit, tally) for audit, tally in period.audits],
+        "audits": [
+            _audit(audit, tally, overturned=audit.id in period.background.overturned)
+            for audit, tally in period.audits
+        ],
     }
 
 
@@ -261,7 +269,7 @@ def _controls(period: Period) -> list[dict[str, Any]]:
     ]
 
 
-def _audit(audit: AuditRow, tally: TraceTally) -> dict[str, Any]:
+def _audit(audit: AuditRow, tally: TraceTally, *, overturned: bool) -> dict[str, Any]:
     sample = audit.sample
     return {
         "id": audit.id,
@@ -272,6 +280,7 @@ def _audit(audit: AuditRow, tally: TraceTally) -> dict[str, Any]:
         "log": audit.log_digest,
         "alpha": significant(audit.verdict_alpha),
         "verdict": audit.outcome,
+        "overturned": overturned,
         "verdict_digest": audit.verdict_digest,
         "log10_e": None if audit.verdict is None else log10_text(audit.log_e),
         "requests": tally.requests,

@@ -21,6 +21,7 @@ from auditor.reports.commitments import SALT_BYTES
 from auditor.reports.errors import ReportDiffersError
 from auditor.reports.policy import Policy, parse_policy
 from auditor.reports.rows import DONE, UNFINISHED, AuditRow, Sample, Scope, TraceTally, tally
+from auditor.reports.standings import background
 from auditor.reports.statements import statements
 from auditor.service.audits import log_fact
 from auditor.service.clock import now as time_now
@@ -124,7 +125,9 @@ def _check_period(start: int, end: int, now: int) -> None:
 def _let_writers_finish(connection: Connection) -> None:
     # A transaction that took its time before the end of the period may still be open on PostgreSQL.
     if connection.dialect.name == "postgresql":
-        connection.exec_driver_sql("LOCK TABLE job, audit, verdict IN SHARE MODE")
+        connection.exec_driver_sql(
+            "LOCK TABLE job, audit, verdict, slot, dispute, dispute_event IN SHARE MODE"
+        )
 
 
 def _salt(connection: Connection, tenant_id: str) -> bytes:
@@ -152,8 +155,9 @@ def _build(store: Store, scope: Scope, policy: Policy, salt: bytes, previous: Ro
     before = None if previous is None else (str(previous.digest), json.loads(bytes(previous.body)))
     with store.transaction() as connection:
         audits = [_audit_row(row, scope.end) for row in connection.execute(_audits(scope))]
+        behind = background(connection, scope, [audit.id for audit in audits])
         tallied = ((audit, _tally(connection, audit)) for audit in audits)
-        return build_report(scope, tallied, policy, salt=salt, previous=before)
+        return build_report(scope, tallied, policy, salt=salt, previous=before, background=behind)
 
 
 def _audits(scope: Scope) -> Select[Any]:

@@ -16,6 +16,7 @@ from typing import Any
 from auditor.reports.coverage import least_met
 from auditor.reports.policy import Policy
 from auditor.reports.rows import DONE, UNFINISHED, AuditRow, Sample, TraceTally
+from auditor.reports.standings import NOTHING, Background, ProviderStanding
 
 LEAST_CONSISTENT = 0.9
 """Share of the audited tokens that must lie in consistent audits."""
@@ -54,11 +55,21 @@ class Period:
     provider: str
     audits: Sequence[tuple[AuditRow, TraceTally]]
     policy: Policy
+    background: Background = NOTHING
 
     @cached_property
     def judged(self) -> list[tuple[AuditRow, TraceTally]]:
-        """Those with a verdict."""
-        return [(audit, tally) for audit, tally in self.audits if audit.state == DONE]
+        """Those with a verdict that no dispute has overturned."""
+        return [
+            (audit, tally)
+            for audit, tally in self.audits
+            if audit.state == DONE and audit.id not in self.background.overturned
+        ]
+
+    @property
+    def standing(self) -> ProviderStanding | None:
+        """Of the provider over all its scheduled periods; None where no schedule audits it."""
+        return self.background.standings.get(self.provider)
 
     @cached_property
     def log_e(self) -> float:
@@ -77,16 +88,28 @@ class Period:
     @cached_property
     def verdict(self) -> str:
         """The period in a word."""
-        if self.refuted or (self.judged and self.log_e >= -math.log(self.policy.alpha)):
+        if self.refuted or self._convicts:
             return "inconsistent"
         return "inconclusive" if self.reasons else "consistent"
+
+    @property
+    def _convicts(self) -> bool:
+        # Where a schedule looks again and again the standing decides: alpha is of all periods together.
+        if self.standing is not None:
+            return self.standing.verdict == "inconsistent"
+        return bool(self.judged) and self.log_e >= -math.log(self.policy.alpha)
 
     @cached_property
     def reasons(self) -> list[str]:
         """Why the period could not be called consistent."""
         if not self.judged:
             return ["no audit was judged in the period"]
-        said = []
+        said: list[str] = []
+        if self.standing is not None and self.standing.verdict == "inconclusive":
+            said += self.standing.reasons
+        gone = sum(audit.id in self.background.overturned for audit, _ in self.audits)
+        if gone:
+            said.append(f"{gone} audit(s) were overturned by a dispute")
         failed = [a for a, _ in self.audits if a.state not in (DONE, UNFINISHED)]
         if failed:
             said.append(f"{len(failed)} audit(s) ended without a verdict")
@@ -141,6 +164,8 @@ class Period:
         for group in convicted:
             for named in group.get("diagnosis", ()):
                 weights[named["cause"]] = weights.get(named["cause"], 0.0) + named["weight"] / len(convicted)
+        if not weights and self.verdict == "inconsistent" and self.standing is not None:
+            return list(self.standing.causes)
         return sorted(weights.items(), key=lambda item: (-item[1], item[0]))
 
     @cached_property

@@ -19,6 +19,7 @@ from auditor.replay import Reference, Scored
 from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
+from auditor.schedules import likelihoods
 from auditor.service import audits
 from auditor.service.clock import SECOND
 from auditor.trace import Trace
@@ -75,6 +76,7 @@ class AuditWork:
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            likelihoods.record(connection, audit.id, result.verdicts)
 
         return effects
 

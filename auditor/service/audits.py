@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_
 
-from auditor.service import jobs
+from auditor.service import jobs, webhooks
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ConflictError,
@@ -196,6 +196,8 @@ def record(
         connection.execute(insert(evidence_table), rows)
     fact = {"audit": audit.id, "log": audit.log.digest, "verdict": digest}
     log_fact(connection, audit.id, audit.tenant_id, "verdict", fact)
+    told = {"audit": audit.id, "state": "done", "verdict": outcome, "verdict_digest": digest}
+    webhooks.enqueue(connection, audit.tenant_id, "audit.done", told)
 
 
 def log_fact(connection: Connection, subject: str, tenant_id: str, kind: str, fact: dict[str, str]) -> None:
