@@ -8,8 +8,8 @@ OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
-        bench-service proof inflation token-counts fingerprints study matrix cross-checks profiles engines soak \
-        schedule-proof clean
+        bench-service bench-report report-page proof inflation token-counts fingerprints study matrix cross-checks \
+        profiles engines soak schedule-proof clean
 
 setup: $(STAMP)
 
@@ -55,6 +55,19 @@ bench-core: setup
 # Drafters: accepted tokens a step, and tokens a second beside transformers: docs/speculation.md again. Ten minutes.
 bench-speculation: setup
 	$(BIN)/python tests/bench/speculation.py
+
+# A report over a million audited requests: seconds and memory. Two minutes, one of them to fill the database.
+bench-report: setup
+	$(BIN)/python tests/bench/report.py
+
+# A report's page in Chromium: docs/report-light.png and -dark.png again, and axe finds nothing serious. A minute.
+report-page: setup .browser/.installed
+	.browser/bin/python tests/proofs/report_page.py $(CURDIR)/$(BIN)/python
+
+.browser/.installed:
+	test -x .browser/bin/python || $(PYTHON) -m venv .browser
+	.browser/bin/python -m pip install --quiet playwright==1.65.2 axe-playwright-python==0.1.8
+	@touch $@
 
 # Half a minute: a million leaves.
 bench-merkle: setup
@@ -132,4 +145,4 @@ schedule-proof: setup
 	$(BIN)/python -m tests.proofs.schedule
 
 clean:
-	rm -rf .engines .toploc $(VENV) $(PEER) $(OUTSIDE) build dist *.egg-info out
+	rm -rf .engines .toploc .browser $(VENV) $(PEER) $(OUTSIDE) build dist *.egg-info out

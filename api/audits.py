@@ -73,6 +73,7 @@ def submit(
     engine_recipe: Annotated[Label | None, Query()] = None,
     noise: Annotated[Label | None, Query()] = None,
     served_model: Annotated[Label | None, Query()] = None,
+    provider: Annotated[Label | None, Query(description="Whom the log is of; reports go by it.")] = None,
 ) -> AuditView:
     """Answers when the order is on disk. The same Idempotency-Key and request order it once.
 
@@ -97,7 +98,7 @@ def submit(
             log = audits.find_log(connection, caller.tenant_id, order.log)
         else:
             log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
-        return audits.submit(connection, log, options)
+        return audits.submit(connection, log, options, (order.provider if order else provider) or "")
 
     said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
     told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()

@@ -14,7 +14,7 @@ from auditor.api.problems import responses
 from auditor.api.service import Reader, TheService
 from auditor.errors import LogStateError
 from auditor.service import audits
-from auditor.service.errors import NotFinishedError, NotFoundError
+from auditor.service.errors import NotFinishedError, NotFoundError, NotReadyError
 from auditor.transparency_log import TransparencyLog
 
 router = APIRouter(tags=["log"])
@@ -31,6 +31,14 @@ def checkpoint(service: TheService) -> Response:
     except OSError:
         raise NotFoundError("nothing was signed yet") from None
     return Response(raw, headers={"Cache-Control": "no-cache"}, media_type="text/plain; charset=utf-8")
+
+
+@router.get("/log/report-key", summary="The key that signs reports", responses=responses(503))
+def report_key(service: TheService) -> Response:
+    """A vkey. Compare it with what the auditor publishes elsewhere: this service could lie about it."""
+    if service.report_signer is None:
+        raise NotReadyError("this service has no report key")
+    return Response(f"{service.report_signer.public.vkey}\n", media_type="text/plain; charset=utf-8")
 
 
 @router.get("/log/tile/{path:path}", summary="A tile or entry bundle", responses=responses(404))

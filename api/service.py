@@ -10,6 +10,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
+from auditor.reports.packing import ReportSigner
 from auditor.service import signatures, tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
@@ -29,6 +30,7 @@ class Service:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
         webhooks: signs what is sent to webhooks.
+        report_signer: signs reports' evidence packs; without one there are none.
     """
 
     store: Store
@@ -36,6 +38,7 @@ class Service:
     uploads: Path
     log: Path
     webhooks: WebhookSigner
+    report_signer: ReportSigner | None = None
 
 
 def service_of(request: Request) -> Service:

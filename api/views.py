@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from auditor.reports import StoredReport
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
 from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, SCOPES, ApiKey, Tenant
@@ -51,6 +52,7 @@ class AuditOrder(OptionsBody):
     """An audit of a log that was uploaded before."""
 
     log: Label = Field(examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    provider: Label | None = Field(default=None, description="Whom the log is of; reports go by it.")
 
 
 class LogView(BaseModel):
@@ -76,6 +78,7 @@ class AuditView(BaseModel):
     state: State
     created: Time
     finished: Time | None
+    provider: str | None
     log: LogView
     options: dict[str, Any]
     attempts: int = Field(description="Attempts that ended in an error.")
@@ -164,6 +167,36 @@ class KeyPage(BaseModel):
     next: str | None
 
 
+class ReportView(BaseModel):
+    """A report; `provider` is null where it is about all of them."""
+
+    id: str = Field(examples=["rep_0193f6b05d3a7c1e9f552f7b7a3f9d10"])
+    provider: str | None
+    start: Time
+    end: Time
+    created: Time
+    digest: str = Field(examples=["sha256:" + "0" * 64])
+
+
+class ReportPage(BaseModel):
+    """Reports, newest first."""
+
+    items: list[ReportView]
+    next: str | None = Field(description="Cursor of the next page.")
+
+
+def view_report(report: StoredReport) -> ReportView:
+    """A report as the API lists it."""
+    return ReportView(
+        id=report.id,
+        provider=report.provider or None,
+        start=to_text(report.start),
+        end=to_text(report.end),
+        created=to_text(report.created),
+        digest=report.digest,
+    )
+
+
 def view_log(log: TraceLog) -> LogView:
     """A log as the API shows it."""
     return LogView(id=log.id, digest=log.digest, name=log.name, bytes=log.size)
@@ -181,6 +214,7 @@ def view_audit(audit: Audit) -> AuditView:
             "state": audit.state,
             "created": to_text(audit.created),
             "finished": None if audit.finished is None else to_text(audit.finished),
+            "provider": audit.provider or None,
             "log": view_log(audit.log),
             "options": options,
             "attempts": audit.attempts,

@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from auditor.errors import OptionError
-from auditor.power import MUST_DETECT, REQUIRED_POWER
+from auditor.must_detect import MUST_DETECT, REQUIRED_POWER
 from auditor.reports.canonical import digest
 
 SCHEMA = "auditor.policy/v1"

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from auditor.store import Store
 
 ORIGIN = "auditor.localhost/log"
+REPORTS = "auditor.localhost/reports"
 _BATCH = 5000
 
 
@@ -55,6 +56,19 @@ def open_log(folder: Path, key_file: Path) -> ServiceLog:
         if not (folder / ".log").exists():
             TransparencyLog.create(folder, signer.public.name)
     return ServiceLog(folder, signer, key_file.with_name(key_file.name + ".head"))
+
+
+def open_report_key(key_file: Path) -> SeedSigner:
+    """The key that signs reports, beside the log's and apart from it; a fresh one the first time.
+
+    Raises:
+        KeyFileError: a file is there that cannot be used.
+    """
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    with locked(key_file.with_name(key_file.name + ".lock")):
+        if not key_file.exists():
+            write_key(key_file, generate(REPORTS, Algorithm.ED25519), passphrase)
+        return read_key(key_file, passphrase)
 
 
 def place(store: Store, log: ServiceLog) -> int:
