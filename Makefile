@@ -7,7 +7,7 @@ PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation bench-report \
-        report-page proof inflation token-counts fingerprints study matrix profiles engines soak clean
+        report-page proof inflation token-counts fingerprints study matrix profiles engines soak schedule-proof clean
 
 setup: $(STAMP)
 
@@ -120,6 +120,11 @@ engines: setup
 # Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about half an hour.
 soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
+
+# Twelve weeks of scheduled audits through kills and a restart, and a year of looks at honest providers:
+# docs/schedules.md again. Ten minutes of processor time.
+schedule-proof: setup
+	$(BIN)/python -m tests.proofs.schedule
 
 clean:
 	rm -rf .engines .toploc .browser $(VENV) $(PEER) build dist *.egg-info out

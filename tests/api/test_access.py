@@ -10,6 +10,8 @@ from auditor.service import tenants
 from tests.api.conftest import Party, refused
 
 OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json", "/log/checkpoint", "/log/tile/{path}"}
+POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
+SAID = {"by": "Jo", "statement": "it was declared"}
 SCOPE = {
     ("GET", "/metrics"): "operator",
     ("GET", "/v1/tenants"): "operator",
@@ -94,14 +96,21 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
     order = {"url": "https://example.com/hook"}
     hook = world.alice.call("POST", "/v1/webhooks", json=order, headers={"Idempotency-Key": "w"}).json()
     hers = {"webhook_id": hook["id"], "audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"]}
+    order = {"provider": "acme", "cron": "0 6 * * 1", "policy": POLICY}
+    made = world.alice.call("POST", "/v1/schedules", json=order, headers={"Idempotency-Key": "s"}).json()
+    order = {"audit": audit["id"], **SAID}
+    filed = world.alice.call("POST", "/v1/disputes", json=order, headers={"Idempotency-Key": "d"}).json()
+    hers |= {"schedule_id": made["id"], "dispute_id": filed["id"]}
     fixed = {"number": 1, "kind": "verdict"}
     checked = 0
     for method, path in endpoints(world):
         if "{" not in path or "tenant_id" in path:
             continue
-        headers = {"Idempotency-Key": "k"}
-        theirs = world.bob.call(method, filled(path, **hers, **fixed), headers=headers)
-        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), headers=headers)
+        options = {"headers": {"Idempotency-Key": "k"}}
+        if path.endswith(("/answer", "/resolve")):
+            options["json"] = SAID | ({"outcome": "upheld"} if path.endswith("/resolve") else {})
+        theirs = world.bob.call(method, filled(path, **hers, **fixed), **options)
+        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), **options)
         assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
         checked += 1
     assert checked >= 6
