@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auditor.api import audits, health, keys, log, progress, uploads, webhooks
+from auditor.api import audits, disputes, health, keys, log, progress, schedules, uploads, webhooks
 from auditor.api.bodies import refuse_unknown_query
 from auditor.api.metrics import count_answer
 from auditor.api.problems import add_handlers, problem_response
@@ -39,7 +39,7 @@ def create_application(service: Service) -> FastAPI:
     )
     application.state.service = service
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
-    for module in (audits, progress, uploads, keys, webhooks):
+    for module in (audits, progress, uploads, schedules, disputes, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)

@@ -99,6 +99,7 @@ def _submission(
 
 Submitter = Annotated[Submission, Depends(_submission)]
 KeyKeeper = Annotated[ApiKey, _with_scope("keys")]
+Arbiter = Annotated[ApiKey, _with_scope("disputes")]
 HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 

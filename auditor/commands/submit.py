@@ -20,7 +20,8 @@ _STATUSES = {"inconsistent": 1, "inconclusive": 3, "consistent": 0}
 UNUSABLE = 2
 
 
-def _service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the service is, and the key."""
     command = click.option(
         "--key", default=None, help="API key; better in AUDITOR_API_KEY, which no process list shows."
     )(command)
@@ -36,6 +37,7 @@ def _service_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.engine_recipe_option
 @options.noise_option
 @click.option("--served-model", default=None, metavar="NAME", help="What the log calls the model.")
+@click.option("--keep", is_flag=True, help="Hand it in for scheduled audits only; prints the log's id.")
 @click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
 @click.option(
     "--sign",
@@ -45,7 +47,7 @@ def _service_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Sign the submission (RFC 9421) with a key of `audit keys generate`, instead of an API key.",
 )
 @click.option("--sign-as", default=None, metavar="ID", help="What the service called that key: ak_...")
-@_service_options
+@service_options
 @options.format_option
 @click.pass_context
 def submit(
@@ -56,6 +58,7 @@ def submit(
     engine_recipe: str | None,
     noise: str | None,
     served_model: str | None,
+    keep: bool,
     watch: bool,
     sign: Path | None,
     sign_as: str | None,
@@ -85,6 +88,10 @@ def submit(
         raise TraceFileError(f"cannot be opened: {error.strerror}", where=str(file)) from None
     ordered = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     with Client(url, key, signer=_signer(sign, sign_as)) as client:
+        if keep:
+            kept = client.keep(body, name=file.name)
+            click.echo(json.dumps(kept) if output_format == "json" else kept["id"])
+            return
         audit = client.submit(body, name=file.name, options=ordered)
         if watch:
             click.echo(audit.id, err=True)
@@ -95,7 +102,7 @@ def submit(
 @click.command()
 @click.argument("audit_id", required=False)
 @click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
-@_service_options
+@service_options
 @options.format_option
 @click.pass_context
 def status(

@@ -122,7 +122,16 @@ class Client:
         given = {slot: getattr(options, slot) for slot in type(options).__slots__}
         query = {"name": name, **{slot: value for slot, value in given.items() if value is not None}}
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": str(uuid.uuid4())}
-        return _audit(self._call("POST", "/v1/audits", params=query, content=body, headers=headers))
+        return _audit(self.call("POST", "/v1/audits", params=query, content=body, headers=headers))
+
+    def keep(self, body: bytes, *, name: str) -> dict[str, Any]:
+        """Hand in a log of at most 8 MiB for scheduled audits; kept when this returns.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        headers = {"Content-Type": "application/octet-stream"}
+        return self.call("POST", "/v1/logs", params={"name": name}, content=body, headers=headers)
 
     def audit(self, audit_id: str) -> RemoteAudit:
         """Look at an audit.
@@ -130,7 +139,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return _audit(self._call("GET", f"/v1/audits/{audit_id}"))
+        return _audit(self.call("GET", f"/v1/audits/{audit_id}"))
 
     def audits(self, limit: int = 50) -> list[RemoteAudit]:
         """The newest audits.
@@ -138,7 +147,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        page = self._call("GET", "/v1/audits", params={"limit": limit})
+        page = self.call("GET", "/v1/audits", params={"limit": limit})
         return [_audit(item) for item in page["items"]]
 
     def cancel(self, audit_id: str) -> RemoteAudit:
@@ -147,7 +156,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return _audit(self._call("POST", f"/v1/audits/{audit_id}/cancel"))
+        return _audit(self.call("POST", f"/v1/audits/{audit_id}/cancel"))
 
     def verdict(self, audit_id: str) -> dict[str, Any]:
         """`auditor.result/v1` without its traces.
@@ -155,7 +164,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return self._call("GET", f"/v1/audits/{audit_id}/verdict")
+        return self.call("GET", f"/v1/audits/{audit_id}/verdict")
 
     def evidence(self, audit_id: str) -> Iterator[dict[str, Any]]:
         """The audit's traces in order.
@@ -166,7 +175,7 @@ class Client:
         after: int | None = -1
         while after is not None:
             query = {"after": after, "limit": 200}
-            page = self._call("GET", f"/v1/audits/{audit_id}/evidence", params=query)
+            page = self.call("GET", f"/v1/audits/{audit_id}/evidence", params=query)
             yield from page["items"]
             after = page["next"]
 
@@ -205,7 +214,34 @@ class Client:
                     yield RemoteEvent(int(fields["id"]), fields["event"], json.loads(fields["data"]))
                     fields = {}
 
-    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def make(self, path: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Have something made, once, whatever becomes of the connection.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        return self.call("POST", path, json=value, headers={"Idempotency-Key": str(uuid.uuid4())})
+
+    def items(self, path: str) -> Iterator[dict[str, Any]]:
+        """Everything that a listing has.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        query: dict[str, Any] = {"limit": 200}
+        while True:
+            page = self.call("GET", path, params=query)
+            yield from page["items"]
+            if page["next"] is None:
+                return
+            query["cursor"] = page["next"]
+
+    def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """One call; an answer without a body is an empty object.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
         for attempt in range(_TRIES):
             try:
                 return self._read(self._http.send(self._request(method, path, options)))
@@ -229,6 +265,8 @@ class Client:
         )
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
+        if response.status_code == httpx.codes.NO_CONTENT:
+            return {}
         try:
             value = response.json()
         except ValueError:

@@ -59,7 +59,7 @@ COMPONENTS = (
 MOST_SECONDS = 300
 NONCE_CHARACTERS = (16, 64)
 _SKEW_SECONDS = 5
-_AGAIN = {"where": "Signature-Input", "fix": "sign it again"}
+_AGAIN = "sign it again"
 
 
 @dataclass(slots=True)
@@ -119,14 +119,16 @@ def authenticate(connection: Connection, message: Message) -> Signed:
     nonce, created = found[0].nonce or "", int(found[0].parameters["created"]) * SECOND
     shortest, longest = NONCE_CHARACTERS
     if not shortest <= len(nonce) <= longest:
-        raise SignatureRefusedError(f"a nonce has {shortest} to {longest} characters", **_AGAIN)
+        raise SignatureRefusedError(
+            f"a nonce has {shortest} to {longest} characters", where="Signature-Input", fix=_AGAIN
+        )
     now = time_now(connection)
     if not now - MOST_SECONDS * SECOND <= created <= now + _SKEW_SECONDS * SECOND:
-        raise SignatureRefusedError("too old, or from the future", **_AGAIN)
+        raise SignatureRefusedError("too old, or from the future", where="Signature-Input", fix=_AGAIN)
     column = nonce_table.c
     used = select(column.nonce).where(column.key_id == keys.key.id, column.nonce == nonce)
     if connection.execute(used).first() is not None:
-        raise SignatureReplayedError("the nonce was used before", **_AGAIN)
+        raise SignatureReplayedError("the nonce was used before", where="Signature-Input", fix=_AGAIN)
     return Signed(keys.key, nonce, created + MOST_SECONDS * SECOND)
 
 
@@ -150,7 +152,7 @@ def use_up(connection: Connection, signed: Signed) -> None:
     connection.execute(delete(nonce_table).where(nonce_table.c.expires < now))
     values = {"key_id": signed.key.id, "nonce": signed.nonce, "expires": signed.expires}
     if signed.expires < now or not insert_if_absent(connection, nonce_table, values):
-        raise SignatureReplayedError("the nonce was used before", **_AGAIN)
+        raise SignatureReplayedError("the nonce was used before", where="Signature-Input", fix=_AGAIN)
 
 
 def content_digest(body: bytes) -> str:

@@ -40,6 +40,7 @@ SCOPES = {
     "audits:write": "upload logs, submit and cancel audits",
     "keys": "make, list and revoke the tenant's keys",
     "webhooks": "make, list and delete the tenant's webhooks",
+    "disputes": "answer and resolve disputes",
     "operator": "make and list tenants, and keys for any tenant",
 }
 SIGNING_SCOPE = "audits:write"

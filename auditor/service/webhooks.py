@@ -35,6 +35,9 @@ TYPES = {
     "audit.dead": "an audit failed for good",
     "audit.quarantined": "an audit's workers died over it three times",
     "audit.cancelled": "an audit was cancelled",
+    "provider.verdict-changed": "a scheduled period changed the verdict on a provider",
+    "schedule.failed": "a scheduled period was given up",
+    "dispute.changed": "a dispute was filed, answered or resolved",
 }
 """Type of message -> when it is sent; whoever calls `enqueue` with another type adds it here."""
 

@@ -28,6 +28,15 @@ SCOPE = {
     ("PUT", "/v1/uploads/{upload_id}/parts/{number}"): "audits:write",
     ("POST", "/v1/audits"): "audits:write",
     ("POST", "/v1/audits/{audit_id}/cancel"): "audits:write",
+    ("POST", "/v1/logs"): "audits:write",
+    ("POST", "/v1/schedules"): "audits:write",
+    ("DELETE", "/v1/schedules/{schedule_id}"): "audits:write",
+    ("POST", "/v1/schedules/{schedule_id}/pause"): "audits:write",
+    ("POST", "/v1/schedules/{schedule_id}/resume"): "audits:write",
+    ("POST", "/v1/schedules/{schedule_id}/run"): "audits:write",
+    ("POST", "/v1/disputes"): "audits:write",
+    ("POST", "/v1/disputes/{dispute_id}/answer"): "disputes",
+    ("POST", "/v1/disputes/{dispute_id}/resolve"): "disputes",
 }
 
 
