@@ -56,7 +56,7 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def refuse_unknown_query(request: Request) -> None:
+async def refuse_unknown_query(request: Request) -> None:
     """A dependency: every query parameter is one that the route knows, and comes once.
 
     Whoever misspells `alpha` must not be judged at the default.

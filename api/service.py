@@ -41,7 +41,7 @@ class Service:
     report_signer: ReportSigner | None = None
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """The service of the application that answers."""
     found = request.app.state.service
     if not isinstance(found, Service):
@@ -49,6 +49,7 @@ def service_of(request: Request) -> Service:
     return found
 
 
+# Dependencies that wait for nothing are coroutines: a plain function costs a change of threads.
 TheService = Annotated[Service, Depends(service_of)]
 _bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`.")
 
@@ -63,7 +64,7 @@ def _caller(
 
 
 def _with_scope(scope: str) -> object:
-    def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+    async def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
         caller.require(scope)
         return caller
 
@@ -106,7 +107,7 @@ HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 
 
-def _idempotency_key(request: Request) -> str:
+async def _idempotency_key(request: Request) -> str:
     key = request.headers.get("idempotency-key", "")
     if not key or len(key) > MOST_KEY_CHARACTERS or not key.isprintable():
         raise IdempotencyKeyMissingError(
