@@ -26,12 +26,14 @@ class Service:
     Attributes:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
+        log_key: the log's public key, as a vkey; empty where it is not known.
     """
 
     store: Store
     blobs: BlobFolder
     uploads: Path
     log: Path
+    log_key: str = ""
 
 
 def service_of(request: Request) -> Service:

@@ -59,7 +59,7 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder)
+        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, log.signer.public.vkey)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):

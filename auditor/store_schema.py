@@ -200,3 +200,29 @@ upload = Table(
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
 )
+
+# What the pages show of a finished audit besides verdict and evidence. Provider and model stand here when the
+# log names exactly one, so that a verdict on a log of several is counted against none of them.
+exhibit = Table(
+    "exhibit",
+    metadata,
+    _of("audit_id", "audit", primary_key=True),
+    _of("tenant_id", "tenant"),
+    _text("provider", null=True),
+    _text("model", null=True),
+    Column("tokens", BigInteger, nullable=False),
+    Column("alpha", Double, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    Index("ix_exhibit_subject", "tenant_id", "provider", "model"),
+)
+
+# Who is signed in with a browser: the cookie's SHA-256, and the key it stands for.
+session = Table(
+    "session",
+    metadata,
+    Column("secret_sha256", LargeBinary, primary_key=True),
+    _of("api_key_id", "api_key"),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Index("ix_session_expires", "expires"),
+)

@@ -16,8 +16,9 @@ from auditor.journal import Entry, entry_from_json, entry_to_json
 from auditor.reference.noise import noise_of_recipe
 from auditor.replay import Reference, Scored
 from auditor.result import result_to_json
-from auditor.service import audits
+from auditor.service import audits, exhibits
 from auditor.service.clock import SECOND
+from auditor.service.exhibit import exhibit_of
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
 from auditor.verification import FindProfile, Result, verify
@@ -68,9 +69,11 @@ class AuditWork:
         )
         steps.flush()
         body, traces = documents(result)
+        exhibit = exhibit_of(result)
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            exhibits.record(connection, audit, exhibit)
 
         return effects
 

@@ -173,6 +173,14 @@ def authenticate(connection: Connection, text: str) -> ApiKey:
     return _key(row[:-1])
 
 
+def living_key(connection: Connection, key_id: str) -> ApiKey | None:
+    """The key of this id, which its holder has proved before; None once it is expired or revoked."""
+    row = connection.execute(select(*_KEY_COLUMNS).where(key_table.c.id == key_id)).one_or_none()
+    if row is None or row.revoked is not None or row.expires <= time_now(connection):
+        return None
+    return _key(row)
+
+
 def keys(
     connection: Connection, tenant_id: str, *, after: tuple[int, str] | None, limit: int
 ) -> list[ApiKey]:
