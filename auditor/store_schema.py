@@ -210,10 +210,12 @@ exhibit = Table(
     _of("tenant_id", "tenant"),
     _text("provider", null=True),
     _text("model", null=True),
+    _text("outcome"),
     Column("tokens", BigInteger, nullable=False),
     Column("alpha", Double, nullable=False),
     Column("body", LargeBinary, nullable=False),
-    Index("ix_exhibit_subject", "tenant_id", "provider", "model"),
+    # All that the standing of providers adds up, so that it is read from the index alone.
+    Index("ix_exhibit_subject", "tenant_id", "provider", "model", "outcome", "tokens", "alpha", "audit_id"),
 )
 
 # Who is signed in with a browser: the cookie's SHA-256, and the key it stands for.

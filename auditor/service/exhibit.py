@@ -49,6 +49,7 @@ class Exhibit:
 
     provider: str | None
     model: str | None
+    outcome: str
     tokens: int
     alpha: float
     body: bytes
@@ -72,6 +73,7 @@ def exhibit_of(result: Result) -> Exhibit:
     return Exhibit(
         provider=next(iter(providers)) if len(providers) == 1 else None,
         model=next(iter(models)) if len(models) == 1 else None,
+        outcome=result.outcome,
         tokens=result.tokens,
         alpha=result.alpha,
         body=json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode(),

@@ -14,7 +14,7 @@ from auditor.store_schema import verdict as verdict_table
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Row
 
     from auditor.service.audits import Audit
     from auditor.service.exhibit import Exhibit
@@ -31,7 +31,8 @@ class ProviderStanding:
         verdicts: outcome -> how many.
         tokens: output tokens scored, all verdicts together.
         false_alarms: how many convictions an honest provider should expect at most: the sum of alphas.
-        last_audit, last_outcome, last_time: of the newest verdict; microseconds since 1970.
+        last_audit, last_outcome, last_time: of the audit submitted last that has a verdict; microseconds
+            since 1970.
     """
 
     provider: str | None
@@ -77,50 +78,41 @@ def subjects(
 
 
 def standings(connection: Connection, tenant_id: str) -> list[ProviderStanding]:
-    """Each provider and model that a tenant's verdicts are about, those heard of last first."""
+    """Each provider and model that a tenant's verdicts are about, those audited last first."""
     shown, given = exhibit_table.c, verdict_table.c
     sums = (
         select(
             shown.provider,
             shown.model,
-            given.outcome,
+            shown.outcome,
             func.count().label("count"),
             func.sum(shown.tokens).label("tokens"),
             func.sum(shown.alpha).label("alphas"),
-            func.max(given.created).label("last"),
+            func.max(shown.audit_id).label("last"),  # identifiers begin with their time
         )
-        .join(verdict_table, given.audit_id == shown.audit_id)
         .where(shown.tenant_id == tenant_id)
-        .group_by(shown.provider, shown.model, given.outcome)
+        .group_by(shown.provider, shown.model, shown.outcome)
     )
-    found: dict[tuple[str | None, str | None], list[Any]] = {}
+    found: dict[tuple[str | None, str | None], list[Row[Any]]] = {}
     for row in connection.execute(sums):
         found.setdefault((row.provider, row.model), []).append(row)
-    newest = sorted(found.items(), key=lambda item: -max(row.last for row in item[1]))
-    return [_standing(connection, tenant_id, *item) for item in newest[:MOST_PROVIDERS]]
+    newest = sorted(found.values(), key=lambda rows: max(row.last for row in rows), reverse=True)
+    newest = newest[:MOST_PROVIDERS]
+    last = [max(row.last for row in rows) for rows in newest]
+    times = select(given.audit_id, given.created).where(given.audit_id.in_(last))
+    given_at = {row.audit_id: row.created for row in connection.execute(times)}
+    return [_standing(rows, given_at) for rows in newest]
 
 
-def _standing(
-    connection: Connection, tenant_id: str, subject: tuple[str | None, str | None], rows: list[Any]
-) -> ProviderStanding:
-    provider, model = subject
-    shown, given = exhibit_table.c, verdict_table.c
+def _standing(rows: list[Row[Any]], given_at: dict[str, int]) -> ProviderStanding:
     last = max(rows, key=lambda row: row.last)
-    newest = (
-        select(shown.audit_id)
-        .join(verdict_table, given.audit_id == shown.audit_id)
-        .where(shown.tenant_id == tenant_id)
-        .where(shown.provider.is_not_distinct_from(provider), shown.model.is_not_distinct_from(model))
-        .where(given.created == last.last, given.outcome == last.outcome)
-        .limit(1)
-    )
     return ProviderStanding(
-        provider,
-        model,
+        last.provider,
+        last.model,
         {row.outcome: row.count for row in rows},
         int(sum(row.tokens for row in rows)),
         float(sum(row.alphas for row in rows)),
-        connection.execute(newest).scalar_one(),
-        last.outcome,
         last.last,
+        last.outcome,
+        given_at[last.last],
     )

@@ -18,6 +18,7 @@ def upgrade() -> None:
         sa.Column("tenant_id", sa.Text(), nullable=False),
         sa.Column("provider", sa.Text(), nullable=True),
         sa.Column("model", sa.Text(), nullable=True),
+        sa.Column("outcome", sa.Text(), nullable=False),
         sa.Column("tokens", sa.BigInteger(), nullable=False),
         sa.Column("alpha", sa.Double(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
@@ -25,7 +26,8 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["tenant_id"], ["tenant.id"], name="fk_exhibit_tenant_id"),
         sa.PrimaryKeyConstraint("audit_id", name="pk_exhibit"),
     )
-    op.create_index("ix_exhibit_subject", "exhibit", ["tenant_id", "provider", "model"])
+    summed = ["tenant_id", "provider", "model", "outcome", "tokens", "alpha", "audit_id"]
+    op.create_index("ix_exhibit_subject", "exhibit", summed)
     op.create_table(
         "session",
         sa.Column("secret_sha256", sa.LargeBinary(), nullable=False),

@@ -81,7 +81,7 @@ def exhibit_of(provider="acme", outcome="inconsistent", **changes):
         "excerpts": [excerpt(**changes)],
     }
     body = json.dumps(value).encode()
-    return Exhibit(provider, "m", 90, 0.001, body)
+    return Exhibit(provider, "m", outcome, 90, 0.001, body)
 
 
 def work(world, *, provider="acme", outcome="inconsistent"):
@@ -94,7 +94,7 @@ def work(world, *, provider="acme", outcome="inconsistent"):
 
         def effects(connection, now):
             audits.record(connection, audit, body, outcome, [json.dumps(TRACE).encode()], now)
-            exhibits.record(connection, audit, exhibit_of(provider))
+            exhibits.record(connection, audit, exhibit_of(provider, outcome))
 
         return effects
 

@@ -239,7 +239,7 @@ SERVICE_ROWS = (
     "INSERT INTO log_entry (audit_id, kind, body, position) VALUES ('aud_1', 'verdict', '{}', NULL)",
     "INSERT INTO upload VALUES ('upl_1', 'ten_1', 'a', 'sha256:0', 7, 1, 'log_1')",
     "INSERT INTO idempotency_key VALUES ('ten_1', 'k', 'x', 'aud_1', 2)",
-    "INSERT INTO exhibit VALUES ('aud_1', 'ten_1', 'acme', NULL, 7, 0.001, '{}')",
+    "INSERT INTO exhibit VALUES ('aud_1', 'ten_1', 'acme', NULL, 'consistent', 7, 0.001, '{}')",
     "INSERT INTO session VALUES ('x', 'ak_1', 1, 9)",
 )
 LATER = {"upload", "exhibit", "session"}
