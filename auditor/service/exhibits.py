@@ -85,7 +85,7 @@ def standings(connection: Connection, tenant_id: str) -> list[ProviderStanding]:
             shown.provider,
             shown.model,
             shown.outcome,
-            func.count().label("count"),
+            func.count().label("audits"),
             func.sum(shown.tokens).label("tokens"),
             func.sum(shown.alpha).label("alphas"),
             func.max(shown.audit_id).label("last"),  # identifiers begin with their time
@@ -109,7 +109,7 @@ def _standing(rows: list[Row[Any]], given_at: dict[str, int]) -> ProviderStandin
     return ProviderStanding(
         last.provider,
         last.model,
-        {row.outcome: row.count for row in rows},
+        {row.outcome: row.audits for row in rows},
         int(sum(row.tokens for row in rows)),
         float(sum(row.alphas for row in rows)),
         last.last,
