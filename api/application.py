@@ -8,7 +8,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auditor.api import audits, health, keys, log, progress, uploads
+from auditor.api import audits, disputes, health, keys, log, progress, schedules, uploads, webhooks
 from auditor.api.metrics import count_answer
 from auditor.api.pages import audits as audit_pages
 from auditor.api.pages import files, overview, problem_codes, profiles, signing_in, submitting
@@ -54,7 +54,7 @@ def create_application(service: Service) -> FastAPI:
     )
     application.state.service = service
     v1 = APIRouter(prefix="/v1")
-    for module in (audits, progress, uploads, keys):
+    for module in (audits, progress, uploads, schedules, disputes, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)

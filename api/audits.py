@@ -13,7 +13,7 @@ from auditor.api.bodies import MOST_JSON_BYTES as MOST_JSON
 from auditor.api.caching import immutable, unchanged
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
-from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, TheService, Writer
+from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, Submitter, TheService, Writer
 from auditor.api.views import (
     AuditOrder,
     AuditPage,
@@ -24,7 +24,7 @@ from auditor.api.views import (
     State,
     view_audit,
 )
-from auditor.service import audits, tenants
+from auditor.service import audits, signatures, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.containers import check_log
 
@@ -62,7 +62,7 @@ def submit(
     request: Request,
     response: Response,
     service: TheService,
-    caller: Writer,
+    submitter: Submitter,
     key: IdempotencyKey,
     body: Annotated[bytes, Depends(_order_body)],
     name: Annotated[Label, Query(description="What to call the log.")] = "log",
@@ -72,7 +72,13 @@ def submit(
     noise: Annotated[Label | None, Query()] = None,
     served_model: Annotated[Label | None, Query()] = None,
 ) -> AuditView:
-    """Answers when the order is on disk. The same Idempotency-Key and request order it once."""
+    """Answers when the order is on disk. The same Idempotency-Key and request order it once.
+
+    With an API key; or signed (RFC 9421) by a key that was registered with `POST /v1/keys`.
+    """
+    caller = submitter.key
+    if submitter.signed is not None:
+        signatures.check_body(submitter.message, body)
     order, digest = None, ""
     options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     if media_type_of(request) == "application/json":
@@ -92,6 +98,8 @@ def submit(
     said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
     told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
     with service.store.transaction(writes=True) as connection:
+        if submitter.signed is not None:
+            signatures.use_up(connection, submitter.signed)
         left = tenants.take_allowance(connection, caller)
         audit_id, again = audits.once(connection, caller.tenant_id, key, told, make)
         audit = audits.find(connection, caller.tenant_id, audit_id)

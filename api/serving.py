@@ -18,8 +18,11 @@ from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
 from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
+from auditor.service.delivering import Sender
+from auditor.service.egress import Egress
 from auditor.service.log_placing import ServiceLog, open_log, place
 from auditor.service.places import open_store
+from auditor.service.webhook_signing import open_webhook_key
 from auditor.store import Store
 
 logger = logging.getLogger("auditor.serve")
@@ -38,6 +41,7 @@ def serve_all(
     workers: int,
     worker_options: Sequence[str],
     new_key: bool,
+    egress: Egress,
     on_start: Callable[[str, str | None], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM.
@@ -49,6 +53,7 @@ def serve_all(
         workers: worker processes on this machine; 0 where they run elsewhere.
         worker_options: of `audit worker`.
         new_key: make a key for the first tenant although there are some.
+        egress: where webhooks may be sent to.
         on_start: told the address, and the text of a key that was made.
 
     Raises:
@@ -59,7 +64,9 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, log.signer.public.vkey)
+        signer = open_webhook_key(folder.parent / "webhook.key")
+        blobs, public = BlobFolder(folder), log.signer.public.vkey
+        service = Service(store, blobs, folder / "uploads", log.folder, signer, public)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):
@@ -69,6 +76,7 @@ def serve_all(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         stack.enter_context(kept_logged(store, log))
+        stack.enter_context(_meanwhile("webhooks", Sender(store, signer, egress).run))
         serve(create_application(service), listener)
 
 

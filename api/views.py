@@ -118,6 +118,12 @@ class NewKey(Body):
 
     name: Label = Field(examples=["ci"])
     scopes: list[str] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
+    public_key: Label | None = Field(
+        default=None,
+        description="Of a provider's own key (a vkey, as `audit keys generate` prints it): submissions are "
+        "signed with it (RFC 9421), and no secret is made.",
+        examples=["acme.example/submissions+0af1b2c3+AQ..."],
+    )
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")
 
 
@@ -130,12 +136,15 @@ class KeyView(BaseModel):
     created: Time
     expires: Time
     revoked: Time | None
+    public_key: str | None = Field(description="Of a key that signs submissions.")
 
 
 class MadeKey(KeyView):
     """A key just made: the only time its text is shown."""
 
-    key: str = Field(examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50.c2VjcmV0"])
+    key: str | None = Field(
+        description="None for one that signs.", examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50.c2VjcmV0"]
+    )
 
 
 class KeyPage(BaseModel):
@@ -190,4 +199,5 @@ def view_key(key: ApiKey) -> KeyView:
         created=to_text(key.created),
         expires=to_text(key.expires),
         revoked=None if key.revoked is None else to_text(key.revoked),
+        public_key=key.public_key,
     )

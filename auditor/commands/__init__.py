@@ -16,6 +16,7 @@ from auditor.commands.calibrate import calibrate
 from auditor.commands.check import check
 from auditor.commands.commitments import challenge, commit, open_
 from auditor.commands.demo import demo
+from auditor.commands.dispute import dispute
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.keys import keys
@@ -26,12 +27,13 @@ from auditor.commands.probe import probe
 from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
+from auditor.commands.schedule import schedule
 from auditor.commands.seed import seed
 from auditor.commands.serve import serve, worker
 from auditor.commands.submit import status, submit
 from auditor.commands.tokens import tokens
 from auditor.commands.verify import verify
-from auditor.errors import AuditError
+from auditor.errors import AuditError, PolicyInvalidError
 
 UNUSABLE = 2
 INTERRUPTED = 130
@@ -65,6 +67,8 @@ for command in (
     worker,
     submit,
     status,
+    schedule,
+    dispute,
     doctor,
     bench,
     keys,
@@ -86,6 +90,10 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()
+        sys.exit(UNUSABLE)
+    except PolicyInvalidError as error:
+        for problem in error.problems:
+            click.echo(f"audit: error[{error.code}]: {problem}", err=True)
         sys.exit(UNUSABLE)
     except AuditError as error:
         print_error(error)

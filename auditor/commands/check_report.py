@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from auditor.errors import AuditError, OptionError
+from auditor.errors import AuditError, OptionError, VerificationFailedError
 
 if TYPE_CHECKING:
     from auditor.hidden_tokens.checking import Committed, Opened
@@ -25,6 +25,7 @@ class CheckReport:
     def __init__(self) -> None:
         self.traces: list[Trace] = []
         self.failures: list[tuple[str, AuditError]] = []
+        self.unreadable: list[AuditError] = []
         self.opened: list[tuple[str, Opened]] = []
         self.asked: list[Challenge] = []
         self.timed = self.unasked = 0
@@ -73,6 +74,14 @@ class CheckReport:
         """Whether the content test convicts."""
         return self.content is not None and self.content.convicts
 
+    @property
+    def exit_status(self) -> int:
+        """1 when a check fails or the content convicts, else 2 when something was not checked, else 0."""
+        problems = [*self.unreadable, *(problem for _, problem in self.failures)]
+        if self.convicted or any(isinstance(p, VerificationFailedError) for p in problems):
+            return 1
+        return 2 if problems else 0
+
     def missing(self, asked: set[str], log: Path) -> None:
         """Refuse a challenge of a response that the log does not have.
 
@@ -87,7 +96,7 @@ class CheckReport:
         """Print the report; failures also go to standard error, one line each."""
         from auditor.commands import print_error  # noqa: PLC0415
 
-        for _, problem in self.failures:
+        for problem in (*self.unreadable, *(problem for _, problem in self.failures)):
             print_error(problem)
         if output_format == "json":
             click.echo(json.dumps(self._summary(), allow_nan=False))

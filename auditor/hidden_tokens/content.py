@@ -100,10 +100,10 @@ class ContentTest:
         return test
 
     def _columns(self, responses: Sequence[OpenedResponse]) -> list[F64]:
-        by_rule = [rules(response) for response in responses]
+        by_rule = [rules(response, self._model.lexicons) for response in responses]
         return [
             self._model.score(responses),
-            *(np.array([found[name] for found in by_rule]) for name in ("copied-run", "canonical-excess")),
+            *(np.array([found[name] for found in by_rule]) for name in by_rule[0]),
         ]
 
     def _served(self, trace: Trace) -> Served:

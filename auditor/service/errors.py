@@ -59,6 +59,18 @@ class FormForgedError(ServiceError):
     status = 403
 
 
+class SignatureRefusedError(UnauthenticatedError):
+    """A signed request whose signature is incomplete, wrong, too old or by an unknown key."""
+
+    code = "signature-refused"
+
+
+class SignatureReplayedError(UnauthenticatedError):
+    """A signed request that was sent before: a nonce is good for one."""
+
+    code = "signature-replayed"
+
+
 class ScopeMissingError(ServiceError):
     """A key that may not do this."""
 

@@ -18,11 +18,29 @@ SCOPE = {
     ("GET", "/v1/keys"): "keys",
     ("POST", "/v1/keys"): "keys",
     ("DELETE", "/v1/keys/{key_id}"): "keys",
+    ("GET", "/v1/webhooks"): "webhooks",
+    ("POST", "/v1/webhooks"): "webhooks",
+    ("GET", "/v1/webhooks/{webhook_id}"): "webhooks",
+    ("DELETE", "/v1/webhooks/{webhook_id}"): "webhooks",
+    ("GET", "/v1/webhooks/{webhook_id}/deliveries"): "webhooks",
     ("GET", "/v1/uploads/{upload_id}"): "audits:write",
     ("PUT", "/v1/uploads/{upload_id}/parts/{number}"): "audits:write",
     ("POST", "/v1/audits"): "audits:write",
     ("POST", "/v1/audits/{audit_id}/cancel"): "audits:write",
+    ("POST", "/v1/logs"): "audits:write",
+    ("POST", "/v1/schedules"): "audits:write",
+    ("DELETE", "/v1/schedules/{schedule_id}"): "audits:write",
+    ("POST", "/v1/schedules/{schedule_id}/pause"): "audits:write",
+    ("POST", "/v1/schedules/{schedule_id}/resume"): "audits:write",
+    ("POST", "/v1/schedules/{schedule_id}/run"): "audits:write",
+    ("POST", "/v1/disputes"): "audits:write",
+    ("POST", "/v1/disputes/{dispute_id}/answer"): "disputes",
+    ("POST", "/v1/disputes/{dispute_id}/resolve"): "disputes",
 }
+
+SAID = {"by": "bob", "statement": "no"}
+BODIES = {"answer": SAID, "resolve": SAID | {"outcome": "upheld"}}
+"""What some endpoints read before they look."""
 
 
 def endpoints(world):
@@ -77,15 +95,17 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
     key = world.alice.get("/v1/keys").json()["items"][0]
     order = {"name": "x", "digest": "sha256:" + "0" * 64, "bytes": 1}
     upload = world.alice.call("POST", "/v1/uploads", json=order, headers={"Idempotency-Key": "u"}).json()
-    hers = {"audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"]}
+    order = {"url": "https://example.com/hook"}
+    hook = world.alice.call("POST", "/v1/webhooks", json=order, headers={"Idempotency-Key": "w"}).json()
+    hers = {"webhook_id": hook["id"], "audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"]}
     fixed = {"number": 1, "kind": "verdict"}
     checked = 0
     for method, path in endpoints(world):
         if "{" not in path or "tenant_id" in path:
             continue
-        headers = {"Idempotency-Key": "k"}
-        theirs = world.bob.call(method, filled(path, **hers, **fixed), headers=headers)
-        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), headers=headers)
+        sent = {"headers": {"Idempotency-Key": "k"}, "json": BODIES.get(path.rpartition("/")[2])}
+        theirs = world.bob.call(method, filled(path, **hers, **fixed), **sent)
+        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), **sent)
         assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
         checked += 1
     assert checked >= 6

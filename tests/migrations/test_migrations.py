@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0004"
+NEWEST = "0008"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -225,9 +225,13 @@ def test_a_developer_can_generate_a_revision(tmp_path):
 
 SERVICE_ROWS = (
     "INSERT INTO tenant VALUES ('ten_1', 'acme', 1, 4)",
-    "INSERT INTO api_key VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)",
+    (
+        "INSERT INTO api_key"
+        " (id, tenant_id, name, secret_sha256, scopes, created, expires, revoked, allowance, allowance_at)"
+        " VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)"
+    ),
     "INSERT INTO trace_log VALUES ('log_1', 'ten_1', 'sha256:0', 'a.jsonl', 7, 1)",
-    "INSERT INTO audit VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')",
+    "INSERT INTO audit (id, tenant_id, trace_log_id, created, options) VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')",
     (
         "INSERT INTO job (audit_id, tenant_id, state, run_at, attempts, lost_leases, token)"
         " VALUES ('aud_1', 'ten_1', 'done', 1, 0, 0, 1)"
@@ -241,27 +245,54 @@ SERVICE_ROWS = (
     "INSERT INTO idempotency_key VALUES ('ten_1', 'k', 'x', 'aud_1', 2)",
     "INSERT INTO exhibit VALUES ('aud_1', 'ten_1', 'acme', NULL, 'consistent', 7, 0.001, '{}')",
     "INSERT INTO session VALUES ('x', 'ak_1', 1, 9)",
+    "INSERT INTO webhook VALUES ('whk_1', 'ten_1', 'https://example.com/', '', 1, NULL)",
+    (
+        "INSERT INTO delivery VALUES"
+        " ('msg_1', 'ten_1', 'whk_1', 'audit.done', '{}', 1, 'pending', 0, 1, 0, NULL, NULL)"
+    ),
+    "INSERT INTO nonce VALUES ('ak_1', 'n', 9)",
 )
-LATER = {"upload", "exhibit", "session"}
-"""Tables that the service's first revision did not have."""
+LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
+LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
+LATER += ("dispute", "dispute_event", "nonce", "exhibit", "session")
+"""Tables that came after the service's first release."""
+
+
+def rows_before(*tables):
+    """Rows of a database in which these tables are not there yet."""
+    return [row for row in SERVICE_ROWS if not any(f"INTO {table} " in row for table in tables)]
 
 
 def test_the_services_first_database_moves_to_the_newest_with_its_data(database):
     database.prepare()
     downgrade(database.place, "0002")
-    for row in SERVICE_ROWS:
-        if row.split()[2] not in LATER:
-            database.execute(row)
+    for row in rows_before(*LATER):
+        database.execute(row)
     database.prepare(move_older=True)
-    for table in metadata.tables.keys() - {"profile"} - LATER:
+    for table in metadata.tables.keys() - {"profile", *LATER}:
         assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
+    assert database.rows("SELECT provider FROM audit") == [("",)]
+    assert database.rows("SELECT subject, kind FROM log_entry") == [("aud_1", "verdict")]
+
+
+def test_entries_of_reports_leave_with_the_reports(database):
+    database.prepare()
+    downgrade(database.place, "0003")
+    for row in rows_before(*LATER[1:]):
+        database.execute(row)
+    database.prepare(move_older=True)
+    database.execute("INSERT INTO log_entry (subject, kind, body) VALUES ('rep_1', 'report', '{}')")
+    downgrade(database.place, "0003")
+    assert database.rows("SELECT audit_id, kind FROM log_entry") == [("aud_1", "verdict")]
 
 
 def test_profiles_survive_the_coming_and_going_of_the_service(database):
     database.prepare()
     database.execute(INSERT)
-    for row in SERVICE_ROWS:
+    downgrade(database.place, "0003")
+    for row in rows_before(*LATER[1:]):
         database.execute(row)
+    database.prepare(move_older=True)
     downgrade(database.place, "0001")
     assert database.tables() == {"profile", "alembic_version"}
     assert database.rows("SELECT id, honest_tokens FROM profile") == [("sha256:1", 5)]

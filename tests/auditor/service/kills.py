@@ -55,12 +55,12 @@ def check_invariants(store, acknowledged, *, all_done=True):
         assert bytes(row.output) == output_of(audits[row.audit_id].digest, row.step)
         steps[row.audit_id] += 1
     assert {audit_id: steps[audit_id] for audit_id in done} == dict.fromkeys(done, STEPS)
-    entries = Counter((r.audit_id, r.kind) for r in rows(store, "SELECT audit_id, kind FROM log_entry"))
+    entries = Counter((r.subject, r.kind) for r in rows(store, "SELECT subject, kind FROM log_entry"))
     wanted = {(a, "submission") for a in audits} | {(a, "verdict") for a in done}
     assert entries == dict.fromkeys(wanted, 1), "an entry too many or too few in the log"
-    for row in rows(store, "SELECT audit_id, body FROM log_entry WHERE kind = 'verdict'"):
+    for row in rows(store, "SELECT subject, body FROM log_entry WHERE kind = 'verdict'"):
         entry = json.loads(bytes(row.body))
-        assert entry["verdict"] == "sha256:" + hashlib.sha256(bytes(verdicts[row.audit_id].body)).hexdigest()
+        assert entry["verdict"] == "sha256:" + hashlib.sha256(bytes(verdicts[row.subject].body)).hexdigest()
     ends = Counter(r.audit_id for r in rows(store, "SELECT audit_id FROM event WHERE kind = 'done'"))
     assert ends == dict.fromkeys(done, 1)
     told = rows(store, "SELECT audit_id, count(*) AS n, max(sequence) AS last FROM event GROUP BY audit_id")
