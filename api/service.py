@@ -31,6 +31,7 @@ class Service:
         log: folder of the transparency log.
         webhooks: signs what is sent to webhooks.
         report_signer: signs reports' evidence packs; without one there are none.
+        log_key: the log's public key, as a vkey; empty where it is not known.
     """
 
     store: Store
@@ -39,6 +40,7 @@ class Service:
     log: Path
     webhooks: WebhookSigner
     report_signer: ReportSigner | None = None
+    log_key: str = ""
 
 
 async def service_of(request: Request) -> Service:

@@ -68,7 +68,15 @@ def serve_all(
         signer = open_webhook_key(folder.parent / "webhook.key")
         blobs = BlobFolder(folder)
         blobs.prepare()
-        service = Service(store, blobs, folder / "uploads", log.folder, signer, report_signer)
+        service = Service(
+            store,
+            blobs,
+            folder / "uploads",
+            log.folder,
+            signer,
+            report_signer,
+            log_key=log.signer.public.vkey,
+        )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):

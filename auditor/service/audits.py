@@ -28,6 +28,7 @@ from auditor.store_engine import insert_if_absent
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import event as event_table
 from auditor.store_schema import evidence as evidence_table
+from auditor.store_schema import exhibit as exhibit_table
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import job as job_table
 from auditor.store_schema import log_entry as log_entry_table
@@ -229,14 +230,26 @@ def listed(
     after: tuple[int, str] | None,
     limit: int,
     state: str | None = None,
+    outcome: str | None = None,
+    provider: str | None = None,
 ) -> list[Audit]:
-    """A tenant's audits, newest first, after the (created, id) of another."""
+    """A tenant's audits, newest first, after the (created, id) of another.
+
+    Args:
+        provider: audits of logs that name this provider and no other.
+    """
     column = audit_table.c
     wanted = _audits(tenant_id)
     if after is not None:
         wanted = wanted.where(tuple_(column.created, column.id) < after)
     if state is not None:
         wanted = wanted.where(job_table.c.state == state)
+    if outcome is not None:
+        wanted = wanted.where(verdict_table.c.outcome == outcome)
+    if provider is not None:
+        shown = exhibit_table.c
+        named = select(shown.audit_id).where(shown.tenant_id == tenant_id, shown.provider == provider)
+        wanted = wanted.where(column.id.in_(named))
     rows = connection.execute(wanted.order_by(column.created.desc(), column.id.desc()).limit(limit))
     return [_audit(row) for row in rows]
 

@@ -187,6 +187,14 @@ def authenticate(connection: Connection, text: str) -> ApiKey:
     return _key(row[:-1])
 
 
+def living_key(connection: Connection, key_id: str) -> ApiKey | None:
+    """The key of this id, which its holder has proved before; None once it is expired or revoked."""
+    row = connection.execute(select(*_KEY_COLUMNS).where(key_table.c.id == key_id)).one_or_none()
+    if row is None or row.revoked is not None or row.expires <= time_now(connection):
+        return None
+    return _key(row)
+
+
 def signing_key(connection: Connection, key_id: str) -> ApiKey | None:
     """A key that signs; None where it is unknown, expired or revoked, or has a secret instead."""
     wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id.replace("\0", ""))
