@@ -12,7 +12,8 @@ from auditor.reports import Policy, make_report
 from auditor.service import tenants
 from tests.api.conftest import Party, refused
 
-OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json", "/log/checkpoint", "/log/tile/{path}"}
+OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json"}
+OPEN |= {"/log/checkpoint", "/log/tile/{path}", "/log/report-key"}
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
 SAID = {"by": "Jo", "statement": "it was declared"}
 SCOPE = {
