@@ -108,7 +108,7 @@ fingerprints: setup
 inflation: setup
 	$(BIN)/python -m tests.proofs.inflation --out out/inflation
 
-# Bills against texts and byte-level probabilities: docs/token_counts.md again; four minutes of processor time.
+# Bills against texts and byte-level probabilities: docs/token_counts.md again; three minutes of processor time.
 token-counts: setup
 	$(BIN)/python tests/proofs/token_counts.py
 
