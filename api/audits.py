@@ -19,11 +19,11 @@ from auditor.api.views import (
     AuditPage,
     AuditView,
     EvidencePage,
-    InputFormat,
     Label,
     State,
     view_audit,
 )
+from auditor.input_formats import InputFormat
 from auditor.service import audits, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.containers import check_log

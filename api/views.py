@@ -6,12 +6,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from auditor.input_formats import InputFormat
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
 from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
-InputFormat = Literal["auto", "trace", "openai", "parquet"]
 # Text that a database can hold and a terminal can show.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]

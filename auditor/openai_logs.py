@@ -181,7 +181,7 @@ def _trace_of(exchange: _Exchange, choice: ChoiceWire, index: int) -> Trace:
     }
     return Trace(
         **known,
-        extra=_extra_of(exchange, choice, remarks),
+        extra=_extra_of(exchange, choice, remarks, has_ids=bool(prompt_ids)),
         file=exchange.file,
         line=exchange.line,
         raw_digest=exchange.raw_digest,
@@ -340,8 +340,12 @@ def requested_features(request: RequestWire, sent: Mapping[str, Any]) -> dict[st
     return found
 
 
-def _extra_of(exchange: _Exchange, choice: ChoiceWire, remarks: _Remarks) -> dict[str, Any]:
+def _extra_of(exchange: _Exchange, choice: ChoiceWire, remarks: _Remarks, *, has_ids: bool) -> dict[str, Any]:
     sent, response = exchange.sent, exchange.response
+    unmodelled = requested_features(exchange.request, sent)
+    if sent.get("tools") and not has_ids:
+        # Their descriptions are part of the prompt, in a form that only the server knows.
+        unmodelled["tools_without_prompt_ids"] = True
     carried = {*SENT_AS_IS, *GRAMMAR_FIELDS, *UNMODELLED, "stop", "messages", "prompt"}
     usage = {} if exchange.several else response.usage or {}
     kept = _timing_of(exchange) is not None
@@ -357,7 +361,7 @@ def _extra_of(exchange: _Exchange, choice: ChoiceWire, remarks: _Remarks) -> dic
         "defaulted": [name for name in DEFAULTED if sent.get(name) is None],
         "notes": remarks.notes,
         "system_fingerprint": response.system_fingerprint,
-        "sampling": requested_features(exchange.request, sent),
+        "sampling": unmodelled,
         "usage": {name: value for name, value in usage.items() if name not in UsageWire.model_fields},
         "openai": {name: value for name, value in rest.items() if value},
     }
