@@ -18,7 +18,7 @@ that `SamplingSpec` does not model and a scorer must refuse), `usage`, and under
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,13 @@ def traces_from_exchange(
         raw_digest=raw_digest,
     )
     indices = _choice_indices(exchange)
+    # Scores are remembered by this digest: two answers of one line must not be taken for each other.
+    digests = [
+        digest_of(f"{raw_digest}#{index}".encode()) if exchange.several else raw_digest for index in indices
+    ]
     return tuple(
-        _trace_of(exchange, choice, index)
-        for choice, index in zip(exchange.response.choices, indices, strict=True)
+        replace(_trace_of(exchange, choice, index), raw_digest=digest)
+        for choice, index, digest in zip(exchange.response.choices, indices, digests, strict=True)
     )
 
 

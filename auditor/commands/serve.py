@@ -125,6 +125,19 @@ def _print_start(address: str, key: str | None) -> None:
 @options.model_option
 @options.adapter_option
 @profile_option
+@click.option(
+    "--ray",
+    "ray_address",
+    default=None,
+    metavar="ADDRESS",
+    help="Score on the actors of this Ray cluster: HOST:PORT, `auto`, or `local` to start one here.",
+)
+@click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    default=None,
+    help="With --ray: how many. [default: as many as the cluster has devices]",
+)
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when standard input does.")
 @options.threads_option
 def worker(
@@ -134,6 +147,8 @@ def worker(
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
+    ray_address: str | None,
+    actors: int | None,
     with_parent: bool,
     threads: int | None,
 ) -> None:
@@ -146,6 +161,7 @@ def worker(
     Examples:
       audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs
       CUDA_VISIBLE_DEVICES=1 audit worker --model models/llama
+      audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs --ray head:6379
     """
     from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
@@ -163,7 +179,13 @@ def worker(
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
         finder = profile_finder(profiles) if profiles else kept
-        work = AuditWork(BlobFolder(blob_folder(database, blobs)), reference, finder)
+        crew = None
+        if ray_address is not None:
+            from auditor.service.ray_crew import RayCrew  # noqa: PLC0415
+
+            crew = RayCrew(ray_address, model_directory or options.demo_model(), adapter, actors=actors)
+            logging.getLogger("auditor.ray").info("actors are processes %s", crew.processes())
+        work = AuditWork(BlobFolder(blob_folder(database, blobs)), reference, finder, crew)
         hand = Worker(store, work, terms=Terms(lease_seconds=lease))
         _stop_when_told(hand, with_parent=with_parent)
         hand.run()
