@@ -24,7 +24,7 @@ from auditor.api.views import (
     view_audit,
 )
 from auditor.input_formats import InputFormat
-from auditor.service import audits, tenants
+from auditor.service import audits, erasure, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.containers import check_log
 
@@ -86,6 +86,7 @@ def submit(
         if order is not None:
             log = audits.find_log(connection, caller.tenant_id, order.log)
         else:
+            erasure.keep(connection, digest, service.blobs, lambda: service.blobs.put(body))
             log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
         return audits.submit(connection, log, options)
 

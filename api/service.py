@@ -11,7 +11,7 @@ from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
 from auditor.service import tenants
-from auditor.service.blobs import BlobFolder
+from auditor.service.blobs import Blobs
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
 from auditor.service.tenants import ApiKey
 from auditor.store import Store
@@ -29,7 +29,7 @@ class Service:
     """
 
     store: Store
-    blobs: BlobFolder
+    blobs: Blobs
     uploads: Path
     log: Path
 

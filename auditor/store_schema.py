@@ -63,6 +63,8 @@ tenant = Table(
     _text("name"),
     Column("created", BigInteger, nullable=False),
     Column("most_running", Integer, nullable=False),
+    # Days after which a log's bytes are erased; null: never.
+    Column("retention_days", Integer, nullable=True),
     UniqueConstraint("name"),
 )
 
@@ -92,6 +94,7 @@ trace_log = Table(
     _text("name"),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("erased", BigInteger, nullable=True),
     UniqueConstraint("tenant_id", "digest"),
 )
 

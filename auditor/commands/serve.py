@@ -32,6 +32,13 @@ blobs_option = click.option(
     metavar="DIR",
     help="Where logs are kept; API and workers share it. [default: beside the SQLite file]",
 )
+blob_store_option = click.option(
+    "--blob-store",
+    default=None,
+    metavar="s3://BUCKET/PREFIX",
+    help="Keep logs in S3-compatible storage; --blobs then holds copies and unfinished uploads. "
+    "[default: AUDITOR_BLOB_STORE, else --blobs]",
+)
 lease_option = click.option(
     "--lease",
     type=click.FloatRange(min=0.5),
@@ -53,6 +60,7 @@ profile_option = click.option(
 @click.command()
 @database_option
 @blobs_option
+@blob_store_option
 @click.option("--listen", default="127.0.0.1:8321", show_default=True, metavar="HOST:PORT")
 @click.option(
     "--workers",
@@ -70,6 +78,7 @@ profile_option = click.option(
 def serve(
     database: str | None,
     blobs: Path | None,
+    blob_store: str | None,
     listen: str,
     workers: int,
     new_key: bool,
@@ -102,6 +111,7 @@ def serve(
     serving.serve_all(
         url=database,
         folder=blob_folder(database, blobs),
+        blob_store=blob_store,
         listen=listen,
         workers=workers,
         worker_options=passed,
@@ -121,6 +131,7 @@ def _print_start(address: str, key: str | None) -> None:
 @click.command()
 @database_option
 @blobs_option
+@blob_store_option
 @lease_option
 @options.model_option
 @options.adapter_option
@@ -143,6 +154,7 @@ def _print_start(address: str, key: str | None) -> None:
 def worker(
     database: str | None,
     blobs: Path | None,
+    blob_store: str | None,
     lease: float,
     model_directory: Path | None,
     adapter: Path | None,
@@ -166,8 +178,7 @@ def worker(
     from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
-    from auditor.service.blobs import BlobFolder  # noqa: PLC0415
-    from auditor.service.places import blob_folder  # noqa: PLC0415
+    from auditor.service.places import blob_folder, open_blobs  # noqa: PLC0415
     from auditor.service.queue import Terms  # noqa: PLC0415
     from auditor.service.worker import Worker  # noqa: PLC0415
     from auditor.store import Store  # noqa: PLC0415
@@ -185,7 +196,7 @@ def worker(
 
             crew = RayCrew(ray_address, model_directory or options.demo_model(), adapter, actors=actors)
             logging.getLogger("auditor.ray").info("actors are processes %s", crew.processes())
-        work = AuditWork(BlobFolder(blob_folder(database, blobs)), reference, finder, crew)
+        work = AuditWork(open_blobs(blob_folder(database, blobs), blob_store), reference, finder, crew)
         hand = Worker(store, work, terms=Terms(lease_seconds=lease))
         _stop_when_told(hand, with_parent=with_parent)
         hand.run()

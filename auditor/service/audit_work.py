@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from auditor.errors import AuditError
 from auditor.journal import Entry, entry_from_json, entry_to_json
 from auditor.reference.noise import noise_of_recipe
 from auditor.replay import Reference, Scored
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from auditor.errors import AuditError
     from auditor.service.audits import Audit
-    from auditor.service.blobs import BlobFolder
+    from auditor.service.blobs import Blobs
     from auditor.service.queue import Job
     from auditor.service.worker import Effects, Lease
 
@@ -46,7 +46,7 @@ class AuditWork:
 
     def __init__(
         self,
-        blobs: BlobFolder,
+        blobs: Blobs,
         reference: Reference,
         find_profile: FindProfile,
         crew: Crew | None = None,
@@ -59,12 +59,24 @@ class AuditWork:
 
         Raises:
             TraceFileError: the log is no log.
+            EvidenceErasedError: its bytes were erased.
             LeaseLostError, StopRequestedError: see `Lease`.
         """
         with lease.store.transaction() as connection:
             audit = audits.find(connection, job.tenant_id, job.audit_id)
+        audit.log.require_bytes()
+        try:
+            return self._judged(audit, lease, self._blobs.path(audit.log.digest))
+        except AuditError:
+            # Erased under our hands? Then that is what to say.
+            with lease.store.transaction() as connection:
+                audits.find(connection, job.tenant_id, job.audit_id).log.require_bytes()
+            raise
+        finally:
+            self._blobs.release(audit.log.digest)
+
+    def _judged(self, audit: Audit, lease: Lease, path: Path) -> Effects:
         steps = Steps(lease)
-        path = self._blobs.path(audit.log.digest)
         if self._crew is not None:
             for lines in _fanned_out(self._crew, path, audit, steps, lease):
                 steps.keep(lines)

@@ -1,8 +1,9 @@
 """A crew on a Ray cluster: actors that have loaded the model once, and Ray Data for bulk Parquet.
 
 Ray places work and tells of deaths; nothing durable is in it. An actor that dies is restarted by Ray,
-elsewhere if its node is gone, and its shards are sent again. A shard that ends `MOST_DEATHS` processes is
-given up: the job fails, is retried, and ends up dead with that reason, where everybody can see it.
+elsewhere if its node is gone, and its shards are sent again. A shard that is lost `MOST_LOSSES` times with
+its process is given up: the job fails, is retried, and ends up dead with that reason, where everybody can
+see it.
 
 Nodes need this package, the model folder and, for Parquet, the blob folder under the same paths.
 """
@@ -27,7 +28,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("auditor.ray")
 
-MOST_DEATHS = 3
+MOST_LOSSES = 10
+"""A shard is given up after so many; Ray counts an actor that is still being restarted as one more."""
 IN_FLIGHT = 2
 """Shards sent to an actor ahead, so that it never waits for the next."""
 BATCH_ROWS = 64
@@ -111,7 +113,7 @@ class RayCrew:
         self._model = (str(model.absolute()), None if adapter is None else str(adapter.absolute()))
         self._count = actors or devices
         remote = self._ray.remote(ShardActor).options(
-            max_restarts=-1, max_task_retries=MOST_DEATHS - 1, **{self._device: 1}
+            max_restarts=-1, max_task_retries=MOST_LOSSES - 1, **{self._device: 1}
         )
         self._new_actor = lambda: remote.remote(*self._model)
         self._actors: list[Any] = []
@@ -165,8 +167,22 @@ class RayCrew:
         for actor in self._actors:  # their devices are needed
             self._ray.kill(actor)
         self._actors = []
-        # `bulk`, because blobs have no extension, which the other insists on.
-        rows = ray.data.read_parquet_bulk(str(path.absolute()), file_extensions=None)
+        named = path.absolute().with_name(f"{path.name}.{os.urandom(4).hex()}.parquet")
+        named.hardlink_to(path)  # blobs have no extension, which Ray Data insists on
+        try:
+            yield from self._mapped(ray.data.read_parquet(str(named)), recipe, known, waiting)
+        finally:
+            named.unlink()
+
+    def _mapped(
+        self,
+        rows: Any,
+        recipe: tuple[str, str | None] | None,
+        known: Collection[str],
+        waiting: Callable[[], None],
+    ) -> Iterator[list[bytes]]:
+        import ray.data  # noqa: PLC0415
+
         lines = rows.map_batches(
             ParquetScorer,
             fn_constructor_args=(*self._model, recipe, frozenset(known)),
@@ -232,7 +248,7 @@ class _Flights:
         """
         _, number = self._flights.pop(reference)
         if number in self._open and all(other != number for _, other in self._flights.values()):
-            raise FanOutError(f"a shard ended {MOST_DEATHS} processes, one after the other", where="--ray")
+            raise FanOutError(f"a shard was lost {MOST_LOSSES} times with its process", where="--ray")
 
 
 def _connected(address: str, actors: int | None) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from sqlalchemy import insert, select, tuple_, update
@@ -49,12 +49,16 @@ _DECOY = hashlib.sha256(secrets.token_bytes(32)).digest()
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Somebody whose audits nobody else sees; `most_running` of them at once."""
+    """Somebody whose audits nobody else sees; `most_running` of them at once.
+
+    Bytes of logs are erased after `retention_days`; never when None.
+    """
 
     id: str
     name: str
     created: int
     most_running: int
+    retention_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +83,18 @@ class ApiKey:
             raise ScopeMissingError(f"this needs a key with the scope {scope}")
 
 
-def create_tenant(connection: Connection, name: str, *, most_running: int = MOST_RUNNING) -> Tenant:
+def create_tenant(
+    connection: Connection, name: str, *, most_running: int = MOST_RUNNING, retention_days: int | None = None
+) -> Tenant:
     """A new tenant.
 
     Raises:
         ConflictError: the name is taken.
     """
-    made = Tenant(new_id("ten"), name, time_now(connection), most_running)
+    made = Tenant(new_id("ten"), name, time_now(connection), most_running, retention_days)
     try:
         with connection.begin_nested():
-            connection.execute(
-                insert(tenant_table).values(
-                    id=made.id, name=name, created=made.created, most_running=most_running
-                )
-            )
+            connection.execute(insert(tenant_table).values(asdict(made)))
     except IntegrityError:
         raise ConflictError("there is a tenant of that name", where="name") from None
     return made
@@ -101,11 +103,22 @@ def create_tenant(connection: Connection, name: str, *, most_running: int = MOST
 def tenants(connection: Connection, *, after: tuple[int, str] | None, limit: int) -> list[Tenant]:
     """Tenants in order of making, after the (created, id) of another."""
     column = tenant_table.c
-    wanted = select(column.id, column.name, column.created, column.most_running)
+    wanted = select(*_TENANT_COLUMNS)
     if after is not None:
         wanted = wanted.where(tuple_(column.created, column.id) > after)
     rows = connection.execute(wanted.order_by(column.created, column.id).limit(limit))
     return [Tenant(*row) for row in rows]
+
+
+def set_retention(connection: Connection, tenant_id: str, days: int | None) -> Tenant:
+    """Erase a tenant's logs after so many days, the old ones too; never when None.
+
+    Raises:
+        NotFoundError: there is no such tenant.
+    """
+    column = tenant_table.c
+    connection.execute(update(tenant_table).where(column.id == tenant_id).values(retention_days=days))
+    return find_tenant(connection, tenant_id)
 
 
 def find_tenant(connection: Connection, tenant_id: str) -> Tenant:
@@ -115,8 +128,7 @@ def find_tenant(connection: Connection, tenant_id: str) -> Tenant:
         NotFoundError: there is none.
     """
     column = tenant_table.c
-    wanted = select(column.id, column.name, column.created, column.most_running)
-    row = connection.execute(wanted.where(column.id == tenant_id)).one_or_none()
+    row = connection.execute(select(*_TENANT_COLUMNS).where(column.id == tenant_id)).one_or_none()
     if row is None:
         raise NotFoundError("no such tenant")
     return Tenant(*row)
@@ -222,6 +234,9 @@ def take_allowance(connection: Connection, key: ApiKey) -> float:
     return float(left - 1.0)
 
 
+_TENANT_COLUMNS = tuple(
+    tenant_table.c[name] for name in ("id", "name", "created", "most_running", "retention_days")
+)
 _KEY_COLUMNS = tuple(
     key_table.c[name] for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked")
 )

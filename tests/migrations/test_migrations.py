@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0003"
+NEWEST = "0004"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -61,6 +61,11 @@ class Database:
     def rows(self, sql):
         with self.engine.connect() as connection:
             return connection.execute(text(sql)).all()
+
+    def named_rows(self, table):
+        with self.engine.connect() as connection:
+            found = connection.execute(text(f"SELECT * FROM {table}")).mappings().all()
+        return [{k: bytes(v) if isinstance(v, memoryview) else v for k, v in row.items()} for row in found]
 
     def tables(self):
         with self.engine.connect() as connection:
@@ -224,9 +229,9 @@ def test_a_developer_can_generate_a_revision(tmp_path):
 
 
 SERVICE_ROWS = (
-    "INSERT INTO tenant VALUES ('ten_1', 'acme', 1, 4)",
+    "INSERT INTO tenant (id, name, created, most_running) VALUES ('ten_1', 'acme', 1, 4)",
     "INSERT INTO api_key VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)",
-    "INSERT INTO trace_log VALUES ('log_1', 'ten_1', 'sha256:0', 'a.jsonl', 7, 1)",
+    "INSERT INTO trace_log (id, tenant_id, digest, name, size, created) VALUES ('log_1', 'ten_1', 'sha256:0', 'a.jsonl', 7, 1)",
     "INSERT INTO audit VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')",
     (
         "INSERT INTO job (audit_id, tenant_id, state, run_at, attempts, lost_leases, token)"
@@ -248,9 +253,15 @@ def test_the_services_first_database_moves_to_the_newest_with_its_data(database)
     for row in SERVICE_ROWS:
         if "upload" not in row:
             database.execute(row)
+    tables = metadata.tables.keys() - {"profile", "upload"}
+    before = {table: database.named_rows(table) for table in tables}
+    assert all(len(rows) == 1 for rows in before.values())
     database.prepare(move_older=True)
-    for table in metadata.tables.keys() - {"profile", "upload"}:
-        assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
+    assert database.revision().is_newest
+    for table, rows in before.items():
+        (old,), (new,) = rows, database.named_rows(table)
+        assert old.items() <= new.items(), table  # every value, and new columns beside them
+        assert all(new[name] is None for name in new.keys() - old.keys()), table
 
 
 def test_profiles_survive_the_coming_and_going_of_the_service(database):
