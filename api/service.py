@@ -13,6 +13,7 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 from auditor.service import tenants
 from auditor.service.blobs import Blobs
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
+from auditor.service.oidc import Issuer
 from auditor.service.tenants import ApiKey
 from auditor.store import Store
 
@@ -26,12 +27,14 @@ class Service:
     Attributes:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
+        issuer: whose tokens people may come with; None where only keys are taken.
     """
 
     store: Store
     blobs: Blobs
     uploads: Path
     log: Path
+    issuer: Issuer | None = None
 
 
 def service_of(request: Request) -> Service:
@@ -43,7 +46,7 @@ def service_of(request: Request) -> Service:
 
 
 TheService = Annotated[Service, Depends(service_of)]
-_bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`.")
+_bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`, or an OIDC token.")
 
 
 def _caller(
@@ -51,6 +54,10 @@ def _caller(
 ) -> ApiKey:
     if bearer is None:
         raise UnauthenticatedError("no key was sent", fix="send Authorization: Bearer KEY")
+    if service.issuer is not None and bearer.credentials.count(".") == 2:  # a JWT; keys have one dot
+        person = service.issuer.person(bearer.credentials)
+        with service.store.transaction(writes=True) as connection:
+            return tenants.person_key(connection, person.tenant, person.issuer, person.subject, person.scopes)
     with service.store.transaction() as connection:
         return tenants.authenticate(connection, bearer.credentials)
 

@@ -19,6 +19,7 @@ from auditor.listening import address_of, bound_socket, serve
 from auditor.service import erasure, tenants
 from auditor.service.blobs import Blobs
 from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.oidc import Issuer
 from auditor.service.places import BLOB_STORE_VARIABLE, open_blobs, open_store
 from auditor.store import Store
 
@@ -40,6 +41,7 @@ def serve_all(
     workers: int,
     worker_options: Sequence[str],
     new_key: bool,
+    issuer: Issuer | None,
     on_start: Callable[[str, str | None], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM.
@@ -52,6 +54,7 @@ def serve_all(
         workers: worker processes on this machine; 0 where they run elsewhere.
         worker_options: of `audit worker`.
         new_key: make a key for the first tenant although there are some.
+        issuer: whose tokens people may come with.
         on_start: told the address, and the text of a key that was made.
 
     Raises:
@@ -62,7 +65,7 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        service = Service(store, open_blobs(folder, blob_store), folder / "uploads", log.folder)
+        service = Service(store, open_blobs(folder, blob_store), folder / "uploads", log.folder, issuer)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         environment |= {BLOB_STORE_VARIABLE: blob_store} if blob_store else {}

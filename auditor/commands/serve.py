@@ -69,6 +69,15 @@ profile_option = click.option(
     show_default=True,
     help="Worker processes on this machine; 0 where they run elsewhere.",
 )
+@click.option(
+    "--oidc-issuer",
+    default=None,
+    metavar="URL",
+    help="Take bearer tokens of this OpenID Connect issuer too; the claim auditor_tenant names the tenant.",
+)
+@click.option(
+    "--oidc-audience", default=None, metavar="TEXT", help="With --oidc-issuer: the tokens' audience."
+)
 @click.option("--new-key", is_flag=True, help="Make and print another key of the first tenant.")
 @lease_option
 @options.model_option
@@ -81,6 +90,8 @@ def serve(
     blob_store: str | None,
     listen: str,
     workers: int,
+    oidc_issuer: str | None,
+    oidc_audience: str | None,
     new_key: bool,
     lease: float,
     model_directory: Path | None,
@@ -105,6 +116,11 @@ def serve(
     with service_extra("serve"):
         # The room above this one: nothing here may import it, and somebody has to start it.
         serving = import_module("auditor.api.serving")
+        issuer = None
+        if oidc_issuer is not None:
+            from auditor.service.oidc import Issuer  # noqa: PLC0415
+
+            issuer = Issuer(oidc_issuer, oidc_audience or "")
     given = {"--lease": lease, "--model": model_directory, "--adapter": adapter, "--threads": threads}
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
@@ -116,6 +132,7 @@ def serve(
         workers=workers,
         worker_options=passed,
         new_key=new_key,
+        issuer=issuer,
         on_start=_print_start,
     )
 

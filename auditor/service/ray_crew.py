@@ -150,7 +150,7 @@ class RayCrew:
                         if work.came(reference):
                             yield lines
         finally:
-            for reference in work.sent():
+            for reference in work.under_way():
                 with suppress(Exception):  # the cluster may be gone
                     self._ray.cancel(reference)
 
@@ -188,7 +188,8 @@ class RayCrew:
             fn_constructor_args=(*self._model, recipe, frozenset(known)),
             batch_size=BATCH_ROWS,
             batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=self._count),
+            # Growing from one, so that there is a device left for reading.
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=self._count),
             **{self._device: 1},
         )
         for batch in lines.iter_batches(batch_size=None, batch_format="pyarrow"):
@@ -234,6 +235,10 @@ class _Flights:
             return
         reference = self._actors[actor].score.remote(self._open[number].traces)
         self._flights[reference] = (actor, number)
+
+    def under_way(self) -> list[Any]:
+        """References of everything sent that did not come back, what was sent twice among it."""
+        return list(self._flights)
 
     def came(self, reference: Any) -> bool:
         """Note an answer; whether it is the first for its shard."""

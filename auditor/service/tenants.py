@@ -9,10 +9,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy import insert, select, tuple_, update
+from sqlalchemy import insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from auditor.service.clock import SECOND
@@ -26,6 +26,7 @@ from auditor.service.errors import (
     UnauthenticatedError,
 )
 from auditor.service.identifiers import new_id
+from auditor.store_engine import insert_if_absent
 from auditor.store_schema import api_key as key_table
 from auditor.store_schema import tenant as tenant_table
 
@@ -183,6 +184,43 @@ def authenticate(connection: Connection, text: str) -> ApiKey:
     if row is None or not right or row.revoked is not None or row.expires <= time_now(connection):
         raise UnauthenticatedError("the key is unknown, expired or revoked")
     return _key(row[:-1])
+
+
+def person_key(
+    connection: Connection, tenant: str, issuer: str, subject: str, scopes: tuple[str, ...]
+) -> ApiKey:
+    """The key that stands for a person of an issuer: nobody has its secret; revoking it locks the person out.
+
+    It is made when the person first comes. It holds their allowance, and who came is listed with the keys.
+
+    Raises:
+        UnauthenticatedError: there is no such tenant, or the person was locked out; which is not said.
+    """
+    named = or_(tenant_table.c.id == tenant, tenant_table.c.name == tenant)
+    tenant_ids = connection.execute(select(tenant_table.c.id).where(named)).scalars().all()
+    if len(tenant_ids) != 1:
+        raise UnauthenticatedError("the token is not taken")
+    key_id = f"person_{hashlib.sha256(repr((tenant_ids[0], issuer, subject)).encode()).hexdigest()[:32]}"
+    wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id)
+    row = connection.execute(wanted).one_or_none()
+    if row is None:
+        now = time_now(connection)
+        values = {
+            "id": key_id,
+            "tenant_id": tenant_ids[0],
+            "name": f"{subject} of {issuer}"[:200],
+            "secret_sha256": secrets.token_bytes(32),  # of no text that anybody knows
+            "scopes": " ".join(scopes),
+            "created": now,
+            "expires": now,  # as a key; tokens have their own end
+            "allowance": SUBMISSIONS_AT_ONCE,
+            "allowance_at": now,
+        }
+        insert_if_absent(connection, key_table, values)
+        row = connection.execute(wanted).one()
+    if row.revoked is not None:
+        raise UnauthenticatedError("the token is not taken")
+    return replace(_key(row), scopes=scopes)
 
 
 def keys(

@@ -137,30 +137,31 @@ def main():
 
 def prove(service, lines, parquet, options):
     alone = service.submit(lines)
-    print(f"one process: audited in {service.work(None):.0f} s", flush=True)
+    service.work(None)
     crew = RayCrew("local", TARGET, actors=options.actors)
     processes = crew.processes()
     print(f"{options.actors} actors: processes {processes}; {os.cpu_count()} processors", flush=True)
-    ok = True
-    rows = [("one process", alone, [])]
-    for what, data, title in (("actors", lines, "ShardActor"), ("Ray Data, Parquet", parquet, "Parquet")):
-        audit_id, killed = service.submit(data), []
-        thread = killing(service, audit_id, title, killed)
-        print(f"{what}: audited in {service.work(crew):.0f} s", flush=True)
-        thread.join(timeout=1)
-        rows.append((what, audit_id, killed))
     first = service.found(alone)
     tokens = json.loads(first[0])["tokens"]["audited"]
     print(f"{len(first[1])} traces, {tokens} tokens scored, verdict {json.loads(first[0])['verdict']}")
-    for what, audit_id, killed in rows:
-        same = service.found(audit_id) == first
-        seconds = service.scoring_seconds(audit_id)
-        rate = len(first[1]) / seconds
-        said = f"killed {killed}" if killed else "nobody killed"
-        print(f"{what:20s} {said:18s} {seconds:7.1f} s {rate:7.0f} traces/s  same bytes: {same}")
-        ok = ok and same and (bool(killed) or audit_id == alone)
+    ok = report(service, "one process", alone, first, [])
+    for what, data, title in (("actors", lines, "ShardActor"), ("Ray Data, Parquet", parquet, "Parquet")):
+        audit_id, killed = service.submit(data), []
+        thread = killing(service, audit_id, title, killed)
+        service.work(crew)
+        thread.join(timeout=1)
+        ok = report(service, what, audit_id, first, killed) and bool(killed) and ok
     crew.close()
     return ok
+
+
+def report(service, what, audit_id, first, killed):
+    same = service.found(audit_id) == first
+    seconds = service.scoring_seconds(audit_id)
+    said = f"killed {killed}" if killed else "nobody killed"
+    rate = len(first[1]) / seconds
+    print(f"{what:18s} {said:16s} {seconds:7.1f} s {rate:6.1f} traces/s  same bytes: {same}", flush=True)
+    return same
 
 
 if __name__ == "__main__":

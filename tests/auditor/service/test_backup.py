@@ -201,7 +201,7 @@ def test_every_invariant_is_broken_by_what_it_forbids(service):
         class UndoError(Exception):
             pass
 
-        with pytest.raises(UndoError), service.store.transaction(writes=True) as connection:  # noqa: PT012
+        with pytest.raises(UndoError), service.store.transaction(writes=True) as connection:
             connection.execute(text(statement.replace("'x', 'aud_0'", "CAST('x' AS bytea), 'aud_0'")
                                     if connection.dialect.name == "postgresql" else statement))  # fmt: skip
             broken = {f.invariant.name for f in check_all(connection) if f.broken_by}
