@@ -14,6 +14,7 @@ import click
 
 from auditor.commands import options
 from auditor.commands.extras import service_extra
+from auditor.service.logs import LogFormat, log_to_standard_error
 
 if TYPE_CHECKING:
     from auditor.service.worker import Worker
@@ -38,6 +39,13 @@ blob_store_option = click.option(
     metavar="s3://BUCKET/PREFIX",
     help="Keep logs in S3-compatible storage; --blobs then holds copies and unfinished uploads. "
     "[default: AUDITOR_BLOB_STORE, else --blobs]",
+)
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the service's own log on standard error; it holds no prompts.",
 )
 lease_option = click.option(
     "--lease",
@@ -80,6 +88,7 @@ profile_option = click.option(
 )
 @click.option("--new-key", is_flag=True, help="Make and print another key of the first tenant.")
 @lease_option
+@log_format_option
 @options.model_option
 @options.adapter_option
 @profile_option
@@ -94,6 +103,7 @@ def serve(
     oidc_audience: str | None,
     new_key: bool,
     lease: float,
+    log_format: LogFormat,
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
@@ -112,7 +122,7 @@ def serve(
     """
     from auditor.service.places import blob_folder  # noqa: PLC0415
 
-    _log_to_standard_error()
+    log_to_standard_error(log_format)
     with service_extra("serve"):
         # The room above this one: nothing here may import it, and somebody has to start it.
         serving = import_module("auditor.api.serving")
@@ -121,7 +131,13 @@ def serve(
             from auditor.service.oidc import Issuer  # noqa: PLC0415
 
             issuer = Issuer(oidc_issuer, oidc_audience or "")
-    given = {"--lease": lease, "--model": model_directory, "--adapter": adapter, "--threads": threads}
+    given = {
+        "--lease": lease,
+        "--log-format": log_format,
+        "--model": model_directory,
+        "--adapter": adapter,
+        "--threads": threads,
+    }
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
     serving.serve_all(
@@ -150,6 +166,7 @@ def _print_start(address: str, key: str | None) -> None:
 @blobs_option
 @blob_store_option
 @lease_option
+@log_format_option
 @options.model_option
 @options.adapter_option
 @profile_option
@@ -173,6 +190,7 @@ def worker(
     blobs: Path | None,
     blob_store: str | None,
     lease: float,
+    log_format: LogFormat,
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
@@ -200,7 +218,7 @@ def worker(
     from auditor.service.worker import Worker  # noqa: PLC0415
     from auditor.store import Store  # noqa: PLC0415
 
-    _log_to_standard_error()
+    log_to_standard_error(log_format)
     options.set_threads(threads)
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
     with Store.open(database) as store:
@@ -229,8 +247,3 @@ def _stop_when_told(hand: Worker, *, with_parent: bool) -> None:
 
     if with_parent:
         threading.Thread(target=wait, name="parent", daemon=True).start()
-
-
-def _log_to_standard_error() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
