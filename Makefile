@@ -7,7 +7,7 @@ PEER := .venv-peer
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
-        proof inflation token-counts fingerprints study matrix profiles engines soak clean
+        proof inflation token-counts fingerprints study matrix profiles engines soak ray clean
 
 setup: $(STAMP)
 
@@ -107,6 +107,12 @@ engines: setup
 # Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about half an hour.
 soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
+
+# Four actors of a local Ray cluster, one killed mid-way, against one process: the same bytes, and how fast. Five
+# minutes on two idle cores. Ray is not part of the set-up: its 70 MB are for those who have several machines.
+ray: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.proofs.ray_fan_out
 
 clean:
 	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out
