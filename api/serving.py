@@ -18,9 +18,12 @@ from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
 from auditor.service import erasure, tenants
 from auditor.service.blobs import Blobs
-from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.delivering import Sender
+from auditor.service.egress import Egress
+from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
 from auditor.service.oidc import Issuer
 from auditor.service.places import BLOB_STORE_VARIABLE, open_blobs, open_store
+from auditor.service.webhook_signing import open_webhook_key
 from auditor.store import Store
 
 logger = logging.getLogger("auditor.serve")
@@ -42,6 +45,7 @@ def serve_all(
     worker_options: Sequence[str],
     new_key: bool,
     issuer: Issuer | None,
+    egress: Egress,
     on_start: Callable[[str, str | None], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM.
@@ -55,6 +59,7 @@ def serve_all(
         worker_options: of `audit worker`.
         new_key: make a key for the first tenant although there are some.
         issuer: whose tokens people may come with.
+        egress: where webhooks may be sent to.
         on_start: told the address, and the text of a key that was made.
 
     Raises:
@@ -65,7 +70,10 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        service = Service(store, open_blobs(folder, blob_store), folder / "uploads", log.folder, issuer)
+        report_signer = open_report_key(folder.parent / "report.key")
+        signer = open_webhook_key(folder.parent / "webhook.key")
+        blobs = open_blobs(folder, blob_store)
+        service = Service(store, blobs, folder / "uploads", log.folder, signer, report_signer, issuer)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         environment |= {BLOB_STORE_VARIABLE: blob_store} if blob_store else {}
@@ -77,6 +85,7 @@ def serve_all(
             signal.signal(number, lambda *_: None)
         stack.enter_context(kept_logged(store, log))
         stack.enter_context(kept_swept(store, service.blobs))
+        stack.enter_context(_meanwhile("webhooks", Sender(store, signer, egress).run))
         serve(create_application(service), listener)
 
 

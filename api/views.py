@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from auditor.input_formats import InputFormat
+from auditor.reports import StoredReport
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
-from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, ApiKey, Tenant
+from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, SCOPES, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
 # Text that a database can hold and a terminal can show.
@@ -19,6 +20,16 @@ Days = Annotated[
     Field(ge=1, le=36_500, description="Days after which the bytes of logs are erased; null: never."),
 ]
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]
+
+
+def _whole(value: Any) -> Any:
+    # 142.0 is an integer in JSON Schema, and JSON knows no other number.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+# Of lists of names: which there are is said to whoever reads the description, and checked by the library.
+Scope = Annotated[str, Field(json_schema_extra={"enum": list(SCOPES)})]
 
 
 class Body(BaseModel):
@@ -45,6 +56,7 @@ class AuditOrder(OptionsBody):
     """An audit of a log that was uploaded before."""
 
     log: Label = Field(examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    provider: Label | None = Field(default=None, description="Whom the log is of; reports go by it.")
 
 
 class LogView(BaseModel):
@@ -71,6 +83,7 @@ class AuditView(BaseModel):
     state: State
     created: Time
     finished: Time | None
+    provider: str | None
     log: LogView
     options: dict[str, Any]
     attempts: int = Field(description="Attempts that ended in an error.")
@@ -99,7 +112,7 @@ class NewTenant(Body):
     """A tenant to be made."""
 
     name: Label
-    most_running: int = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
+    most_running: Whole = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
     retention_days: Days = None
 
 
@@ -130,7 +143,13 @@ class NewKey(Body):
     """A key to be made."""
 
     name: Label = Field(examples=["ci"])
-    scopes: list[str] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
+    scopes: list[Scope] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
+    public_key: Label | None = Field(
+        default=None,
+        description="Of a provider's own key (a vkey, as `audit keys generate` prints it): submissions are "
+        "signed with it (RFC 9421), and no secret is made.",
+        examples=["acme.example/submissions+0af1b2c3+AQ..."],
+    )
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")
 
 
@@ -143,12 +162,15 @@ class KeyView(BaseModel):
     created: Time
     expires: Time
     revoked: Time | None
+    public_key: str | None = Field(description="Of a key that signs submissions.")
 
 
 class MadeKey(KeyView):
     """A key just made: the only time its text is shown."""
 
-    key: str = Field(examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50.c2VjcmV0"])
+    key: str | None = Field(
+        description="None for one that signs.", examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50.c2VjcmV0"]
+    )
 
 
 class KeyPage(BaseModel):
@@ -156,6 +178,36 @@ class KeyPage(BaseModel):
 
     items: list[KeyView]
     next: str | None
+
+
+class ReportView(BaseModel):
+    """A report; `provider` is null where it is about all of them."""
+
+    id: str = Field(examples=["rep_0193f6b05d3a7c1e9f552f7b7a3f9d10"])
+    provider: str | None
+    start: Time
+    end: Time
+    created: Time
+    digest: str = Field(examples=["sha256:" + "0" * 64])
+
+
+class ReportPage(BaseModel):
+    """Reports, newest first."""
+
+    items: list[ReportView]
+    next: str | None = Field(description="Cursor of the next page.")
+
+
+def view_report(report: StoredReport) -> ReportView:
+    """A report as the API lists it."""
+    return ReportView(
+        id=report.id,
+        provider=report.provider or None,
+        start=to_text(report.start),
+        end=to_text(report.end),
+        created=to_text(report.created),
+        digest=report.digest,
+    )
 
 
 def view_log(log: TraceLog) -> LogView:
@@ -176,6 +228,7 @@ def view_audit(audit: Audit) -> AuditView:
             "state": audit.state,
             "created": to_text(audit.created),
             "finished": None if audit.finished is None else to_text(audit.finished),
+            "provider": audit.provider or None,
             "log": view_log(audit.log),
             "options": options,
             "attempts": audit.attempts,
@@ -208,4 +261,5 @@ def view_key(key: ApiKey) -> KeyView:
         created=to_text(key.created),
         expires=to_text(key.expires),
         revoked=None if key.revoked is None else to_text(key.revoked),
+        public_key=key.public_key,
     )

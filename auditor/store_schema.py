@@ -45,11 +45,12 @@ profile = Table(
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _text(name: str, *, null: bool = False) -> Column[str]:
+def text_column(name: str, *, null: bool = False) -> Column[str]:
+    """A column of text."""
     return Column(name, Text, nullable=null)
 
 
-def _of(name: str, table: str, *, primary_key: bool = False) -> Column[str]:
+def reference(name: str, table: str, *, primary_key: bool = False) -> Column[str]:
     """A reference to another table's id."""
     return Column(name, Text, ForeignKey(f"{table}.id"), nullable=False, primary_key=primary_key)
 
@@ -60,7 +61,7 @@ tenant = Table(
     "tenant",
     metadata,
     Column("id", Text, primary_key=True),
-    _text("name"),
+    text_column("name"),
     Column("created", BigInteger, nullable=False),
     Column("most_running", Integer, nullable=False),
     # Days after which a log's bytes are erased; null: never.
@@ -72,16 +73,18 @@ api_key = Table(
     "api_key",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("name"),
+    reference("tenant_id", "tenant"),
+    text_column("name"),
     Column("secret_sha256", LargeBinary, nullable=False),
-    _text("scopes"),
+    text_column("scopes"),
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False),
     Column("revoked", BigInteger, nullable=True),
     # A token bucket: what is left of the allowance for submissions, and when that was reckoned.
     Column("allowance", Double, nullable=False),
     Column("allowance_at", BigInteger, nullable=False),
+    # Of a key that signs instead: then there is no secret, and its digest is empty.
+    text_column("public_key", null=True),
     Index("ix_api_key_tenant", "tenant_id", "created", "id"),
 )
 
@@ -89,9 +92,9 @@ trace_log = Table(
     "trace_log",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("digest"),
-    _text("name"),
+    reference("tenant_id", "tenant"),
+    text_column("digest"),
+    text_column("name"),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("erased", BigInteger, nullable=True),
@@ -102,10 +105,12 @@ audit = Table(
     "audit",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _of("trace_log_id", "trace_log"),
+    reference("tenant_id", "tenant"),
+    reference("trace_log_id", "trace_log"),
     Column("created", BigInteger, nullable=False),
-    _text("options"),
+    text_column("options"),
+    # Whom the log is of, in the submitter's words; empty when nobody said.
+    text_column("provider"),
     Index("ix_audit_tenant", "tenant_id", "created", "id"),
     Index("ix_audit_trace_log", "trace_log_id"),
 )
@@ -114,17 +119,17 @@ job = Table(
     "job",
     metadata,
     Column("number", _NUMBER, primary_key=True),
-    _of("audit_id", "audit"),
-    _of("tenant_id", "tenant"),
-    _text("state"),
+    reference("audit_id", "audit"),
+    reference("tenant_id", "tenant"),
+    text_column("state"),
     Column("run_at", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("lost_leases", Integer, nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("lease_until", BigInteger, nullable=True),
-    _text("worker", null=True),
-    _text("error_code", null=True),
-    _text("error", null=True),
+    text_column("worker", null=True),
+    text_column("error_code", null=True),
+    text_column("error", null=True),
     Column("finished", BigInteger, nullable=True),
     UniqueConstraint("audit_id"),
     Index("ix_job_due", "state", "run_at"),
@@ -143,17 +148,17 @@ checkpoint = Table(
 event = Table(
     "event",
     metadata,
-    _of("audit_id", "audit", primary_key=True),
+    reference("audit_id", "audit", primary_key=True),
     Column("sequence", Integer, primary_key=True),
-    _text("kind"),
-    _text("data"),
+    text_column("kind"),
+    text_column("data"),
     Column("created", BigInteger, nullable=False),
 )
 
 evidence = Table(
     "evidence",
     metadata,
-    _of("audit_id", "audit", primary_key=True),
+    reference("audit_id", "audit", primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("body", LargeBinary, nullable=False),
 )
@@ -161,33 +166,34 @@ evidence = Table(
 verdict = Table(
     "verdict",
     metadata,
-    _of("audit_id", "audit", primary_key=True),
-    _text("outcome"),
-    _text("digest"),
+    reference("audit_id", "audit", primary_key=True),
+    text_column("outcome"),
+    text_column("digest"),
     Column("created", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
 
 # What goes into the transparency log, written with what it tells of; it gets its place there afterwards.
+# The subject is an id of another table: `aud_...`, `rep_...`.
 log_entry = Table(
     "log_entry",
     metadata,
     Column("number", _NUMBER, primary_key=True),
-    _of("audit_id", "audit"),
-    _text("kind"),
+    text_column("subject"),
+    text_column("kind"),
     Column("body", LargeBinary, nullable=False),
     Column("position", BigInteger, nullable=True),
-    UniqueConstraint("audit_id", "kind"),
+    UniqueConstraint("subject", "kind"),
     UniqueConstraint("position"),
 )
 
 idempotency_key = Table(
     "idempotency_key",
     metadata,
-    _of("tenant_id", "tenant", primary_key=True),
+    reference("tenant_id", "tenant", primary_key=True),
     Column("key", Text, primary_key=True),
     Column("request_sha256", LargeBinary, nullable=False),
-    _text("resource_id"),
+    text_column("resource_id"),
     Column("created", BigInteger, nullable=False),
 )
 
@@ -196,10 +202,88 @@ upload = Table(
     "upload",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("name"),
-    _text("digest"),
+    reference("tenant_id", "tenant"),
+    text_column("name"),
+    text_column("digest"),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
+)
+
+# How an audit's requests were picked from what the provider served; without a row its log was all there is.
+sample = Table(
+    "sample",
+    metadata,
+    reference("audit_id", "audit", primary_key=True),
+    Column("population_requests", BigInteger, nullable=False),
+    Column("sampled_requests", BigInteger, nullable=False),
+    text_column("method"),
+    text_column("seed"),
+)
+
+# What a tenant's commitments to prompts and outputs are salted with; never leaves the service.
+tenant_salt = Table(
+    "tenant_salt",
+    metadata,
+    reference("tenant_id", "tenant", primary_key=True),
+    Column("salt", LargeBinary, nullable=False),
+)
+
+report = Table(
+    "report",
+    metadata,
+    Column("id", Text, primary_key=True),
+    reference("tenant_id", "tenant"),
+    text_column("provider"),
+    Column("period_start", BigInteger, nullable=False),
+    Column("period_end", BigInteger, nullable=False),
+    Column("policy", LargeBinary, nullable=False),
+    Column("previous_id", Text, ForeignKey("report.id"), nullable=True),
+    Column("created", BigInteger, nullable=False),
+    text_column("digest"),
+    Column("body", LargeBinary, nullable=False),
+    Index("ix_report_tenant", "tenant_id", "created", "id"),
+    Index("ix_report_series", "tenant_id", "provider", "period_end"),
+)
+
+webhook = Table(
+    "webhook",
+    metadata,
+    Column("id", Text, primary_key=True),
+    reference("tenant_id", "tenant"),
+    text_column("url"),
+    text_column("types"),
+    Column("created", BigInteger, nullable=False),
+    Column("disabled", BigInteger, nullable=True),
+    Index("ix_webhook_tenant", "tenant_id", "created", "id"),
+)
+
+delivery = Table(
+    "delivery",
+    metadata,
+    Column("id", Text, primary_key=True),
+    reference("tenant_id", "tenant"),
+    reference("webhook_id", "webhook"),
+    text_column("type"),
+    Column("body", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    text_column("state"),
+    Column("attempts", Integer, nullable=False),
+    # When it is due, or until when a sender holds it.
+    Column("next_at", BigInteger, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("status", Integer, nullable=True),
+    text_column("error", null=True),
+    Index("ix_delivery_due", "state", "next_at"),
+    Index("ix_delivery_webhook", "webhook_id", "created", "id"),
+)
+
+# Of signed submissions, for as long as the signature could be sent again.
+nonce = Table(
+    "nonce",
+    metadata,
+    Column("key_id", Text, ForeignKey("api_key.id"), primary_key=True),
+    Column("nonce", Text, primary_key=True),
+    Column("expires", BigInteger, nullable=False),
+    Index("ix_nonce_expires", "expires"),
 )

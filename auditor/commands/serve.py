@@ -8,7 +8,7 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +17,10 @@ from auditor.commands.extras import service_extra
 from auditor.service.logs import LogFormat, log_to_standard_error
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from auditor.schedules.mail import MailServer
+    from auditor.service.ray_crew import RayCrew
     from auditor.service.worker import Worker
 
 database_option = click.option(
@@ -65,6 +69,29 @@ profile_option = click.option(
 )
 
 
+def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where alerts by e-mail are handed over."""
+    for option in (
+        click.option(
+            "--smtp-ca",
+            type=click.Path(path_type=Path, dir_okay=False),
+            default=None,
+            metavar="FILE",
+            help="Certificates of authorities that the mail server may have. [default: the system's]",
+        ),
+        click.option("--mail-from", default=None, metavar="ADDRESS", help="Sender of alerts by e-mail."),
+        click.option(
+            "--smtp",
+            default=None,
+            metavar="URL",
+            help="Mail server for alerts: smtps://user@host:465, or smtp://user@host:587 (STARTTLS); its "
+            "password in AUDITOR_SMTP_PASSWORD. [default: letters wait]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @database_option
 @blobs_option
@@ -87,8 +114,23 @@ profile_option = click.option(
     "--oidc-audience", default=None, metavar="TEXT", help="With --oidc-issuer: the tokens' audience."
 )
 @click.option("--new-key", is_flag=True, help="Make and print another key of the first tenant.")
+@click.option(
+    "--webhook-allow",
+    multiple=True,
+    metavar="NETWORK",
+    help="A network of your own that webhooks may be sent to; may be repeated. [default: none]",
+)
+@click.option("--webhook-proxy", default=None, metavar="URL", help="Send webhooks through this egress proxy.")
+@click.option(
+    "--webhook-ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="Certificates of authorities that webhooks' receivers may have. [default: the system's]",
+)
 @lease_option
 @log_format_option
+@mail_options
 @options.model_option
 @options.adapter_option
 @profile_option
@@ -102,8 +144,14 @@ def serve(
     oidc_issuer: str | None,
     oidc_audience: str | None,
     new_key: bool,
+    webhook_allow: tuple[str, ...],
+    webhook_proxy: str | None,
+    webhook_ca: Path | None,
     lease: float,
     log_format: LogFormat,
+    smtp: str | None,
+    mail_from: str | None,
+    smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
@@ -126,18 +174,17 @@ def serve(
     with service_extra("serve"):
         # The room above this one: nothing here may import it, and somebody has to start it.
         serving = import_module("auditor.api.serving")
+        from auditor.service.egress import Egress  # noqa: PLC0415
+
         issuer = None
         if oidc_issuer is not None:
             from auditor.service.oidc import Issuer  # noqa: PLC0415
 
             issuer = Issuer(oidc_issuer, oidc_audience or "")
-    given = {
-        "--lease": lease,
-        "--log-format": log_format,
-        "--model": model_directory,
-        "--adapter": adapter,
-        "--threads": threads,
-    }
+    _mail_server(smtp, mail_from, smtp_ca)  # refused here rather than by every worker
+    given: dict[str, object] = {"--lease": lease, "--model": model_directory, "--adapter": adapter}
+    given |= {"--threads": threads, "--smtp": smtp, "--mail-from": mail_from, "--smtp-ca": smtp_ca}
+    given |= {"--log-format": log_format}
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
     serving.serve_all(
@@ -149,6 +196,7 @@ def serve(
         worker_options=passed,
         new_key=new_key,
         issuer=issuer,
+        egress=Egress.of_options(webhook_allow, webhook_proxy, webhook_ca),
         on_start=_print_start,
     )
 
@@ -167,6 +215,7 @@ def _print_start(address: str, key: str | None) -> None:
 @blob_store_option
 @lease_option
 @log_format_option
+@mail_options
 @options.model_option
 @options.adapter_option
 @profile_option
@@ -191,6 +240,9 @@ def worker(
     blob_store: str | None,
     lease: float,
     log_format: LogFormat,
+    smtp: str | None,
+    mail_from: str | None,
+    smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
@@ -199,7 +251,7 @@ def worker(
     with_parent: bool,
     threads: int | None,
 ) -> None:
-    """Work for a service: claim audits, replay them, record verdicts.
+    """Work for a service: claim audits, replay them, record verdicts; keep the timetable of schedules.
 
     One process for each device; start each with that device visible only. A worker that dies is no loss:
     another takes its job after the lease, at the step where it stopped. SIGTERM hands the job in hand back.
@@ -212,6 +264,8 @@ def worker(
     """
     from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
+    from auditor.schedules.keeper import Keeper  # noqa: PLC0415
+    from auditor.schedules.period_work import PeriodWork  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
     from auditor.service.places import blob_folder, open_blobs  # noqa: PLC0415
     from auditor.service.queue import Terms  # noqa: PLC0415
@@ -219,22 +273,37 @@ def worker(
     from auditor.store import Store  # noqa: PLC0415
 
     log_to_standard_error(log_format)
+    server = _mail_server(smtp, mail_from, smtp_ca)
     options.set_threads(threads)
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
     with Store.open(database) as store:
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
         finder = profile_finder(profiles) if profiles else kept
-        crew = None
-        if ray_address is not None:
-            from auditor.service.ray_crew import RayCrew  # noqa: PLC0415
-
-            crew = RayCrew(ray_address, model_directory or options.demo_model(), adapter, actors=actors)
-            logging.getLogger("auditor.ray").info("actors are processes %s", crew.processes())
-        work = AuditWork(open_blobs(blob_folder(database, blobs), blob_store), reference, finder, crew)
-        hand = Worker(store, work, terms=Terms(lease_seconds=lease))
+        place = open_blobs(blob_folder(database, blobs), blob_store)
+        terms = Terms(lease_seconds=lease)
+        crew = _crew(ray_address, model_directory or options.demo_model(), adapter, actors)
+        hand = Worker(store, AuditWork(place, reference, finder, crew), terms=terms)
+        keeper = Keeper(store, PeriodWork(place, reference, finder), terms=terms, server=server)
         _stop_when_told(hand, with_parent=with_parent)
-        hand.run()
+        with keeper.beside():
+            hand.run()
+
+
+def _crew(address: str | None, model: Path, adapter: Path | None, actors: int | None) -> RayCrew | None:
+    if address is None:
+        return None
+    from auditor.service.ray_crew import RayCrew  # noqa: PLC0415
+
+    crew = RayCrew(address, model, adapter, actors=actors)
+    logging.getLogger("auditor.ray").info("actors are processes %s", crew.processes())
+    return crew
+
+
+def _mail_server(smtp: str | None, sender: str | None, authority: Path | None) -> MailServer | None:
+    from auditor.schedules.mail import MailServer  # noqa: PLC0415
+
+    return None if smtp is None else MailServer.of_url(smtp, sender, authority)
 
 
 def _stop_when_told(hand: Worker, *, with_parent: bool) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_, update
 
-from auditor.service import jobs
+from auditor.service import jobs, webhooks
 from auditor.service.clock import now as time_now
 from auditor.service.clock import to_text
 from auditor.service.errors import (
@@ -98,6 +98,7 @@ class Audit:
     tenant_id: str
     created: int
     options: AuditOptions
+    provider: str
     log: TraceLog
     state: str
     attempts: int
@@ -190,8 +191,8 @@ def once(
     raise ConflictError("a request with this key is under way", where="Idempotency-Key", retry_after=1)
 
 
-def submit(connection: Connection, log: TraceLog, options: AuditOptions) -> str:
-    """Order an audit of a log; returns its id.
+def submit(connection: Connection, log: TraceLog, options: AuditOptions, provider: str = "") -> str:
+    """Order an audit of a log of that provider; returns its id.
 
     Raises:
         EvidenceErasedError: its bytes are gone.
@@ -199,11 +200,11 @@ def submit(connection: Connection, log: TraceLog, options: AuditOptions) -> str:
     log.require_bytes()
     now = time_now(connection)
     audit_id = new_id("aud")
-    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id}
+    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "provider": provider}
     connection.execute(insert(audit_table).values(**values, created=now, options=options.text()))
     jobs.enqueue(connection, audit_id, log.tenant_id, now)
     order = {"log": log.digest, "options": f"sha256:{hashlib.sha256(options.text().encode()).hexdigest()}"}
-    _log(connection, audit_id, log.tenant_id, "submission", order)
+    log_fact(connection, audit_id, log.tenant_id, "submission", {"audit": audit_id, **order})
     return audit_id
 
 
@@ -217,14 +218,20 @@ def record(
     if traces:
         rows = [{"audit_id": audit.id, "number": n, "body": trace} for n, trace in enumerate(traces)]
         connection.execute(insert(evidence_table), rows)
-    _log(connection, audit.id, audit.tenant_id, "verdict", {"log": audit.log.digest, "verdict": digest})
+    fact = {"audit": audit.id, "log": audit.log.digest, "verdict": digest}
+    log_fact(connection, audit.id, audit.tenant_id, "verdict", fact)
+    told = {"audit": audit.id, "state": "done", "verdict": outcome, "verdict_digest": digest}
+    webhooks.enqueue(connection, audit.tenant_id, "audit.done", told)
 
 
-def _log(connection: Connection, audit_id: str, tenant_id: str, kind: str, more: dict[str, str]) -> None:
-    # Digests only: the transparency log is public, and a verdict is the tenant's to publish.
-    entry = {"schema": ENTRY_SCHEMA, "kind": kind, "audit": audit_id, "tenant": tenant_id, **more}
+def log_fact(connection: Connection, subject: str, tenant_id: str, kind: str, fact: dict[str, str]) -> None:
+    """Have the transparency log tell of something, once for each subject and kind.
+
+    Digests and ids only: the log is public, and a verdict is the tenant's to publish.
+    """
+    entry = {"schema": ENTRY_SCHEMA, "kind": kind, "tenant": tenant_id, **fact}
     body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
-    connection.execute(insert(log_entry_table).values(audit_id=audit_id, kind=kind, body=body))
+    connection.execute(insert(log_entry_table).values(subject=subject, kind=kind, body=body))
 
 
 def find(connection: Connection, tenant_id: str, audit_id: str) -> Audit:
@@ -330,7 +337,7 @@ def log_entry(connection: Connection, tenant_id: str, audit_id: str, kind: str) 
     """
     audit = find(connection, tenant_id, audit_id)
     column = log_entry_table.c
-    wanted = select(column.position, column.body).where(column.audit_id == audit_id, column.kind == kind)
+    wanted = select(column.position, column.body).where(column.subject == audit_id, column.kind == kind)
     row = connection.execute(wanted).one_or_none()
     if row is None:
         raise NotFinishedError(f"there is no {kind} entry: the audit is {audit.state}")
@@ -348,7 +355,7 @@ def _audits(tenant_id: str) -> Select[Any]:
     state = ("state", "attempts", "lost_leases", "error_code", "error", "finished")
     return (
         select(
-            *(audit_table.c[name] for name in ("id", "tenant_id", "created", "options")),
+            *(audit_table.c[name] for name in ("id", "tenant_id", "created", "options", "provider")),
             *(column.label(f"log_{column.name}") for column in _LOG_COLUMNS),
             *(job_table.c[name] for name in state),
             verdict_table.c.outcome,
@@ -364,7 +371,9 @@ def _audits(tenant_id: str) -> Select[Any]:
 
 def _audit(row: Row[Any]) -> Audit:
     values = list(row)
-    audit_id, tenant_id, created, options = values[:4]
-    end = 4 + len(_LOG_COLUMNS)
-    log = TraceLog(*values[4:end])
-    return Audit(audit_id, tenant_id, created, AuditOptions(**json.loads(options)), log, *values[end:])
+    audit_id, tenant_id, created, options, provider = values[:5]
+    end = 5 + len(_LOG_COLUMNS)
+    log = TraceLog(*values[5:end])
+    return Audit(
+        audit_id, tenant_id, created, AuditOptions(**json.loads(options)), provider, log, *values[end:]
+    )

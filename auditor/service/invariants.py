@@ -86,15 +86,15 @@ INVARIANTS = (
     Invariant(
         "submission-logged",
         "every audit has an entry for the transparency log, written with it",
-        "SELECT a.id FROM audit a LEFT JOIN log_entry l ON l.audit_id = a.id AND l.kind = 'submission'"
+        "SELECT a.id FROM audit a LEFT JOIN log_entry l ON l.subject = a.id AND l.kind = 'submission'"
         " WHERE l.number IS NULL",
     ),
     Invariant(
         "verdict-logged",
         "every verdict has an entry for the transparency log, and no entry is without its verdict",
         "SELECT v.audit_id FROM verdict v LEFT JOIN log_entry l"
-        " ON l.audit_id = v.audit_id AND l.kind = 'verdict' WHERE l.number IS NULL"
-        " UNION SELECT l.audit_id FROM log_entry l LEFT JOIN verdict v ON v.audit_id = l.audit_id"
+        " ON l.subject = v.audit_id AND l.kind = 'verdict' WHERE l.number IS NULL"
+        " UNION SELECT l.subject FROM log_entry l LEFT JOIN verdict v ON v.audit_id = l.subject"
         " WHERE l.kind = 'verdict' AND v.audit_id IS NULL",
     ),
     Invariant(

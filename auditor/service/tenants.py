@@ -2,6 +2,7 @@
 
 A key is `ak_ID.SECRET`: 256 random bits, shown once. Only their SHA-256 is kept (they cannot be guessed, so
 no slow hash is needed), found by the id and compared in constant time, against a decoy where there is none.
+Or it is the public half of a provider's own key, which signs submissions (`signatures.py`) and no more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
@@ -31,7 +32,7 @@ from auditor.store_schema import api_key as key_table
 from auditor.store_schema import tenant as tenant_table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import Connection
 
@@ -39,8 +40,11 @@ SCOPES = {
     "audits:read": "read audits, evidence, verdicts and progress",
     "audits:write": "upload logs, submit and cancel audits",
     "keys": "make, list and revoke the tenant's keys",
+    "webhooks": "make, list and delete the tenant's webhooks",
+    "disputes": "answer and resolve disputes",
     "operator": "make and list tenants, and keys for any tenant",
 }
+SIGNING_SCOPE = "audits:write"
 MOST_RUNNING = 4
 MOST_KEY_DAYS = 366
 SUBMISSIONS_A_SECOND = 50.0
@@ -64,7 +68,7 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret. Times are microseconds since 1970."""
+    """A key without its secret; `public_key` (a vkey) of one that signs. Times: microseconds since 1970."""
 
     id: str
     tenant_id: str
@@ -73,6 +77,7 @@ class ApiKey:
     created: int
     expires: int
     revoked: int | None = None
+    public_key: str | None = None
 
     def require(self, scope: str) -> None:
         """Raise unless the key has the scope.
@@ -136,12 +141,19 @@ def find_tenant(connection: Connection, tenant_id: str) -> Tenant:
 
 
 def create_key(
-    connection: Connection, tenant_id: str, name: str, scopes: Collection[str], *, days: float
+    connection: Connection,
+    tenant_id: str,
+    name: str,
+    scopes: Collection[str],
+    *,
+    days: float,
+    public_key: str | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key, and its text, which cannot be had again.
+    """A new key, and its text, which cannot be had again; with a public key there is none.
 
     Raises:
-        RequestInvalidError: an unknown scope, none at all, or a life beyond `MOST_KEY_DAYS`.
+        RequestInvalidError: an unknown scope, none at all, one that a signing key has no use for, or a life
+            beyond `MOST_KEY_DAYS`.
     """
     unknown = sorted(set(scopes) - SCOPES.keys())
     if unknown or not scopes:
@@ -149,17 +161,19 @@ def create_key(
         raise RequestInvalidError(said, where="scopes", fix=f"choose from {', '.join(SCOPES)}")
     if not 0 < days <= MOST_KEY_DAYS:
         raise RequestInvalidError(f"a key lives up to {MOST_KEY_DAYS} days", where="days")
+    if public_key is not None and set(scopes) != {SIGNING_SCOPE}:
+        raise RequestInvalidError(f"a signing key has the scope {SIGNING_SCOPE} alone", where="scopes")
     now = time_now(connection)
-    key = ApiKey(
-        new_id("ak"), tenant_id, name, tuple(sorted(set(scopes))), now, now + round(days * 86_400 * SECOND)
-    )
+    ends = now + round(days * 86_400 * SECOND)
+    key = ApiKey(new_id("ak"), tenant_id, name, tuple(sorted(set(scopes))), now, ends, None, public_key)
     secret = secrets.token_urlsafe(32)
     connection.execute(
         insert(key_table).values(
             id=key.id,
             tenant_id=tenant_id,
             name=name,
-            secret_sha256=_digest(secret),
+            secret_sha256=_digest(secret) if public_key is None else b"",
+            public_key=public_key,
             scopes=" ".join(key.scopes),
             created=now,
             expires=key.expires,
@@ -167,7 +181,7 @@ def create_key(
             allowance_at=now,
         )
     )
-    return key, f"{key.id}.{secret}"
+    return key, f"{key.id}.{secret}" if public_key is None else ""
 
 
 def authenticate(connection: Connection, text: str) -> ApiKey:
@@ -223,6 +237,15 @@ def person_key(
     return replace(_key(row), scopes=scopes)
 
 
+def signing_key(connection: Connection, key_id: str) -> ApiKey | None:
+    """A key that signs; None where it is unknown, expired or revoked, or has a secret instead."""
+    wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id.replace("\0", ""))
+    row = connection.execute(wanted.where(key_table.c.public_key.is_not(None))).one_or_none()
+    if row is None or row.revoked is not None or row.expires <= time_now(connection):
+        return None
+    return _key(row)
+
+
 def keys(
     connection: Connection, tenant_id: str, *, after: tuple[int, str] | None, limit: int
 ) -> list[ApiKey]:
@@ -276,13 +299,14 @@ _TENANT_COLUMNS = tuple(
     tenant_table.c[name] for name in ("id", "name", "created", "most_running", "retention_days")
 )
 _KEY_COLUMNS = tuple(
-    key_table.c[name] for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked")
+    key_table.c[name]
+    for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked", "public_key")
 )
 
 
-def _key(row: tuple[str, str, str, str, int, int, int | None]) -> ApiKey:
-    key_id, tenant_id, name, scopes, created, expires, revoked = row
-    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), created, expires, revoked)
+def _key(row: Sequence[Any]) -> ApiKey:
+    key_id, tenant_id, name, scopes, *others = row
+    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), *others)
 
 
 def _digest(secret: str) -> bytes:
