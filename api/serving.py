@@ -73,7 +73,17 @@ def serve_all(
         report_signer = open_report_key(folder.parent / "report.key")
         signer = open_webhook_key(folder.parent / "webhook.key")
         blobs = open_blobs(folder, blob_store)
-        service = Service(store, blobs, folder / "uploads", log.folder, signer, report_signer, issuer)
+        blobs.prepare()
+        service = Service(
+            store,
+            blobs,
+            folder / "uploads",
+            log.folder,
+            signer,
+            report_signer,
+            issuer,
+            log.signer.public.vkey,
+        )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         environment |= {BLOB_STORE_VARIABLE: blob_store} if blob_store else {}

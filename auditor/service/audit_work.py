@@ -21,8 +21,9 @@ from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
 from auditor.schedules import likelihoods
-from auditor.service import audits
+from auditor.service import audits, exhibits
 from auditor.service.clock import SECOND
+from auditor.service.exhibit import exhibit_of
 from auditor.service.fan_out import Crew, shards_of
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
@@ -98,9 +99,11 @@ class AuditWork:
         )
         steps.flush()
         body, traces = documents(result)
+        exhibit = exhibit_of(result)
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            exhibits.record(connection, audit, exhibit)
             likelihoods.record(connection, audit.id, result.verdicts)
 
         return effects

@@ -25,6 +25,9 @@ _DIGEST = re.compile(r"sha256:([0-9a-f]{2})([0-9a-f]{62})")
 class Blobs(Protocol):
     """Where bytes lie by their digest: a folder, or S3-compatible storage (`s3_blobs.py`)."""
 
+    def prepare(self) -> None:
+        """Make ready, once, before the first blob."""
+
     def put(self, data: bytes) -> str:
         """Keep bytes; returns `sha256:...`. Durable when it returns."""
 
@@ -52,6 +55,19 @@ class BlobFolder:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    def prepare(self) -> None:
+        """Make the folders, so that no blob has to wait for its own to be on disk.
+
+        Raises:
+            StoreError: they cannot be made.
+        """
+        try:
+            for number in range(256):
+                (self.folder / "sha256" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+            flush_folder(self.folder / "sha256")
+        except OSError as error:
+            raise StoreError(f"cannot be made: {error.strerror}", where=str(self.folder)) from error
 
     def path(self, digest: str) -> Path:
         """Where a blob lies.

@@ -3,7 +3,8 @@
 The transparency log and the verdicts hold digests, never prompts, so both stay verifiable when the bytes
 are gone; an audit that still needs them ends as `evidence-erased`, which is no verdict.
 
-1. The log is marked as erased, and that is committed: from here on nobody gets the bytes.
+1. The log is marked as erased, its audits' exhibits lose their excerpts, and that is committed: from here on
+   nobody gets the bytes.
 2. Under a lock on the digest, and only if no other log (of any tenant) has the same bytes, they are removed.
    Whoever hands the same bytes in looks under the same lock whether they are there (`keep`), so an
    acknowledged log never loses them.
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import BigInteger, cast, func, select, update
 from sqlalchemy.sql import text
 
-from auditor.service import audits
+from auditor.service import audits, exhibits
 from auditor.service.clock import SECOND
 from auditor.service.clock import now as time_now
 from auditor.service.queue import UNFINISHED
@@ -49,6 +50,7 @@ def erase(store: Store, blobs: Blobs, tenant_id: str, log_id: str) -> TraceLog:
         log = audits.find_log(connection, tenant_id, log_id)
         same = (log_table.c.id == log_id, log_table.c.erased.is_(None))
         connection.execute(update(log_table).where(*same).values(erased=time_now(connection)))
+        exhibits.forget_texts(connection, log_id)
         log = audits.find_log(connection, tenant_id, log_id)
     _remove(store, blobs, log.digest)
     return log

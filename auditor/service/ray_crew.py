@@ -112,10 +112,9 @@ class RayCrew:
         devices = int(resources.get("GPU") or resources.get("CPU") or 1)
         self._model = (str(model.absolute()), None if adapter is None else str(adapter.absolute()))
         self._count = actors or devices
-        remote = self._ray.remote(ShardActor).options(
+        self._hired: Any = self._ray.remote(ShardActor).options(
             max_restarts=-1, max_task_retries=MOST_LOSSES - 1, **{self._device: 1}
         )
-        self._new_actor = lambda: remote.remote(*self._model)
         self._actors: list[Any] = []
 
     def processes(self) -> list[int]:
@@ -124,7 +123,8 @@ class RayCrew:
         return list(self._ray.get([actor.process.remote() for actor in self._actors]))
 
     def _hire(self) -> None:
-        self._actors += [self._new_actor() for _ in range(self._count - len(self._actors))]
+        missing = self._count - len(self._actors)
+        self._actors += [self._hired.remote(*self._model) for _ in range(missing)]
 
     def close(self) -> None:
         """Let the actors go; a local cluster ends with it."""

@@ -68,6 +68,15 @@ class S3Blobs:
         name = self._cache.path(digest).relative_to(self._cache.folder).as_posix()
         return f"{self._prefix}/{name}" if self._prefix else name
 
+    def prepare(self) -> None:
+        """Ask for the bucket, so that a wrong one is found before anything is promised.
+
+        Raises:
+            StoreError: it is not there, or closed to us.
+        """
+        with self._named("found"):
+            self._client.head_bucket(Bucket=self._bucket)
+
     def put(self, data: bytes) -> str:
         """Keep bytes; returns `sha256:...`.
 

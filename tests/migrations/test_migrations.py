@@ -248,6 +248,8 @@ SERVICE_ROWS = (
     "INSERT INTO log_entry (audit_id, kind, body, position) VALUES ('aud_1', 'verdict', '{}', NULL)",
     "INSERT INTO upload VALUES ('upl_1', 'ten_1', 'a', 'sha256:0', 7, 1, 'log_1')",
     "INSERT INTO idempotency_key VALUES ('ten_1', 'k', 'x', 'aud_1', 2)",
+    "INSERT INTO exhibit VALUES ('aud_1', 'ten_1', 'acme', NULL, 'consistent', 7, 0.001, '{}')",
+    "INSERT INTO session VALUES ('x', 'ak_1', 1, 9)",
     "INSERT INTO webhook VALUES ('whk_1', 'ten_1', 'https://example.com/', '', 1, NULL)",
     (
         "INSERT INTO delivery VALUES"
@@ -257,7 +259,7 @@ SERVICE_ROWS = (
 )
 LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
 LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
-LATER += ("dispute", "dispute_event", "nonce")
+LATER += ("dispute", "dispute_event", "nonce", "exhibit", "session")
 """Tables that came after the service's first release."""
 
 

@@ -12,12 +12,13 @@ from sqlalchemy import select, update
 from auditor.errors import OptionError, StoreError
 from auditor.merkle.policy import parse_policy
 from auditor.merkle.receipts import verify_receipt
-from auditor.service import audits, erasure, tenants
+from auditor.service import audits, erasure, exhibits, tenants
 from auditor.service.audit_work import AuditWork
 from auditor.service.audits import AuditOptions
 from auditor.service.blobs import BlobFolder
 from auditor.service.clock import SECOND
 from auditor.service.errors import EvidenceErasedError, NotFoundError
+from auditor.service.exhibit import Exhibit
 from auditor.service.log_placing import open_log, place
 from auditor.service.places import open_blobs
 from auditor.service.s3_blobs import S3Blobs
@@ -179,6 +180,24 @@ def test_an_erased_log_leaves_digest_verdict_and_a_log_that_verifies(world, tmp_
         position, entry = audits.log_entry(connection, world.alice, audit_id, "verdict")
     assert DIGEST.encode() in entry
     assert verify_receipt(TransparencyLog(tree.folder).prove(position), entry, policy, "receipt")
+
+
+def test_excerpts_of_a_log_go_with_it_whenever_its_audit_ends(world):
+    log = world.hand_in(world.alice)
+    before, after = world.submit(log), world.submit(log)
+    body = b'{"curves":[1],"excerpts":[{"pieces":["secret"]}]}'
+    shown = Exhibit("acme", "demo", "inconsistent", 5, 0.001, body)
+
+    def record(audit_id):
+        with world.store.transaction(writes=True) as connection:
+            exhibits.record(connection, audits.find(connection, world.alice, audit_id), shown)
+
+    record(before)
+    erasure.erase(world.store, world.blobs, world.alice, log.id)
+    record(after)
+    with world.store.transaction() as connection:
+        for audit_id in (before, after):
+            assert exhibits.find(connection, world.alice, audit_id) == {"curves": [1], "excerpts": []}
 
 
 def test_an_audit_of_erased_evidence_says_so(world):
