@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import time
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auditor.api import audits, disputes, health, keys, log, progress, schedules, uploads, webhooks
+from auditor.api import (
+    audits,
+    disputes,
+    health,
+    keys,
+    log,
+    progress,
+    reports,
+    schedules,
+    uploads,
+    webhooks,
+)
+from auditor.api.bodies import refuse_unknown_query
 from auditor.api.metrics import count_answer
 from auditor.api.pages import audits as audit_pages
 from auditor.api.pages import disputes as dispute_pages
@@ -58,8 +70,8 @@ def create_application(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     application.state.service = service
-    v1 = APIRouter(prefix="/v1")
-    for module in (audits, progress, uploads, schedules, disputes, keys, webhooks):
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
+    for module in (audits, progress, uploads, reports, schedules, disputes, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)

@@ -14,7 +14,7 @@ from auditor.api.problems import responses
 from auditor.api.service import Reader, Service, TheService
 from auditor.errors import LogStateError
 from auditor.service import audits
-from auditor.service.errors import NotFinishedError, NotFoundError
+from auditor.service.errors import NotFinishedError, NotFoundError, NotReadyError
 from auditor.transparency_log import TransparencyLog
 
 router = APIRouter(tags=["log"])
@@ -33,6 +33,14 @@ def checkpoint(service: TheService) -> Response:
     return Response(raw, headers={"Cache-Control": "no-cache"}, media_type="text/plain; charset=utf-8")
 
 
+@router.get("/log/report-key", summary="The key that signs reports", responses=responses(503))
+def report_key(service: TheService) -> Response:
+    """A vkey. Compare it with what the auditor publishes elsewhere: this service could lie about it."""
+    if service.report_signer is None:
+        raise NotReadyError("this service has no report key")
+    return Response(f"{service.report_signer.public.vkey}\n", media_type="text/plain; charset=utf-8")
+
+
 @router.get("/log/tile/{path:path}", summary="A tile or entry bundle", responses=responses(404))
 def tile(service: TheService, path: str) -> Response:
     """Never changes."""
@@ -48,7 +56,7 @@ def tile(service: TheService, path: str) -> Response:
 @router.get(
     "/v1/audits/{audit_id}/receipts/{kind}",
     summary="Proof that the log holds an entry",
-    responses=responses(401, 403, 404, 409),
+    responses=responses(401, 403, 404, 409, 422),
 )
 def receipt(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]
@@ -82,7 +90,7 @@ def receipt_of(
 @router.get(
     "/v1/audits/{audit_id}/entries/{kind}",
     summary="What the log holds of an audit",
-    responses=responses(401, 403, 404, 409),
+    responses=responses(401, 403, 404, 409, 422),
 )
 def entry(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]

@@ -20,7 +20,7 @@ from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.delivering import Sender
 from auditor.service.egress import Egress
-from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
 from auditor.service.places import open_store
 from auditor.service.webhook_signing import open_webhook_key
 from auditor.store import Store
@@ -64,9 +64,19 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
+        report_signer = open_report_key(folder.parent / "report.key")
         signer = open_webhook_key(folder.parent / "webhook.key")
-        blobs, public = BlobFolder(folder), log.signer.public.vkey
-        service = Service(store, blobs, folder / "uploads", log.folder, signer, public)
+        blobs = BlobFolder(folder)
+        blobs.prepare()
+        service = Service(
+            store,
+            blobs,
+            folder / "uploads",
+            log.folder,
+            signer,
+            report_signer,
+            log_key=log.signer.public.vkey,
+        )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):

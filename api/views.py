@@ -4,17 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from auditor.reports import StoredReport
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
-from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, ApiKey, Tenant
+from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, SCOPES, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
 InputFormat = Literal["auto", "trace", "openai", "parquet"]
 # Text that a database can hold and a terminal can show.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]
+
+
+def _whole(value: Any) -> Any:
+    # 142.0 is an integer in JSON Schema, and JSON knows no other number.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+# Of lists of names: which there are is said to whoever reads the description, and checked by the library.
+Scope = Annotated[str, Field(json_schema_extra={"enum": list(SCOPES)})]
 
 
 class Body(BaseModel):
@@ -41,6 +52,7 @@ class AuditOrder(OptionsBody):
     """An audit of a log that was uploaded before."""
 
     log: Label = Field(examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    provider: Label | None = Field(default=None, description="Whom the log is of; reports go by it.")
 
 
 class LogView(BaseModel):
@@ -66,6 +78,7 @@ class AuditView(BaseModel):
     state: State
     created: Time
     finished: Time | None
+    provider: str | None
     log: LogView
     options: dict[str, Any]
     attempts: int = Field(description="Attempts that ended in an error.")
@@ -94,7 +107,7 @@ class NewTenant(Body):
     """A tenant to be made."""
 
     name: Label
-    most_running: int = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
+    most_running: Whole = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
 
 
 class TenantView(BaseModel):
@@ -117,7 +130,7 @@ class NewKey(Body):
     """A key to be made."""
 
     name: Label = Field(examples=["ci"])
-    scopes: list[str] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
+    scopes: list[Scope] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
     public_key: Label | None = Field(
         default=None,
         description="Of a provider's own key (a vkey, as `audit keys generate` prints it): submissions are "
@@ -154,6 +167,36 @@ class KeyPage(BaseModel):
     next: str | None
 
 
+class ReportView(BaseModel):
+    """A report; `provider` is null where it is about all of them."""
+
+    id: str = Field(examples=["rep_0193f6b05d3a7c1e9f552f7b7a3f9d10"])
+    provider: str | None
+    start: Time
+    end: Time
+    created: Time
+    digest: str = Field(examples=["sha256:" + "0" * 64])
+
+
+class ReportPage(BaseModel):
+    """Reports, newest first."""
+
+    items: list[ReportView]
+    next: str | None = Field(description="Cursor of the next page.")
+
+
+def view_report(report: StoredReport) -> ReportView:
+    """A report as the API lists it."""
+    return ReportView(
+        id=report.id,
+        provider=report.provider or None,
+        start=to_text(report.start),
+        end=to_text(report.end),
+        created=to_text(report.created),
+        digest=report.digest,
+    )
+
+
 def view_log(log: TraceLog) -> LogView:
     """A log as the API shows it."""
     return LogView(id=log.id, digest=log.digest, name=log.name, bytes=log.size)
@@ -171,6 +214,7 @@ def view_audit(audit: Audit) -> AuditView:
             "state": audit.state,
             "created": to_text(audit.created),
             "finished": None if audit.finished is None else to_text(audit.finished),
+            "provider": audit.provider or None,
             "log": view_log(audit.log),
             "options": options,
             "attempts": audit.attempts,

@@ -27,6 +27,7 @@ from auditor.commands.probe import probe
 from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
+from auditor.commands.report import report
 from auditor.commands.schedule import schedule
 from auditor.commands.seed import seed
 from auditor.commands.serve import serve, worker
@@ -74,6 +75,7 @@ for command in (
     keys,
     profile,
     log,
+    report,
     commit,
     challenge,
     open_,

@@ -37,6 +37,7 @@ def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.engine_recipe_option
 @options.noise_option
 @click.option("--served-model", default=None, metavar="NAME", help="What the log calls the model.")
+@click.option("--provider", default=None, metavar="NAME", help="Whom the log is of; reports go by it.")
 @click.option("--keep", is_flag=True, help="Hand it in for scheduled audits only; prints the log's id.")
 @click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
 @click.option(
@@ -58,6 +59,7 @@ def submit(
     engine_recipe: str | None,
     noise: str | None,
     served_model: str | None,
+    provider: str | None,
     keep: bool,
     watch: bool,
     sign: Path | None,
@@ -92,7 +94,7 @@ def submit(
             kept = client.keep(body, name=file.name)
             click.echo(json.dumps(kept) if output_format == "json" else kept["id"])
             return
-        audit = client.submit(body, name=file.name, options=ordered)
+        audit = client.submit(body, name=file.name, options=ordered, provider=provider)
         if watch:
             click.echo(audit.id, err=True)
             audit = _followed(client, audit)

@@ -113,14 +113,17 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def submit(self, body: bytes, *, name: str, options: AuditOptions) -> RemoteAudit:
+    def submit(
+        self, body: bytes, *, name: str, options: AuditOptions, provider: str | None = None
+    ) -> RemoteAudit:
         """Hand in a log of at most 8 MiB, in any form that `audit verify` reads; ordered when this returns.
 
         Raises:
             ServiceRefusedError, ServiceUnreachableError: not ordered, as far as anybody knows.
         """
         given = {slot: getattr(options, slot) for slot in type(options).__slots__}
-        query = {"name": name, **{slot: value for slot, value in given.items() if value is not None}}
+        given |= {"name": name, "provider": provider}
+        query = {slot: value for slot, value in given.items() if value is not None}
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": str(uuid.uuid4())}
         return _audit(self.call("POST", "/v1/audits", params=query, content=body, headers=headers))
 
