@@ -6,8 +6,9 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select, update
+from sqlalchemy import case, func, insert, select, update
 
+from auditor.store_schedules import dispute as dispute_table
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import exhibit as exhibit_table
 from auditor.store_schema import trace_log as log_table
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from auditor.service.exhibit import Exhibit
 
 MOST_PROVIDERS = 200
+OVERTURNED = "overturned"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class ProviderStanding:
 
     Attributes:
         provider, model: None where logs name none, or several.
-        verdicts: outcome -> how many.
+        verdicts: outcome -> how many; those whose dispute was upheld are `OVERTURNED` instead.
         tokens: output tokens scored, all verdicts together.
         false_alarms: how many convictions an honest provider should expect at most: the sum of alphas.
         last_audit, last_outcome, last_time: of the audit submitted last that has a verdict; microseconds
@@ -100,18 +102,22 @@ def subjects(
 def standings(connection: Connection, tenant_id: str) -> list[ProviderStanding]:
     """Each provider and model that a tenant's verdicts are about, those audited last first."""
     shown, given = exhibit_table.c, verdict_table.c
+    upheld = select(dispute_table.c.audit_id).where(
+        dispute_table.c.tenant_id == tenant_id, dispute_table.c.outcome == "upheld"
+    )
+    outcome = case((shown.audit_id.in_(upheld), OVERTURNED), else_=shown.outcome).label("found")
     sums = (
         select(
             shown.provider,
             shown.model,
-            shown.outcome,
+            outcome,
             func.count().label("audits"),
             func.sum(shown.tokens).label("tokens"),
             func.sum(shown.alpha).label("alphas"),
             func.max(shown.audit_id).label("last"),  # identifiers begin with their time
         )
         .where(shown.tenant_id == tenant_id)
-        .group_by(shown.provider, shown.model, shown.outcome)
+        .group_by(shown.provider, shown.model, outcome)
     )
     found: dict[tuple[str | None, str | None], list[Row[Any]]] = {}
     for row in connection.execute(sums):
@@ -129,10 +135,10 @@ def _standing(rows: list[Row[Any]], given_at: dict[str, int]) -> ProviderStandin
     return ProviderStanding(
         last.provider,
         last.model,
-        {row.outcome: row.audits for row in rows},
+        {row.found: row.audits for row in rows},
         int(sum(row.tokens for row in rows)),
         float(sum(row.alphas for row in rows)),
         last.last,
-        last.outcome,
+        last.found,
         given_at[last.last],
     )
