@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,7 +20,13 @@ from auditor.api import (
     uploads,
     webhooks,
 )
+from auditor.api.bodies import refuse_unknown_query
 from auditor.api.metrics import count_answer
+from auditor.api.pages import audits as audit_pages
+from auditor.api.pages import files, overview, problem_codes, profiles, signing_in, submitting
+from auditor.api.pages import keys as key_pages
+from auditor.api.pages import log as log_page
+from auditor.api.pages.negotiation import refuse
 from auditor.api.problems import add_handlers, problem_response
 from auditor.api.service import Service
 from auditor.service.errors import NotFoundError
@@ -32,8 +38,19 @@ Refusals are problem documents (RFC 9457). What makes something takes an `Idempo
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+_PAGES = (
+    overview,
+    audit_pages,
+    submitting,
+    profiles,
+    log_page,
+    key_pages,
+    signing_in,
+    problem_codes,
+    files,
+)
 
 
 def create_application(service: Service) -> FastAPI:
@@ -48,13 +65,15 @@ def create_application(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     application.state.service = service
-    v1 = APIRouter(prefix="/v1")
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
     for module in (audits, progress, uploads, reports, schedules, disputes, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)
     application.include_router(log.router)
-    add_handlers(application)
+    for page in _PAGES:
+        application.include_router(page.router)
+    add_handlers(application, refuse)
     application.add_middleware(_Observed)
     return application
 

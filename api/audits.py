@@ -27,6 +27,8 @@ from auditor.api.views import (
 from auditor.service import audits, signatures, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.containers import check_log
+from auditor.service.parquet_check import check_parquet
+from auditor.trace_streams import container_of
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
@@ -87,6 +89,8 @@ def submit(
         options = order.options()
     else:
         check_log([body])
+        if container_of(body) == "parquet":
+            check_parquet(body)
         digest = service.blobs.put(body)
 
     def make() -> str:
@@ -101,9 +105,9 @@ def submit(
     with service.store.transaction(writes=True) as connection:
         if submitter.signed is not None:
             signatures.use_up(connection, submitter.signed)
-        left = tenants.take_allowance(connection, caller)
         audit_id, again = audits.once(connection, caller.tenant_id, key, told, make)
         audit = audits.find(connection, caller.tenant_id, audit_id)
+        left = tenants.take_allowance(connection, caller)
     response.headers["Location"] = f"{request.url.path}/{audit_id}"
     response.headers["RateLimit"] = f'"submissions";r={int(left)}'
     response.headers["RateLimit-Policy"] = f'"submissions";q={int(tenants.SUBMISSIONS_AT_ONCE)}'

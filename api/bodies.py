@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.dependencies.utils import get_flat_dependant
 from pydantic import BaseModel, ValidationError
 
 from auditor.errors import TraceSyntaxError
@@ -55,6 +56,22 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
+async def refuse_unknown_query(request: Request) -> None:
+    """A dependency: every query parameter is one that the route knows, and comes once.
+
+    Whoever misspells `alpha` must not be judged at the default.
+
+    Raises:
+        RequestInvalidError: one is not.
+    """
+    route = request.scope["route"]
+    known = {field.alias for field in get_flat_dependant(route.dependant).query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    if not known.issuperset(given) or len(set(given)) != len(given):
+        choice = f"choose from {', '.join(sorted(known))}" if known else "there is none here"
+        raise RequestInvalidError("a query parameter is unknown, or comes twice", where="query", fix=choice)
+
+
 def json_body(model: type[Model]) -> Any:
     """A dependency: the body as this model."""
 
@@ -76,9 +93,20 @@ def parsed(model: type[Model], raw: bytes) -> Model:
         RequestInvalidError: a field that is missing, mistyped or unknown.
     """
     try:
-        return model.model_validate(load_object(raw, where="body", max_bytes=MOST_JSON_BYTES))
+        value = load_object(raw, where="body", max_bytes=MOST_JSON_BYTES)
     except TraceSyntaxError as error:
         raise BodyMalformedError(error.message, where="body") from None
+    return validated(model, value)
+
+
+def validated(model: type[Model], value: dict[str, Any]) -> Model:
+    """Plain values as this model.
+
+    Raises:
+        RequestInvalidError: a field that is missing, mistyped or unknown.
+    """
+    try:
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise RequestInvalidError(first["msg"], where=".".join(map(str, first["loc"]))) from None

@@ -11,7 +11,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 
 from auditor.api.problems import responses
-from auditor.api.service import Reader, TheService
+from auditor.api.service import Reader, Service, TheService
 from auditor.errors import LogStateError
 from auditor.service import audits
 from auditor.service.errors import NotFinishedError, NotFoundError, NotReadyError
@@ -56,14 +56,27 @@ def tile(service: TheService, path: str) -> Response:
 @router.get(
     "/v1/audits/{audit_id}/receipts/{kind}",
     summary="Proof that the log holds an entry",
-    responses=responses(401, 403, 404, 409),
+    responses=responses(401, 403, 404, 409, 422),
 )
 def receipt(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]
 ) -> Response:
     """A C2SP tlog-proof; `audit log verify` checks it offline with the entry's bytes."""
+    raw = receipt_of(service, caller.tenant_id, audit_id, kind)
+    return Response(raw, media_type="text/plain; charset=utf-8")
+
+
+def receipt_of(
+    service: Service, tenant_id: str, audit_id: str, kind: Literal["submission", "verdict"]
+) -> bytes:
+    """The receipt of an audit's entry.
+
+    Raises:
+        NotFoundError: the tenant has no such audit.
+        NotFinishedError: there is no such entry, or no signed tree holds it yet.
+    """
     with service.store.transaction() as connection:
-        position, _ = audits.log_entry(connection, caller.tenant_id, audit_id, kind)
+        position, _ = audits.log_entry(connection, tenant_id, audit_id, kind)
     try:
         log = TransparencyLog(service.log)
         _, head = log.checkpoint()
@@ -71,13 +84,13 @@ def receipt(
         head = None
     if head is None or position is None or position >= head.size:
         raise NotFinishedError("the entry is not in a signed tree yet", retry_after=3)
-    return Response(log.prove(position).serialize(), media_type="text/plain; charset=utf-8")
+    return log.prove(position).serialize()
 
 
 @router.get(
     "/v1/audits/{audit_id}/entries/{kind}",
     summary="What the log holds of an audit",
-    responses=responses(401, 403, 404, 409),
+    responses=responses(401, 403, 404, 409, 422),
 )
 def entry(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]

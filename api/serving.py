@@ -66,7 +66,17 @@ def serve_all(
         log = open_log(folder.parent / "log", folder.parent / "log.key")
         report_signer = open_report_key(folder.parent / "report.key")
         signer = open_webhook_key(folder.parent / "webhook.key")
-        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, signer, report_signer)
+        blobs = BlobFolder(folder)
+        blobs.prepare()
+        service = Service(
+            store,
+            blobs,
+            folder / "uploads",
+            log.folder,
+            signer,
+            report_signer,
+            log_key=log.signer.public.vkey,
+        )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):

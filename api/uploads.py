@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from auditor.api.bodies import LOG_TYPES, json_body, json_content, log_body, read_body
 from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Service, TheService, Writer
-from auditor.api.views import Body, Label, LogView, view_log
+from auditor.api.views import Body, Label, LogView, Whole, view_log
 from auditor.service import audits, uploads
 from auditor.service.containers import check_log
 from auditor.service.errors import RequestInvalidError
@@ -37,7 +37,7 @@ class NewUpload(Body):
 
     name: Label = Field(examples=["traffic.jsonl.zst"])
     digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of all bytes.")
-    bytes: int = Field(ge=1, le=MOST_UPLOAD_BYTES)
+    bytes: Whole = Field(ge=1, le=MOST_UPLOAD_BYTES)
 
 
 class UploadView(BaseModel):

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from auditor.reports import StoredReport
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
-from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, ApiKey, Tenant
+from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, SCOPES, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
 InputFormat = Literal["auto", "trace", "openai", "parquet"]
 # Text that a database can hold and a terminal can show.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]
+
+
+def _whole(value: Any) -> Any:
+    # 142.0 is an integer in JSON Schema, and JSON knows no other number.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+# Of lists of names: which there are is said to whoever reads the description, and checked by the library.
+Scope = Annotated[str, Field(json_schema_extra={"enum": list(SCOPES)})]
 
 
 class Body(BaseModel):
@@ -97,7 +107,7 @@ class NewTenant(Body):
     """A tenant to be made."""
 
     name: Label
-    most_running: int = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
+    most_running: Whole = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
 
 
 class TenantView(BaseModel):
@@ -120,7 +130,7 @@ class NewKey(Body):
     """A key to be made."""
 
     name: Label = Field(examples=["ci"])
-    scopes: list[str] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
+    scopes: list[Scope] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
     public_key: Label | None = Field(
         default=None,
         description="Of a provider's own key (a vkey, as `audit keys generate` prints it): submissions are "

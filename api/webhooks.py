@@ -35,7 +35,7 @@ class NewWebhook(Body):
         pattern="^https://",
         examples=["https://example.com/hook"],
     )
-    types: list[str] = Field(
+    types: list[Annotated[str, Field(json_schema_extra={"enum": list(TYPES)})]] = Field(
         default=[],
         max_length=50,
         description=f"Of what; empty: of everything. {', '.join(TYPES)}",

@@ -27,6 +27,9 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("AUDITOR_HYPOTHESIS_PROFILE", "suite"))
 
+# `make test-pages` brings what these need, and runs them.
+collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_torch_thread():
@@ -101,7 +104,7 @@ def _reachable_programs(programs, folder, account):
     return programs
 
 
-def _start(programs, folder):
+def _start(programs, folder, fsync="off"):
     import psycopg
 
     account = _server_account()
@@ -129,7 +132,7 @@ def _start(programs, folder):
     )
     if made.returncode != 0:
         raise RuntimeError(f"initdb failed: {made.stdout}{made.stderr}")
-    settings = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": "off"}
+    settings = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": fsync}
     flags = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     log = folder / "log"
     with log.open("wb") as output:

@@ -12,8 +12,8 @@
     largest_fraction = 0.1         # of requests on which a cheat may go unseen before the grade is capped
     budget_tokens = 200000         # output tokens to audit in a period; left out: all
 
-A schedule's policy (`auditor.schedules.policy`) is more than that and is reported as one of these. The digest
-of the file's bytes names the policy in every report.
+A schedule's policy (`auditor.schedules.policy`) is more than that, and is reported as one of these. The
+digest of the file's bytes names the policy in every report.
 """
 
 from __future__ import annotations

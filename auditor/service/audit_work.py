@@ -20,8 +20,9 @@ from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
 from auditor.schedules import likelihoods
-from auditor.service import audits
+from auditor.service import audits, exhibits
 from auditor.service.clock import SECOND
+from auditor.service.exhibit import exhibit_of
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
 from auditor.verdict import Verdict, tokens_by_mode
@@ -73,9 +74,11 @@ class AuditWork:
         )
         steps.flush()
         body, traces = documents(result)
+        exhibit = exhibit_of(result)
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            exhibits.record(connection, audit, exhibit)
             likelihoods.record(connection, audit.id, result.verdicts)
 
         return effects

@@ -26,6 +26,8 @@ from auditor.store_schema import log_entry as entry_table
 from auditor.transparency_log import TransparencyLog, read_head
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from auditor.store import Store
 
 ORIGIN = "auditor.localhost/log"
@@ -91,9 +93,25 @@ def place(store: Store, log: ServiceLog) -> int:
         while tree.size < placed:
             tree.append(_entries(store, tree.size))
         head = read_head(log.head_file)
-        if head is None or head.size != tree.size or not (log.folder / "checkpoint").exists():
+        # Both: whoever died between the two remembers a head that nobody was shown.
+        if head is None or head.size != tree.size or _shown(tree) != tree.size:
             tree.sign([log.signer], log.head_file, int(time.time()))
         return tree.size
+
+
+def _shown(tree: TransparencyLog) -> int | None:
+    """Size of the head that is published."""
+    if not (tree.folder / "checkpoint").exists():
+        return None
+    return tree.checkpoint()[1].size
+
+
+def newest_entries(connection: Connection, below: int, limit: int) -> list[tuple[int, bytes]]:
+    """(place, bytes) of the last entries of a tree of that size, the newest first; they are public."""
+    column = entry_table.c
+    wanted = select(column.position, column.body).where(column.position < below)
+    rows = connection.execute(wanted.order_by(column.position.desc()).limit(limit))
+    return [(row.position, bytes(row.body)) for row in rows]
 
 
 def _give_places(store: Store) -> int:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import re
+import time
 
 import pytest
 
+from auditor.reports import Policy, make_report
 from auditor.service import tenants
 from tests.api.conftest import Party, refused
 
-OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json", "/log/checkpoint", "/log/tile/{path}"}
+OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json"}
+OPEN |= {"/log/checkpoint", "/log/tile/{path}", "/log/report-key"}
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
 SAID = {"by": "Jo", "statement": "it was declared"}
 SCOPE = {
@@ -84,40 +88,96 @@ def test_every_endpoint_asks_for_its_scope(world):
                 refused(answer, 403, "scope-missing")
 
 
-def test_another_tenants_things_are_not_there_on_any_endpoint(world):
-    """The same answer as for an id that nobody ever had, but for the id; and no list shows them."""
+def belongings(world):
+    """One of everything that alice can have, by the name that paths give it; and what else names something of hers."""
     answer = world.alice.submit()
     assert answer.status_code == 202, answer.text
     audit = answer.json()
+    order = {"url": "https://example.com/hook"}
+    hook = world.alice.call("POST", "/v1/webhooks", json=order, headers={"Idempotency-Key": "w"}).json()
     world.work()
     key = world.alice.get("/v1/keys").json()["items"][0]
     order = {"name": "x", "digest": "sha256:" + "0" * 64, "bytes": 1}
     upload = world.alice.call("POST", "/v1/uploads", json=order, headers={"Idempotency-Key": "u"}).json()
-    order = {"url": "https://example.com/hook"}
-    hook = world.alice.call("POST", "/v1/webhooks", json=order, headers={"Idempotency-Key": "w"}).json()
-    hers = {"webhook_id": hook["id"], "audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"]}
+    (delivery,) = world.alice.get(f"/v1/webhooks/{hook['id']}/deliveries").json()["items"]
+    named = {
+        "audit_id": audit["id"],
+        "key_id": key["id"],
+        "upload_id": upload["id"],
+        "webhook_id": hook["id"],
+    }
     order = {"provider": "acme", "cron": "0 6 * * 1", "policy": POLICY}
     made = world.alice.call("POST", "/v1/schedules", json=order, headers={"Idempotency-Key": "s"}).json()
     order = {"audit": audit["id"], **SAID}
     filed = world.alice.call("POST", "/v1/disputes", json=order, headers={"Idempotency-Key": "d"}).json()
-    hers |= {"schedule_id": made["id"], "dispute_id": filed["id"]}
-    fixed = {"number": 1, "kind": "verdict"}
-    checked = 0
+    now = time.time_ns() // 1000
+    report = json.loads(
+        make_report(world.service.store, world.alice.tenant.id, "", now - 2, now - 1, Policy())
+    )
+    named |= {"schedule_id": made["id"], "dispute_id": filed["id"], "report_id": report["id"]}
+    return named, [audit["log"]["id"], *named.values(), delivery["id"], world.alice.tenant.id]
+
+
+# What makes something without an id in its path: how bob tries to get at a thing of alice's through its body.
+MADE = {
+    "/v1/audits": {"log": "LOG"},
+    "/v1/uploads": {"name": "x", "digest": "sha256:" + "0" * 64, "bytes": 1},
+    "/v1/keys": {"name": "x", "scopes": ["audits:read"]},
+    "/v1/webhooks": {"url": "https://example.com/hook"},
+    "/v1/tenants": {"name": "alice"},
+    "/v1/schedules": {"provider": "acme", "cron": "0 6 * * 1", "policy": POLICY},
+    "/v1/disputes": {"audit": "AUDIT", **SAID},
+    "/v1/logs": {},
+}
+# Bodies without which an endpoint refuses before it looks.
+ORDERS = {
+    "/v1/disputes/{dispute_id}/answer": SAID,
+    "/v1/disputes/{dispute_id}/resolve": SAID | {"outcome": "upheld"},
+}
+FIXED = {"number": 1, "kind": "verdict"}
+
+
+def test_another_tenants_things_are_not_there_on_any_endpoint(world):
+    """The same answer as for an id that nobody ever had, but for the id; and nothing shows hers.
+
+    Every endpoint of the description has a case; one that is new and has none fails.
+    """
+    named, hers = belongings(world)
+    scopes = [scope for scope in tenants.SCOPES if scope != "operator"]
+    stranger = world.party("stranger", scopes)
     for method, path in endpoints(world):
-        if "{" not in path or "tenant_id" in path:
-            continue
-        options = {"headers": {"Idempotency-Key": "k"}}
-        if path.endswith(("/answer", "/resolve")):
-            options["json"] = SAID | ({"outcome": "upheld"} if path.endswith("/resolve") else {})
-        theirs = world.bob.call(method, filled(path, **hers, **fixed), **options)
-        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), **options)
-        assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
-        checked += 1
-    assert checked >= 6
-    assert world.bob.get("/v1/audits").json()["items"] == []
-    assert [k["id"] for k in world.bob.get("/v1/keys").json()["items"]] != [key["id"]]
-    assert world.alice.get(f"/v1/audits/{audit['id']}").json()["state"] == "done"
+        unknown = set(re.findall(r"{(\w+)}", path)) - named.keys() - FIXED.keys() - {"tenant_id"}
+        assert not unknown, f"{path}: add one of alice's to `belongings`"
+        headers = {
+            "Idempotency-Key": "k",
+            "Content-Digest": "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:",
+        }
+        if SCOPE.get((method, path)) == "operator":
+            ids = {"tenant_id": world.alice.tenant.id}
+            refused(stranger.call(method, filled(path, **ids), headers=headers), 403, "scope-missing")
+        elif "{" in path:
+            order = {"json": ORDERS[path]} if path in ORDERS else {}
+            theirs, nobodys = (
+                stranger.call(method, filled(path, **ids, **FIXED), headers=headers, **order)
+                for ids in (named, dict.fromkeys(named, "x_0"))
+            )
+            assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
+        elif method == "GET":
+            answer = stranger.get(path)
+            assert answer.status_code == 200
+            assert not [text for text in hers if text in answer.text], path
+        else:
+            assert path in MADE, f"{path}: say in `MADE` how a stranger would try"
+            order = json.loads(
+                json.dumps(MADE[path]).replace("LOG", hers[0]).replace("AUDIT", named["audit_id"])
+            )
+            answer = stranger.call(method, path, json=order, headers={"Idempotency-Key": path})
+            assert answer.status_code in (201, 404, 415), answer.text  # a log is no JSON
+            assert not [text for text in hers if text in answer.text], path
+    assert stranger.get("/v1/audits").json()["items"] == []
+    assert world.alice.get(f"/v1/audits/{named['audit_id']}").json()["state"] == "done"
     assert world.alice.get("/v1/keys").json()["items"][0]["revoked"] is None
+    assert len(world.alice.get("/v1/webhooks").json()["items"]) == 1
 
 
 def test_keys_are_shown_once_rotated_and_revoked(world):

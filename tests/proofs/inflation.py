@@ -38,7 +38,7 @@ from auditor.reference.tokenizer import Tokenizer
 from tests.proofs.inflation_commitments import structural
 from tests.proofs.inflation_pool import BLOCK, SPEC, honest, inflated
 
-STAGES = ("replayed", "trained", "published")
+STAGES = ("replayed", "likelihoods", "trained", "published")
 RATES = (0.1, 0.5, 1.0, 2.0)
 ALPHA = 0.001
 STRUCTURAL = ("accounting/naive-count", "accounting/forged-embeddings", "accounting/late-commit")
@@ -86,36 +86,34 @@ class Study:
     # With weights ----------------------------------------------------------------------------------
 
     def replayed(self):
-        """Mean clipped margins of every block: {cell: [responses][blocks]}; kept cell by cell.
+        """Mean clipped margins of every block, by the seed: {cell: [responses][blocks]}."""
+        return self._scored("replayed", lambda scores: scores.margins.tolist())
+
+    def likelihoods(self):
+        """Mean log-probability of each response's unlikeliest block, no seed used: {cell: [responses]}."""
+        return self._scored("likelihoods", lambda scores: float(scores.log_probabilities.min()))
+
+    def _scored(self, name, of):
+        """What a replay of every cell gives; kept cell by cell.
 
         Tail garbage may outgrow the context by some tokens; the replay ends where the context does.
         """
-        path = self.out / "replayed.cells.jsonl"
+        path = self.out / f"{name}.cells.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         found = dict(map(json.loads, lines))
-        model = load_model(TARGET)
+        model, scheme = load_model(TARGET), noise_scheme("gumbel-pos-v1")
         runner, context = Runner(model), model.config.context_length
-
-        def margins(pool, hiddens):
-            requests = [
-                Request(
-                    r.prompt,
-                    hidden[: context - len(r.prompt)],
-                    SPEC,
-                    r.seed,
-                    noise_scheme("gumbel-pos-v1"),
-                    self.tokenizer,
-                )
-                for r, hidden in zip(pool, hiddens, strict=True)
-            ]
-            return [s.margins.tolist() for s in replay_blocks(runner, requests, BLOCK)]
-
         for cell, split, hiddens in self.test_cells():
-            if cell not in found:
-                found[cell] = margins(self.pools[split], hiddens)
-                with path.open("a") as stream:
-                    stream.write(json.dumps([cell, found[cell]]) + "\n")
-                self.say(f"replayed {cell}")
+            if cell in found:
+                continue
+            requests = [
+                Request(r.prompt, hidden[: context - len(r.prompt)], SPEC, r.seed, scheme, self.tokenizer)
+                for r, hidden in zip(self.pools[split], hiddens, strict=True)
+            ]
+            found[cell] = [of(scores) for scores in replay_blocks(runner, requests, BLOCK)]
+            with path.open("a") as stream:
+                stream.write(json.dumps([cell, found[cell]]) + "\n")
+            self.say(f"{name}: {cell}")
         return found
 
     # Without weights -------------------------------------------------------------------------------
@@ -204,7 +202,7 @@ def worst_of_prefix(margins, seed):
     return np.array([max(m[: source.randrange(len(m)) + 1]) for m in margins])
 
 
-def without_weights(verifier, by_rule):
+def fused(verifier, by_rule, likelihoods=None):
     """Cell -> scores of the fused test; the calibration's second half is calibration, the first ranks the tests."""
     half = len(verifier["calibration"]) // 2
 
@@ -212,6 +210,7 @@ def without_weights(verifier, by_rule):
         columns = [
             verifier[cell],
             *([r[k] for r in by_rule[cell]] for k in by_rule[cell][0]),
+            *([] if likelihoods is None else [-np.array(likelihoods[cell])]),
         ]
         return [np.array(c, float)[part] for c in columns]
 
@@ -230,18 +229,39 @@ def without_weights(verifier, by_rule):
     }
 
 
+def false_alarms(trained, splits=400):
+    """Rates of the fused test without weights over random splits of all honest responses, [splits, 2].
+
+    One calibration has its luck; the conformal promise is of the mean.
+    """
+    rng, half = np.random.default_rng(0), SIZES["calibration"] // 2
+    by_rule = trained["rules"]["calibration"] + trained["rules"]["honest"]
+    columns = [np.array(trained["all"]["calibration"] + trained["all"]["honest"])]
+    columns += [np.array([r[k] for r in by_rule]) for k in by_rule[0]]
+    found = []
+    for _ in range(splits):
+        places = rng.permutation(len(by_rule))
+        ranks, calibration, fresh = np.split(places, [half, 2 * half])
+        scores = [worst_of([(c[ranks], c[part]) for c in columns]) for part in (calibration, fresh)]
+        p = p_values(*scores)
+        found.append([(p <= 0.01).mean(), (p <= 0.05).mean()])
+    return np.array(found)
+
+
 def methods(study):
     replayed = study.once("replayed", study.replayed)
+    likelihoods = study.once("likelihoods", study.likelihoods)
     trained = study.once("trained", study.trained)
     found = {
         "weights, all opened": {c: worst(m) for c, m in replayed.items()},
         "weights, one prefix": {c: worst_of_prefix(m, c) for c, m in replayed.items()},
-        "no weights": without_weights(trained["all"], trained["rules"]),
+        "weights, no seed": fused(trained["all"], trained["rules"], likelihoods),
+        "no weights": fused(trained["all"], trained["rules"]),
     }
     left_out = {}
     for name, cells in trained["left-out"].items():
-        fused = without_weights(cells, trained["rules"])
-        left_out |= {(name, cell): scores for cell, scores in fused.items()}
+        unseen = fused(cells, trained["rules"])
+        left_out |= {(name, cell): scores for cell, scores in unseen.items()}
     found["no weights, attack unseen"] = left_out
     published = study.once("published", study.published)
     found["CoIn DeepSets"] = {c: np.array(s) for c, s in published["deepsets"].items()}
@@ -375,6 +395,12 @@ def main():
     rows = table(study)
     (options.out / "table.json").write_text(json.dumps({"rows": rows, "checks": checks}, indent=1))
     print_tables(rows, checks, len(study.pools["test"]))
+    rates = false_alarms(study.once("trained", study.trained))
+    low, high = np.percentile(rates, [5, 95], axis=0)
+    for name, mean, a, b in zip(("1 %", "5 %"), rates.mean(axis=0), low, high, strict=True):
+        print(
+            f"\nFalse alarms without weights at {name}, {len(rates)} splits: {mean:.4f} ({a:.4f} to {b:.4f})"
+        )
     say("done")
 
 
