@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from auditor.service.blobs import Blobs
     from auditor.trace import Trace
 
-_WHOLE_TOKENS = 500
+_WHOLE_TOKENS = 1000
 """A population so small is audited whole: planning would cost more."""
 
 
