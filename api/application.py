@@ -14,6 +14,7 @@ from auditor.api import (
     health,
     keys,
     log,
+    logs,
     progress,
     reports,
     schedules,
@@ -23,9 +24,12 @@ from auditor.api import (
 from auditor.api.bodies import refuse_unknown_query
 from auditor.api.metrics import count_answer
 from auditor.api.pages import audits as audit_pages
+from auditor.api.pages import disputes as dispute_pages
 from auditor.api.pages import files, overview, problem_codes, profiles, signing_in, submitting
 from auditor.api.pages import keys as key_pages
 from auditor.api.pages import log as log_page
+from auditor.api.pages import reports as report_pages
+from auditor.api.pages import schedules as schedule_pages
 from auditor.api.pages.negotiation import refuse
 from auditor.api.problems import add_handlers, problem_response
 from auditor.api.service import Service
@@ -44,6 +48,9 @@ _PAGES = (
     overview,
     audit_pages,
     submitting,
+    schedule_pages,
+    report_pages,
+    dispute_pages,
     profiles,
     log_page,
     key_pages,
@@ -66,7 +73,7 @@ def create_application(service: Service) -> FastAPI:
     )
     application.state.service = service
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
-    for module in (audits, progress, uploads, reports, schedules, disputes, keys, webhooks):
+    for module in (audits, progress, uploads, logs, reports, schedules, disputes, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)

@@ -15,6 +15,7 @@ from auditor.api.pages.layout import render
 from auditor.api.pages.visits import Form, ReadingVisit, WritingVisit
 from auditor.api.paging import Cursor, decode_cursor, encode_cursor
 from auditor.api.service import Service, TheService
+from auditor.disputes import disputes
 from auditor.service import audits, exhibits
 from auditor.service.errors import NotFinishedError, RequestInvalidError
 from auditor.service.standing import OUTCOMES, STATES
@@ -84,6 +85,7 @@ def look(
         events = audits.events(connection, tenant, audit_id, after=0, limit=10_000)
         exhibit = exhibits.find(connection, tenant, audit_id)
         body = audits.verdict(connection, tenant, audit_id)[0] if audit.outcome else None
+        contested = disputes.of_audit(connection, tenant, audit_id)
     if body is None:
         return render(request, "audit_open", visit, audit=audit, events=events, ended=audit.state in _LAST)
     exhibit = exhibit or {"subjects": [], "curves": [], "excerpts": []}
@@ -99,6 +101,8 @@ def look(
         plot=evidence_plot(exhibit["curves"], audit.options.alpha),
         box={"width": WIDTH, "height": HEIGHT, "left": LEFT, "right": RIGHT, "top": TOP},
         excerpts=[excerpt_of(e, show_hidden=hidden == "shown") for e in exhibit["excerpts"]],
+        disputes=contested,
+        overturned=any(dispute.outcome == "upheld" for dispute in contested),
         hidden_shown=hidden == "shown",
         receipts=[_receipt(service, tenant, audit_id, kind) for kind in ("verdict", "submission")],
         log_key=service.log_key,

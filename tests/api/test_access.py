@@ -12,7 +12,8 @@ from auditor.reports import Policy, make_report
 from auditor.service import tenants
 from tests.api.conftest import Party, refused
 
-OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json", "/log/checkpoint", "/log/tile/{path}"}
+OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json"}
+OPEN |= {"/log/checkpoint", "/log/tile/{path}", "/log/report-key"}
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
 SAID = {"by": "Jo", "statement": "it was declared"}
 SCOPE = {
@@ -20,6 +21,8 @@ SCOPE = {
     ("GET", "/v1/tenants"): "operator",
     ("POST", "/v1/tenants"): "operator",
     ("POST", "/v1/tenants/{tenant_id}/keys"): "operator",
+    ("PUT", "/v1/tenants/{tenant_id}/retention"): "operator",
+    ("DELETE", "/v1/logs/{log_id}"): "audits:write",
     ("GET", "/v1/keys"): "keys",
     ("POST", "/v1/keys"): "keys",
     ("DELETE", "/v1/keys/{key_id}"): "keys",

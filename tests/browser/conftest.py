@@ -23,6 +23,7 @@ from auditor.service.client import Client
 TRACES = Path(__file__).parent.parent / "traces"
 HOSTILE = "<script>window.stolen=1</script>\"'><img src=x onerror=window.stolen=1>"
 HIDDEN = 24
+POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
 WAIT_SECONDS = 300
 FLAGS = [
     "--disable-background-networking",
@@ -59,11 +60,17 @@ def hostile_log():
 
 @dataclass
 class Server:
-    """`audit serve` with one worker. `audit` is one that is done, of `hostile_log`."""
+    """`audit serve` with one worker.
+
+    Attributes:
+        audit: one that is done, of `hostile_log`.
+        more: pages of a schedule and of a dispute.
+    """
 
     address: str
     key: str
     audit: str = ""
+    more: tuple[str, ...] = ()
 
 
 @pytest.fixture(scope="session")
@@ -101,6 +108,11 @@ def service(server):
         while client._http.get(f"/v1/audits/{server.audit}/receipts/verdict").status_code != 200:
             assert time.monotonic() < deadline, "not logged"
             time.sleep(0.3)
+        made = {"provider": HOSTILE, "cron": "0 6 1 1 *", "policy": POLICY}
+        schedule = client.call("POST", "/v1/schedules", json=made, headers={"Idempotency-Key": "s"})
+        said = {"audit": server.audit, "by": HOSTILE, "statement": HOSTILE, "evidence": [HOSTILE]}
+        dispute = client.call("POST", "/v1/disputes", json=said, headers={"Idempotency-Key": "d"})
+        server.more = (f"/schedules/{schedule['id']}", f"/disputes/{dispute['id']}")
     return server
 
 

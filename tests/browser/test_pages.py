@@ -42,6 +42,10 @@ def every_page(service):
         f"{audit}?hidden=shown",
         f"{audit}/requests",
         "/submit",
+        "/schedules",
+        "/reports",
+        "/disputes",
+        *service.more,
         "/profiles",
         "/log",
         "/keys",
@@ -102,7 +106,7 @@ def test_spans_are_shown_in_context_and_hidden_text_only_when_asked_for(open_pag
 def test_hostile_labels_and_texts_stay_text(open_page, service):
     page = open_page()
     for path in every_page(service):
-        page.goto(path)
+        assert page.goto(path).ok, path
         assert page.evaluate("window.stolen") is None, path
         assert page.locator("main img, main script").count() == 0
     page.goto("/")
@@ -320,9 +324,9 @@ def test_a_form_of_another_site_does_nothing(open_page, service, tmp_path):
 
 def test_another_tenant_sees_a_404_page(open_page, service):
     with Client(service.address, service.key) as client:
-        tenant = client._call("POST", "/v1/tenants", json={"name": "bob"})
+        tenant = client.call("POST", "/v1/tenants", json={"name": "bob"})
         body = {"name": "k", "scopes": ["audits:read"]}
-        key = client._call("POST", f"/v1/tenants/{tenant['id']}/keys", json=body)["key"]
+        key = client.call("POST", f"/v1/tenants/{tenant['id']}/keys", json=body)["key"]
     page = open_page(signed_in=False, complains=True)
     page.goto("/sign-in")
     page.fill("#key", key)
