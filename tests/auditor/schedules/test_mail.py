@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import json
 import socket
 import ssl
 from dataclasses import replace
@@ -16,6 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from sqlalchemy import select
 
 from auditor.errors import OptionError
 from auditor.schedules import alerts, mail
@@ -23,9 +25,10 @@ from auditor.schedules.mail import LEASE_SECONDS, MailServer
 from auditor.schedules.policy import parse_policy
 from auditor.schedules.slots import Slot
 from auditor.schedules.timetable import SECOND
-from auditor.service import clock, tenants
+from auditor.service import clock, tenants, webhooks
 from auditor.service.webhooks import WAITS
 from auditor.store import Store
+from auditor.store_schema import delivery
 
 SENDER = "auditor@example.com"
 POLICY = (
@@ -177,6 +180,19 @@ def test_what_did_not_change_is_not_told(world):
     world.alert("consistent", "consistent")
     world.alert(None, "consistent")
     assert world.rows() == []
+
+
+def test_a_changed_verdict_is_told_to_the_tenants_webhooks_in_the_same_transaction(world):
+    with world.store.transaction(writes=True) as connection:
+        webhooks.create(connection, world.tenant.id, "https://example.com/hook", ["provider.verdict-changed"])
+    world.alert("consistent", "consistent")
+    world.alert()
+    with world.store.transaction() as connection:
+        (row,) = connection.execute(select(delivery.c.type, delivery.c.body)).all()
+    told = json.loads(bytes(row.body))["data"]
+    assert row.type == "provider.verdict-changed"
+    assert (told["provider"], told["before"], told["verdict"]) == ("acme", "consistent", "inconsistent")
+    assert told["causes"] == [["weights/int4", 0.9]]
 
 
 def test_a_server_with_another_certificate_gets_nothing_and_the_letter_waits(world, inbox, starttls):
