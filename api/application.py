@@ -24,9 +24,10 @@ from auditor.api.bodies import refuse_unknown_query
 from auditor.api.metrics import count_answer
 from auditor.api.pages import audits as audit_pages
 from auditor.api.pages import disputes as dispute_pages
-from auditor.api.pages import files, overview, problem_codes, profiles, reports, signing_in, submitting
+from auditor.api.pages import files, overview, problem_codes, profiles, signing_in, submitting
 from auditor.api.pages import keys as key_pages
 from auditor.api.pages import log as log_page
+from auditor.api.pages import reports as report_pages
 from auditor.api.pages import schedules as schedule_pages
 from auditor.api.pages.negotiation import refuse
 from auditor.api.problems import add_handlers, problem_response
@@ -47,7 +48,7 @@ _PAGES = (
     audit_pages,
     submitting,
     schedule_pages,
-    reports,
+    report_pages,
     dispute_pages,
     profiles,
     log_page,
