@@ -6,6 +6,7 @@ import json
 
 from fastapi import APIRouter, Request, Response
 
+from auditor.api import reports
 from auditor.api.pages.layout import render
 from auditor.api.pages.visits import ReadingVisit
 from auditor.api.paging import Cursor, decode_cursor, encode_cursor
@@ -55,3 +56,15 @@ def file(service: TheService, visit: ReadingVisit, report_id: str) -> Response:
         _, body, _ = find_report(connection, visit.key.tenant_id, report_id)
     headers = {"Content-Disposition": 'attachment; filename="report.json"', "Cache-Control": "no-store"}
     return Response(body, headers=headers, media_type="application/json")
+
+
+@router.get("/reports/{report_id}/page")
+def page(service: TheService, visit: ReadingVisit, report_id: str) -> Response:
+    """The report's own page: one file, to be printed or passed on."""
+    return reports.html(service, visit.key, report_id)
+
+
+@router.get("/reports/{report_id}/pack")
+def pack(service: TheService, visit: ReadingVisit, report_id: str) -> Response:
+    """The evidence pack, without texts; `audit report verify` checks it offline."""
+    return reports.pack(service, visit.key, report_id)

@@ -22,7 +22,7 @@ SCHEDULE = {
     "zone": "Europe/Berlin",
     "policy": 'schema = "auditor.policy/v1"\nname = "<b>"\nversion = "1"\n',
 }
-REPORT_POLICY = parse_policy(b'schema = "auditor.policy/v1"\nname = "p"\nversion = "1"\n')
+REPORT_POLICY = parse_policy(b'schema = "auditor.report-policy/v1"\nname = "p"\nversion = "1"\n')
 
 
 @pytest.fixture
@@ -78,7 +78,12 @@ def test_a_report_is_shown_with_its_own_bytes_to_its_tenant(world, alice, bob):
     assert "<script>alert" not in page
     assert f"sha256:{hashlib.sha256(body).hexdigest()}" in page
     assert alice.get(f"{path}/report.json").content == body
-    for suffix in ("", "/report.json"):
+    whole = alice.get(f"{path}/page")
+    assert whole.status_code == 200
+    assert "script-src" not in whole.headers["content-security-policy"]
+    assert "<script>alert" not in whole.text
+    assert alice.get(f"{path}/pack").status_code in (409, 503), "no signed tree holds it yet"
+    for suffix in ("", "/report.json", "/page", "/pack"):
         assert bob.get(path + suffix).status_code == 404
     assert path not in bob.get("/reports").text
 
