@@ -26,9 +26,7 @@ from auditor.api.views import (
 from auditor.input_formats import InputFormat
 from auditor.service import audits, erasure, signatures, tenants
 from auditor.service.audits import AuditOptions
-from auditor.service.containers import check_log
-from auditor.service.parquet_check import check_parquet
-from auditor.trace_streams import container_of
+from auditor.service.parquet_check import check_inline_log
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
@@ -49,7 +47,7 @@ _ORDER_BODY = {
 
 async def _order_body(request: Request) -> bytes:
     if media_type_of(request) == "application/json":
-        return await read_body(request, MOST_JSON)
+        return bytes(await read_body(request, MOST_JSON))
     return await log_body(request)
 
 
@@ -88,9 +86,7 @@ def submit(
         order = parsed(AuditOrder, body)
         options = order.options()
     else:
-        check_log([body])
-        if container_of(body) == "parquet":
-            check_parquet(body)
+        check_inline_log(body)
         digest = service.blobs.put(body)
 
     def make() -> str:

@@ -34,7 +34,7 @@ class StatementBody(Body):
     """What somebody says in a dispute."""
 
     by: Label = Field(examples=["Jo Doe, acme"], description="Who says it.")
-    statement: str = Field(min_length=1, max_length=MOST_STATEMENT)
+    statement: str = Field(min_length=1, max_length=MOST_STATEMENT, pattern=r"^[^\x00]*$")
     evidence: list[Label] = Field(
         default=[],
         max_length=MOST_EVIDENCE,

@@ -16,8 +16,8 @@ from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Service, TheService, Writer
 from auditor.api.views import Body, Label, LogView, Whole, view_log
 from auditor.service import audits, uploads
-from auditor.service.containers import check_log
 from auditor.service.errors import RequestInvalidError
+from auditor.service.parquet_check import check_inline_log
 from auditor.service.uploads import MOST_PART_BYTES, MOST_PARTS, MOST_UPLOAD_BYTES, Upload
 
 router = APIRouter(tags=["uploads"])
@@ -71,13 +71,13 @@ def keep(
     name: Annotated[Label, Query(description="What to call the log.")] = "log",
 ) -> LogView:
     """For scheduled audits, or for an order that names it; the same bytes are one log."""
-    check_log([body])
+    check_inline_log(body)
     digest = service.blobs.put(body)
     with service.store.transaction(writes=True) as connection:
         return view_log(audits.keep_log(connection, caller.tenant_id, digest, name, len(body)))
 
 
-async def _part(request: Request) -> bytes:
+async def _part(request: Request) -> bytes | bytearray:
     return await read_body(request, MOST_PART_BYTES)
 
 
@@ -159,7 +159,7 @@ def put_part(
     caller: Writer,
     upload_id: str,
     number: Annotated[int, Path(ge=0, lt=MOST_PARTS)],
-    data: Annotated[bytes, Depends(_part)],
+    data: Annotated[bytearray, Depends(_part)],
 ) -> None:
     """On disk when it answers; sent again, it replaces what was there."""
     upload = _find(service, caller, upload_id)

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
-def write_durably(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+def write_durably(path: Path, data: bytes | bytearray, *, mode: int = 0o644) -> None:
     """Replace a file in one step; data and name are on disk when this returns.
 
     Args:

@@ -15,7 +15,9 @@ import sys
 from contextlib import ExitStack
 from pathlib import Path
 
+from auditor.service.containers import FREE_BYTES, MOST_RATIO, check_log
 from auditor.service.errors import CompressionBombError, RequestInvalidError
+from auditor.trace_streams import container_of
 
 MOST_BATCH_BYTES = 64 << 20
 MOST_MEMORY_BYTES = 1 << 30
@@ -56,6 +58,17 @@ def check_parquet(source: bytes | Path) -> None:
         raise CompressionBombError("takes more memory or time to read than a log may", where="body")
 
 
+def check_inline_log(body: bytes) -> None:
+    """Check a log that was handed in whole.
+
+    Raises:
+        RequestInvalidError, CompressionBombError: as `check_log` and `check_parquet`.
+    """
+    check_log([body])
+    if container_of(body) == "parquet":
+        check_parquet(body)
+
+
 def _read() -> None:
     # Before the library is loaded: its threads and pools count too.
     resource.setrlimit(resource.RLIMIT_CPU, (MOST_CPU_SECONDS, MOST_CPU_SECONDS))
@@ -63,7 +76,6 @@ def _read() -> None:
     import pyarrow as pa  # noqa: PLC0415
     import pyarrow.parquet as pq  # noqa: PLC0415
 
-    from auditor.service.containers import FREE_BYTES, MOST_RATIO  # noqa: PLC0415
     from auditor.trace_parquet import BATCH_ROWS  # noqa: PLC0415
 
     raw = sys.stdin.buffer

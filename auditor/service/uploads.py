@@ -73,7 +73,7 @@ def find(connection: Connection, tenant_id: str, upload_id: str, *, lock: bool =
     return Upload(*row)
 
 
-def put_part(folder: Path, upload: Upload, number: int, data: bytes, digest: bytes) -> None:
+def put_part(folder: Path, upload: Upload, number: int, data: bytes | bytearray, digest: bytes) -> None:
     """Keep a part; sent again, it replaces what was there.
 
     Raises:
