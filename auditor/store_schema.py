@@ -54,6 +54,11 @@ def _of(name: str, table: str, *, primary_key: bool = False) -> Column[str]:
     return Column(name, Text, ForeignKey(f"{table}.id"), nullable=False, primary_key=primary_key)
 
 
+def _maybe_of(name: str, table: str) -> Column[str]:
+    """A reference that may be missing."""
+    return Column(name, Text, ForeignKey(f"{table}.id"), nullable=True)
+
+
 # The service. Times are whole microseconds since 1970 (UTC) of the database's host: `service/clock.py`.
 
 tenant = Table(
@@ -80,6 +85,8 @@ api_key = Table(
     # A token bucket: what is left of the allowance for submissions, and when that was reckoned.
     Column("allowance", Double, nullable=False),
     Column("allowance_at", BigInteger, nullable=False),
+    # The provider whose key it is; None for the tenant's own.
+    _maybe_of("provider_id", "provider"),
     Index("ix_api_key_tenant", "tenant_id", "created", "id"),
 )
 
@@ -103,8 +110,10 @@ audit = Table(
     _of("trace_log_id", "trace_log"),
     Column("created", BigInteger, nullable=False),
     _text("options"),
+    _maybe_of("provider_id", "provider"),
     Index("ix_audit_tenant", "tenant_id", "created", "id"),
     Index("ix_audit_trace_log", "trace_log_id"),
+    Index("ix_audit_provider", "provider_id"),
 )
 
 job = Table(
@@ -166,15 +175,20 @@ verdict = Table(
 )
 
 # What goes into the transparency log, written with what it tells of; it gets its place there afterwards.
+# It tells of one thing: an audit, a commitment or a challenge.
 log_entry = Table(
     "log_entry",
     metadata,
     Column("number", _NUMBER, primary_key=True),
-    _of("audit_id", "audit"),
+    _maybe_of("audit_id", "audit"),
     _text("kind"),
     Column("body", LargeBinary, nullable=False),
     Column("position", BigInteger, nullable=True),
+    _maybe_of("commitment_id", "commitment"),
+    _maybe_of("challenge_id", "challenge"),
     UniqueConstraint("audit_id", "kind"),
+    UniqueConstraint("commitment_id", "kind"),
+    UniqueConstraint("challenge_id", "kind"),
     UniqueConstraint("position"),
 )
 
@@ -199,4 +213,127 @@ upload = Table(
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
+)
+
+# Whom a tenant buys from, and what it buys. A signature names a key, and a key one provider.
+
+provider = Table(
+    "provider",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _text("name"),
+    Column("created", BigInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    UniqueConstraint("tenant_id", "name"),
+    Index("ix_provider_tenant", "tenant_id", "created", "id"),
+)
+
+provider_key = Table(
+    "provider_key",
+    metadata,
+    _of("tenant_id", "tenant", primary_key=True),
+    Column("vkey", Text, primary_key=True),
+    _of("provider_id", "provider"),
+    Index("ix_provider_key_provider", "provider_id"),
+)
+
+model = Table(
+    "model",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _text("name"),
+    _text("model_digest"),
+    _text("tokenizer_digest"),
+    _text("template_digest", null=True),
+    Column("created", BigInteger, nullable=False),
+    UniqueConstraint("tenant_id", "name"),
+    Index("ix_model_tenant", "tenant_id", "created", "id"),
+    Index("ix_model_digests", "tenant_id", "model_digest", "tokenizer_digest"),
+)
+
+# A tenant's own calibration profiles, and the keys that may vouch for them. `made` is `created` of the
+# profile, as in `profile` above; `created` is when it was handed in.
+
+tenant_profile = Table(
+    "tenant_profile",
+    metadata,
+    _of("tenant_id", "tenant", primary_key=True),
+    Column("id", Text, primary_key=True),
+    _text("model_digest"),
+    _text("provider_recipe"),
+    _text("reference_recipe"),
+    _text("family"),
+    _text("made"),
+    Column("honest_tokens", BigInteger, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("revoked", BigInteger, nullable=True),
+    _text("reason", null=True),
+    Column("body", LargeBinary, nullable=False),
+    Index("ix_tenant_profile_created", "tenant_id", "created", "id"),
+)
+
+trusted_key = Table(
+    "trusted_key",
+    metadata,
+    _of("tenant_id", "tenant", primary_key=True),
+    Column("vkey", Text, primary_key=True),
+)
+
+# What a provider signed about the hidden tokens of one response, and what it was asked to open.
+
+commitment = Table(
+    "commitment",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _of("provider_id", "provider"),
+    _text("request"),
+    Column("created", BigInteger, nullable=False),
+    Column("finished", BigInteger, nullable=True),
+    UniqueConstraint("tenant_id", "provider_id", "request"),
+    Index("ix_commitment_tenant", "tenant_id", "created", "id"),
+)
+
+streaming_head = Table(
+    "streaming_head",
+    metadata,
+    _of("commitment_id", "commitment", primary_key=True),
+    Column("sequence", Integer, primary_key=True, autoincrement=False),
+    _of("tenant_id", "tenant"),
+    _text("note"),
+    _text("proof"),
+    _text("received", null=True),
+    Column("created", BigInteger, nullable=False),
+)
+
+challenge = Table(
+    "challenge",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _of("tenant_id", "tenant"),
+    _of("commitment_id", "commitment"),
+    Column("created", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    _text("state"),
+    Column("body", LargeBinary, nullable=False),
+    _text("checkpoint"),
+    Column("finished", BigInteger, nullable=True),
+    _text("error_code", null=True),
+    _text("error", null=True),
+    Index("ix_challenge_tenant", "tenant_id", "created", "id"),
+    Index("ix_challenge_commitment", "commitment_id"),
+    Index("ix_challenge_due", "state", "deadline"),
+)
+
+opening = Table(
+    "opening",
+    metadata,
+    Column("challenge_id", Text, ForeignKey("challenge.id"), primary_key=True),
+    _of("tenant_id", "tenant"),
+    Column("created", BigInteger, nullable=False),
+    _text("digest"),
+    _text("found"),
+    Column("body", LargeBinary, nullable=False),
 )

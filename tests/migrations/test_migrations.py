@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0003"
+NEWEST = "0004"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -225,9 +225,15 @@ def test_a_developer_can_generate_a_revision(tmp_path):
 
 SERVICE_ROWS = (
     "INSERT INTO tenant VALUES ('ten_1', 'acme', 1, 4)",
-    "INSERT INTO api_key VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)",
+    (
+        "INSERT INTO api_key (id, tenant_id, name, secret_sha256, scopes, created, expires, allowance,"
+        " allowance_at) VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, 5.5, 1)"
+    ),
     "INSERT INTO trace_log VALUES ('log_1', 'ten_1', 'sha256:0', 'a.jsonl', 7, 1)",
-    "INSERT INTO audit VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')",
+    (
+        "INSERT INTO audit (id, tenant_id, trace_log_id, created, options)"
+        " VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')"
+    ),
     (
         "INSERT INTO job (audit_id, tenant_id, state, run_at, attempts, lost_leases, token)"
         " VALUES ('aud_1', 'ten_1', 'done', 1, 0, 0, 1)"
@@ -242,6 +248,42 @@ SERVICE_ROWS = (
 )
 
 
+FIRST_TABLES = {row.split()[2] for row in SERVICE_ROWS} - {"upload"}
+COMMITMENT_ROWS = (
+    "INSERT INTO provider VALUES ('prv_1', 'ten_1', 'acme', 1, 1)",
+    "INSERT INTO provider_key VALUES ('ten_1', 'acme+00+AA', 'prv_1')",
+    "INSERT INTO model VALUES ('mdl_1', 'ten_1', 'demo', 'sha256:0', 'sha256:1', NULL, 1)",
+    "INSERT INTO tenant_profile VALUES ('ten_1', 'sha256:2', 'm', 'p', 'r', 'race', 't', 5, 1, NULL, NULL, 'x')",
+    "INSERT INTO trusted_key VALUES ('ten_1', 'auditor+00+AA')",
+    "INSERT INTO commitment VALUES ('cmt_1', 'ten_1', 'prv_1', 'req-1', 1, 2)",
+    "INSERT INTO streaming_head VALUES ('cmt_1', 0, 'ten_1', 'note', '[]', NULL, 1)",
+    "INSERT INTO challenge VALUES ('chl_1', 'ten_1', 'cmt_1', 1, 2, 'open', '{}', 'c', NULL, NULL, NULL)",
+    "INSERT INTO opening VALUES ('chl_1', 'ten_1', 2, 'sha256:3', '{}', '{}')",
+    "INSERT INTO log_entry (commitment_id, kind, body) VALUES ('cmt_1', 'head-0', '{}')",
+    "INSERT INTO log_entry (challenge_id, kind, body) VALUES ('chl_1', 'challenge', '{}')",
+    (
+        "INSERT INTO api_key (id, tenant_id, name, secret_sha256, scopes, created, expires, allowance,"
+        " allowance_at, provider_id) VALUES ('ak_2', 'ten_1', 'acme', 'x', 'provider', 1, 9, 5.5, 1, 'prv_1')"
+    ),
+    "UPDATE audit SET provider_id = 'prv_1'",
+)
+
+
+def test_audits_survive_the_coming_and_going_of_commitments(database):
+    database.prepare()
+    for row in (*SERVICE_ROWS, *COMMITMENT_ROWS):
+        database.execute(row)
+    downgrade(database.place, "0003")
+    assert "commitment" not in database.tables()
+    for table in (*FIRST_TABLES, "upload"):
+        assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
+    database.prepare(move_older=True)
+    assert database.rows("SELECT id, provider_id FROM audit") == [("aud_1", None)]
+    assert database.rows("SELECT audit_id, commitment_id FROM log_entry") == [("aud_1", None)]
+    for row in COMMITMENT_ROWS:
+        database.execute(row)
+
+
 def test_the_services_first_database_moves_to_the_newest_with_its_data(database):
     database.prepare()
     downgrade(database.place, "0002")
@@ -249,7 +291,7 @@ def test_the_services_first_database_moves_to_the_newest_with_its_data(database)
         if "upload" not in row:
             database.execute(row)
     database.prepare(move_older=True)
-    for table in metadata.tables.keys() - {"profile", "upload"}:
+    for table in FIRST_TABLES:
         assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
 
 
