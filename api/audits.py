@@ -71,13 +71,14 @@ def submit(
     engine_recipe: Annotated[Label | None, Query()] = None,
     noise: Annotated[Label | None, Query()] = None,
     served_model: Annotated[Label | None, Query()] = None,
+    provider: Annotated[Label | None, Query(description="Whose log it is.")] = None,
 ) -> AuditView:
     """Answers when the order is on disk. The same Idempotency-Key and request order it once."""
     order, digest = None, ""
     options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     if media_type_of(request) == "application/json":
         order = parsed(AuditOrder, body)
-        options = order.options()
+        options, provider = order.options(), order.provider
     else:
         check_log([body])
         digest = service.blobs.put(body)
@@ -87,7 +88,7 @@ def submit(
             log = audits.find_log(connection, caller.tenant_id, order.log)
         else:
             log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
-        return audits.submit(connection, log, options)
+        return audits.submit(connection, log, options, provider)
 
     said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
     told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()

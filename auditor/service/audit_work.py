@@ -16,7 +16,7 @@ from auditor.journal import Entry, entry_from_json, entry_to_json
 from auditor.reference.noise import noise_of_recipe
 from auditor.replay import Reference, Scored
 from auditor.result import result_to_json
-from auditor.service import audits
+from auditor.service import audits, providers, tenant_profiles
 from auditor.service.clock import SECOND
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
@@ -40,7 +40,7 @@ _OF_ONE_RUN = ("seconds", "tokens_per_second", "shared_prefixes")
 
 
 class AuditWork:
-    """Audits logs against one model, which stays loaded."""
+    """Audits logs against one model, which stays loaded; `find_profile` knows the operator's profiles."""
 
     def __init__(self, blobs: BlobFolder, reference: Reference, find_profile: FindProfile) -> None:
         self._blobs, self._reference, self._find_profile = blobs, reference, find_profile
@@ -54,11 +54,15 @@ class AuditWork:
         """
         with lease.store.transaction() as connection:
             audit = audits.find(connection, job.tenant_id, job.audit_id)
+            keys = providers.signing_keys(connection, audit.tenant_id, audit.provider_id)
         steps = Steps(lease)
         result = verify(
             lambda: _traces(self._blobs.path(audit.log.digest), audit),
             self._reference,
-            find_profile=self._find_profile,
+            find_profile=tenant_profiles.finder(
+                lease.store, audit.tenant_id, audit.created, self._find_profile
+            ),
+            provider_keys=tuple(keys),
             alpha=audit.options.alpha,
             journal=steps,
             served_model=audit.options.served_model,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_
 
-from auditor.service import jobs
+from auditor.service import jobs, providers
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ConflictError,
@@ -96,6 +96,7 @@ class Audit:
     outcome: str | None
     verdict_digest: str | None
     events: int
+    provider_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,11 +172,19 @@ def once(
     raise ConflictError("a request with this key is under way", where="Idempotency-Key", retry_after=1)
 
 
-def submit(connection: Connection, log: TraceLog, options: AuditOptions) -> str:
-    """Order an audit of a log; returns its id."""
+def submit(
+    connection: Connection, log: TraceLog, options: AuditOptions, provider_id: str | None = None
+) -> str:
+    """Order an audit of a log, of this provider's if one is named; returns its id.
+
+    Raises:
+        NotFoundError: the tenant has no such provider.
+    """
+    if provider_id is not None:
+        providers.find(connection, log.tenant_id, provider_id)
     now = time_now(connection)
     audit_id = new_id("aud")
-    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id}
+    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "provider_id": provider_id}
     connection.execute(insert(audit_table).values(**values, created=now, options=options.text()))
     jobs.enqueue(connection, audit_id, log.tenant_id, now)
     order = {"log": log.digest, "options": f"sha256:{hashlib.sha256(options.text().encode()).hexdigest()}"}
@@ -328,6 +337,7 @@ def _audits(tenant_id: str) -> Select[Any]:
             verdict_table.c.outcome,
             verdict_table.c.digest,
             told.scalar_subquery().label("events"),
+            audit_table.c.provider_id,
         )
         .join(log_table, log_table.c.id == audit_table.c.trace_log_id)
         .join(job_table, job_table.c.audit_id == audit_table.c.id)

@@ -81,6 +81,20 @@ class ConflictError(ServiceError):
     status = 409
 
 
+class VersionMissingError(ServiceError):
+    """A change without If-Match: nothing says that the caller saw what it would change."""
+
+    code = "version-missing"
+    status = 428
+
+
+class VersionStaleError(ServiceError):
+    """A change of something that was changed since the caller saw it."""
+
+    code = "version-stale"
+    status = 412
+
+
 class BodyTooLargeError(ServiceError):
     """A body beyond the limit, as sent or when decompressed."""
 

@@ -27,6 +27,7 @@ from auditor.service.errors import (
 )
 from auditor.service.identifiers import new_id
 from auditor.store_schema import api_key as key_table
+from auditor.store_schema import provider as provider_table
 from auditor.store_schema import tenant as tenant_table
 
 if TYPE_CHECKING:
@@ -37,9 +38,12 @@ if TYPE_CHECKING:
 SCOPES = {
     "audits:read": "read audits, evidence, verdicts and progress",
     "audits:write": "upload logs, submit and cancel audits",
+    "trust": "say who sells which models, whose signatures count, and which profiles no longer do",
     "keys": "make, list and revoke the tenant's keys",
     "operator": "make and list tenants, and keys for any tenant",
 }
+PROVIDER_SCOPE = "provider"
+"""Of a key that is given to a provider, the only one it has: to commit, and to open what is challenged."""
 MOST_RUNNING = 4
 MOST_KEY_DAYS = 366
 SUBMISSIONS_A_SECOND = 50.0
@@ -59,7 +63,11 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret. Times are microseconds since 1970."""
+    """A key without its secret. Times are microseconds since 1970.
+
+    Attributes:
+        provider_id: the provider that holds it; None for the tenant's own.
+    """
 
     id: str
     tenant_id: str
@@ -68,15 +76,16 @@ class ApiKey:
     created: int
     expires: int
     revoked: int | None = None
+    provider_id: str | None = None
 
-    def require(self, scope: str) -> None:
-        """Raise unless the key has the scope.
+    def require(self, *scopes: str) -> None:
+        """Raise unless the key has one of the scopes.
 
         Raises:
             ScopeMissingError: it has not.
         """
-        if scope not in self.scopes:
-            raise ScopeMissingError(f"this needs a key with the scope {scope}")
+        if not set(scopes) & set(self.scopes):
+            raise ScopeMissingError(f"this needs a key with the scope {' or '.join(scopes)}")
 
 
 def create_tenant(connection: Connection, name: str, *, most_running: int = MOST_RUNNING) -> Tenant:
@@ -123,22 +132,38 @@ def find_tenant(connection: Connection, tenant_id: str) -> Tenant:
 
 
 def create_key(
-    connection: Connection, tenant_id: str, name: str, scopes: Collection[str], *, days: float
+    connection: Connection,
+    tenant_id: str,
+    name: str,
+    scopes: Collection[str],
+    *,
+    days: float,
+    provider_id: str | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key, and its text, which cannot be had again.
 
+    Args:
+        provider_id: whom the key is for, with `PROVIDER_SCOPE` as its only scope.
+
     Raises:
-        RequestInvalidError: an unknown scope, none at all, or a life beyond `MOST_KEY_DAYS`.
+        RequestInvalidError: an unknown scope, none at all, a life beyond `MOST_KEY_DAYS`, or a provider's
+            key with other scopes.
+        NotFoundError: the tenant has no such provider.
     """
-    unknown = sorted(set(scopes) - SCOPES.keys())
+    if (provider_id is not None or PROVIDER_SCOPE in scopes) and set(scopes) != {PROVIDER_SCOPE}:
+        raise RequestInvalidError(f"a provider's key has the scope {PROVIDER_SCOPE} alone", where="scopes")
+    if PROVIDER_SCOPE in scopes:
+        _check_provider(connection, tenant_id, provider_id)
+    unknown = sorted(set(scopes) - SCOPES.keys() - {PROVIDER_SCOPE})
     if unknown or not scopes:
         said = f"unknown: {', '.join(unknown)}" if unknown else "none given"
         raise RequestInvalidError(said, where="scopes", fix=f"choose from {', '.join(SCOPES)}")
     if not 0 < days <= MOST_KEY_DAYS:
         raise RequestInvalidError(f"a key lives up to {MOST_KEY_DAYS} days", where="days")
     now = time_now(connection)
+    expires = now + round(days * 86_400 * SECOND)
     key = ApiKey(
-        new_id("ak"), tenant_id, name, tuple(sorted(set(scopes))), now, now + round(days * 86_400 * SECOND)
+        new_id("ak"), tenant_id, name, tuple(sorted(set(scopes))), now, expires, provider_id=provider_id
     )
     secret = secrets.token_urlsafe(32)
     connection.execute(
@@ -152,9 +177,19 @@ def create_key(
             expires=key.expires,
             allowance=SUBMISSIONS_AT_ONCE,
             allowance_at=now,
+            provider_id=provider_id,
         )
     )
     return key, f"{key.id}.{secret}"
+
+
+def _check_provider(connection: Connection, tenant_id: str, provider_id: str | None) -> None:
+    if provider_id is None:
+        raise RequestInvalidError("name the provider whose key it is", where="provider")
+    column = provider_table.c
+    wanted = select(column.id).where(column.tenant_id == tenant_id, column.id == provider_id)
+    if connection.execute(wanted).one_or_none() is None:
+        raise NotFoundError("no such provider")
 
 
 def authenticate(connection: Connection, text: str) -> ApiKey:
@@ -223,13 +258,14 @@ def take_allowance(connection: Connection, key: ApiKey) -> float:
 
 
 _KEY_COLUMNS = tuple(
-    key_table.c[name] for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked")
+    key_table.c[name]
+    for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked", "provider_id")
 )
 
 
-def _key(row: tuple[str, str, str, str, int, int, int | None]) -> ApiKey:
-    key_id, tenant_id, name, scopes, created, expires, revoked = row
-    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), created, expires, revoked)
+def _key(row: tuple[str, str, str, str, int, int, int | None, str | None]) -> ApiKey:
+    key_id, tenant_id, name, scopes, *rest = row
+    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), *rest)
 
 
 def _digest(secret: str) -> bytes:

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from auditor.service import tenants
+from tests.api import test_providers
 from tests.api.conftest import Party, refused
 
 OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json", "/log/checkpoint", "/log/tile/{path}"}
@@ -22,7 +23,17 @@ SCOPE = {
     ("PUT", "/v1/uploads/{upload_id}/parts/{number}"): "audits:write",
     ("POST", "/v1/audits"): "audits:write",
     ("POST", "/v1/audits/{audit_id}/cancel"): "audits:write",
+    ("POST", "/v1/providers"): "trust",
+    ("PATCH", "/v1/providers/{provider_id}"): "trust",
+    ("POST", "/v1/models"): "trust",
+    ("PUT", "/v1/profile-keys"): "trust",
+    ("POST", "/v1/profiles/{profile_id}/revoke"): "trust",
+    ("POST", "/v1/plans"): "audits:read",
 }
+
+
+# What a request has to hold before anybody looks whose the thing is.
+BODIES = {"/v1/providers/{provider_id}": {}, "/v1/profiles/{profile_id}/revoke": {"reason": "x"}}
 
 
 def endpoints(world):
@@ -77,15 +88,20 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
     key = world.alice.get("/v1/keys").json()["items"][0]
     order = {"name": "x", "digest": "sha256:" + "0" * 64, "bytes": 1}
     upload = world.alice.call("POST", "/v1/uploads", json=order, headers={"Idempotency-Key": "u"}).json()
-    hers = {"audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"]}
+    provider = test_providers.provider(world.alice)["id"]
+    model = test_providers.made(world.alice, "/v1/models", test_providers.MODEL)["id"]
+    profile = test_providers.trusted_profile(world.alice)
+    hers = {"audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"], "provider_id": provider}
+    hers |= {"model_id": model, "profile_id": profile}
     fixed = {"number": 1, "kind": "verdict"}
     checked = 0
     for method, path in endpoints(world):
         if "{" not in path or "tenant_id" in path:
             continue
-        headers = {"Idempotency-Key": "k"}
-        theirs = world.bob.call(method, filled(path, **hers, **fixed), headers=headers)
-        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), headers=headers)
+        headers = {"Idempotency-Key": "k", "If-Match": '"1"'}
+        sent = {"headers": headers} | ({"json": BODIES[path]} if path in BODIES else {})
+        theirs = world.bob.call(method, filled(path, **hers, **fixed), **sent)
+        nobodys = world.bob.call(method, filled(path, **dict.fromkeys(hers, "x_0"), **fixed), **sent)
         assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
         checked += 1
     assert checked >= 6
