@@ -8,7 +8,19 @@ from fastapi import APIRouter, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auditor.api import audits, health, keys, log, plans, profiles, progress, providers, uploads
+from auditor.api import (
+    audits,
+    challenges,
+    commitments,
+    health,
+    keys,
+    log,
+    plans,
+    profiles,
+    progress,
+    providers,
+    uploads,
+)
 from auditor.api.metrics import count_answer
 from auditor.api.problems import add_handlers, problem_response
 from auditor.api.service import Service
@@ -38,7 +50,8 @@ def create_application(service: Service) -> FastAPI:
     )
     application.state.service = service
     v1 = APIRouter(prefix="/v1")
-    for module in (audits, progress, uploads, keys, providers, profiles, plans):
+    resources = (audits, progress, uploads, keys, providers, profiles, plans, commitments, challenges)
+    for module in resources:
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)

@@ -55,7 +55,7 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def json_body(model: type[Model]) -> Any:
+def json_body(model: type[Model], most_bytes: int = MOST_JSON_BYTES) -> Any:
     """A dependency: the body as this model."""
 
     async def read(request: Request) -> Model:
@@ -63,12 +63,12 @@ def json_body(model: type[Model]) -> Any:
             raise MediaTypeError("the body must be application/json", where="Content-Type")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise MediaTypeError("JSON is not read compressed", where="Content-Encoding")
-        return parsed(model, await read_body(request, MOST_JSON_BYTES))
+        return parsed(model, await read_body(request, most_bytes), most_bytes)
 
     return Depends(read)
 
 
-def parsed(model: type[Model], raw: bytes) -> Model:
+def parsed(model: type[Model], raw: bytes, most_bytes: int = MOST_JSON_BYTES) -> Model:
     """Bytes as this model.
 
     Raises:
@@ -76,7 +76,7 @@ def parsed(model: type[Model], raw: bytes) -> Model:
         RequestInvalidError: a field that is missing, mistyped or unknown.
     """
     try:
-        return model.model_validate(load_object(raw, where="body", max_bytes=MOST_JSON_BYTES))
+        return model.model_validate(load_object(raw, where="body", max_bytes=most_bytes))
     except TraceSyntaxError as error:
         raise BodyMalformedError(error.message, where="body") from None
     except ValidationError as error:

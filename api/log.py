@@ -11,7 +11,7 @@ from typing import Literal
 from fastapi import APIRouter, Response
 
 from auditor.api.problems import responses
-from auditor.api.service import Reader, TheService
+from auditor.api.service import Reader, Service, TheService
 from auditor.errors import LogStateError
 from auditor.service import audits
 from auditor.service.errors import NotFinishedError, NotFoundError
@@ -56,6 +56,15 @@ def receipt(
     """A C2SP tlog-proof; `audit log verify` checks it offline with the entry's bytes."""
     with service.store.transaction() as connection:
         position, _ = audits.log_entry(connection, caller.tenant_id, audit_id, kind)
+    return receipt_at(service, position)
+
+
+def receipt_at(service: Service, position: int | None) -> Response:
+    """The proof for the entry in this place.
+
+    Raises:
+        NotFinishedError: no signed tree holds it yet.
+    """
     try:
         log = TransparencyLog(service.log)
         _, head = log.checkpoint()

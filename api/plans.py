@@ -93,7 +93,8 @@ def make_plan(
         profile = _profile(service, caller.tenant_id, body.profile)
     shape = None
     if by_hand:
-        shape = Effect(*(body.effect or [0.0] * 4), body.correlation, body.request_tokens, body.correlation)
+        m0, s0, m1, s1 = body.effect or [0.0] * 4
+        shape = Effect(m0, s0, m1, s1, body.correlation, body.request_tokens, body.correlation)
     if not _one_at_a_time.acquire(blocking=False):
         raise RateLimitedError("another plan is being made", retry_after=5)
     try:

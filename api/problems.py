@@ -16,7 +16,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from auditor import errors
+from auditor import commitment_errors, errors
 from auditor.service import errors as service_errors
 from auditor.service.errors import (
     InternalError,
@@ -46,7 +46,7 @@ class Problem(BaseModel):
 
 def _families() -> dict[str, type[errors.AuditError]]:
     found: dict[str, type[errors.AuditError]] = {}
-    for module in (errors, service_errors):
+    for module in (errors, commitment_errors, service_errors):
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, errors.AuditError):
                 found.setdefault(value.code, value)

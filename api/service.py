@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -13,6 +13,7 @@ from fastapi.security.http import HTTPAuthorizationCredentials
 from auditor.service import tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
+from auditor.service.opening_checks import OpeningChecker
 from auditor.service.tenants import ApiKey
 from auditor.store import Store
 
@@ -26,12 +27,14 @@ class Service:
     Attributes:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
+        checker: what openings of challenges are checked with.
     """
 
     store: Store
     blobs: BlobFolder
     uploads: Path
     log: Path
+    checker: OpeningChecker = field(default_factory=OpeningChecker)
 
 
 def service_of(request: Request) -> Service:

@@ -16,9 +16,12 @@ from auditor.api.application import create_application
 from auditor.api.service import Service
 from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
-from auditor.service import tenants
+from auditor.reference.checkpoint.digests import tokenizer_digest
+from auditor.reference.tokenizer import Tokenizer
+from auditor.service import challenges, tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.opening_checks import OpeningChecker
 from auditor.service.places import open_store
 from auditor.store import Store
 
@@ -28,6 +31,8 @@ _WORKER = "from auditor.commands import main; main()"
 _MOST_REST = 30.0
 PLACE_SECONDS = 2.0
 """An entry is in a signed tree after about so long."""
+SETTLE_SECONDS = 10.0
+"""Between two looks at the deadlines of challenges."""
 
 
 def serve_all(
@@ -36,6 +41,7 @@ def serve_all(
     folder: Path,
     listen: str,
     workers: int,
+    model: Path,
     worker_options: Sequence[str],
     new_key: bool,
     on_start: Callable[[str, str | None], None],
@@ -47,6 +53,7 @@ def serve_all(
         folder: of blobs and unfinished uploads.
         listen: `HOST:PORT`.
         workers: worker processes on this machine; 0 where they run elsewhere.
+        model: folder of the model whose tokenizer openings are checked with.
         worker_options: of `audit worker`.
         new_key: make a key for the first tenant although there are some.
         on_start: told the address, and the text of a key that was made.
@@ -59,7 +66,8 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder)
+        checker = OpeningChecker({tokenizer_digest(model): Tokenizer.load(model)})
+        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, checker)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):
@@ -68,6 +76,7 @@ def serve_all(
         # The server passes the signal that ended it on when it is done; there is still cleaning up to do.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        stack.enter_context(kept_settled(store))
         stack.enter_context(kept_logged(store, log))
         serve(create_application(service), listener)
 
@@ -97,6 +106,22 @@ def kept_logged(store: Store, log: ServiceLog) -> Iterator[None]:
                 logger.error("log: %s", error)  # noqa: TRY400  # it says all there is in one line
 
     with _meanwhile("log", keep):
+        yield
+
+
+@contextmanager
+def kept_settled(store: Store) -> Iterator[None]:
+    """End challenges that were not answered by their deadline, for as long as the block lasts."""
+
+    def keep(ended: threading.Event) -> None:
+        while not ended.wait(SETTLE_SECONDS):
+            try:
+                with store.transaction(writes=True) as connection:
+                    challenges.settle(connection)
+            except AuditError as error:
+                logger.error("challenges: %s", error)  # noqa: TRY400  # it says all there is in one line
+
+    with _meanwhile("deadlines", keep):
         yield
 
 

@@ -320,8 +320,7 @@ challenge = Table(
     Column("body", LargeBinary, nullable=False),
     _text("checkpoint"),
     Column("finished", BigInteger, nullable=True),
-    _text("error_code", null=True),
-    _text("error", null=True),
+    Column("result", LargeBinary, nullable=True),
     Index("ix_challenge_tenant", "tenant_id", "created", "id"),
     Index("ix_challenge_commitment", "commitment_id"),
     Index("ix_challenge_due", "state", "deadline"),
@@ -334,6 +333,5 @@ opening = Table(
     _of("tenant_id", "tenant"),
     Column("created", BigInteger, nullable=False),
     _text("digest"),
-    _text("found"),
     Column("body", LargeBinary, nullable=False),
 )

@@ -104,6 +104,7 @@ def serve(
         folder=blob_folder(database, blobs),
         listen=listen,
         workers=workers,
+        model=model_directory or options.demo_model(),
         worker_options=passed,
         new_key=new_key,
         on_start=_print_start,

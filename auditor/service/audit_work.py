@@ -18,6 +18,7 @@ from auditor.replay import Reference, Scored
 from auditor.result import result_to_json
 from auditor.service import audits, providers, tenant_profiles
 from auditor.service.clock import SECOND
+from auditor.service.opened_traces import with_openings
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
 from auditor.verification import FindProfile, Result, verify
@@ -57,7 +58,7 @@ class AuditWork:
             keys = providers.signing_keys(connection, audit.tenant_id, audit.provider_id)
         steps = Steps(lease)
         result = verify(
-            lambda: _traces(self._blobs.path(audit.log.digest), audit),
+            lambda: with_openings(lease.store, audit, _traces(self._blobs.path(audit.log.digest), audit)),
             self._reference,
             find_profile=tenant_profiles.finder(
                 lease.store, audit.tenant_id, audit.created, self._find_profile

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_
 
-from auditor.service import jobs, providers
+from auditor.service import jobs, log_entries, providers
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ConflictError,
@@ -30,7 +30,6 @@ from auditor.store_schema import event as event_table
 from auditor.store_schema import evidence as evidence_table
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import job as job_table
-from auditor.store_schema import log_entry as log_entry_table
 from auditor.store_schema import trace_log as log_table
 from auditor.store_schema import verdict as verdict_table
 
@@ -38,8 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Connection, Row, Select
-
-ENTRY_SCHEMA = "auditor.entry/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +185,7 @@ def submit(
     connection.execute(insert(audit_table).values(**values, created=now, options=options.text()))
     jobs.enqueue(connection, audit_id, log.tenant_id, now)
     order = {"log": log.digest, "options": f"sha256:{hashlib.sha256(options.text().encode()).hexdigest()}"}
-    _log(connection, audit_id, log.tenant_id, "submission", order)
+    log_entries.enter(connection, log.tenant_id, "audit", audit_id, "submission", order)
     return audit_id
 
 
@@ -202,14 +199,8 @@ def record(
     if traces:
         rows = [{"audit_id": audit.id, "number": n, "body": trace} for n, trace in enumerate(traces)]
         connection.execute(insert(evidence_table), rows)
-    _log(connection, audit.id, audit.tenant_id, "verdict", {"log": audit.log.digest, "verdict": digest})
-
-
-def _log(connection: Connection, audit_id: str, tenant_id: str, kind: str, more: dict[str, str]) -> None:
-    # Digests only: the transparency log is public, and a verdict is the tenant's to publish.
-    entry = {"schema": ENTRY_SCHEMA, "kind": kind, "audit": audit_id, "tenant": tenant_id, **more}
-    body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
-    connection.execute(insert(log_entry_table).values(audit_id=audit_id, kind=kind, body=body))
+    told = {"log": audit.log.digest, "verdict": digest}
+    log_entries.enter(connection, audit.tenant_id, "audit", audit.id, "verdict", told)
 
 
 def find(connection: Connection, tenant_id: str, audit_id: str) -> Audit:
@@ -314,12 +305,10 @@ def log_entry(connection: Connection, tenant_id: str, audit_id: str, kind: str) 
         NotFinishedError: there is no such entry yet, or there will be none.
     """
     audit = find(connection, tenant_id, audit_id)
-    column = log_entry_table.c
-    wanted = select(column.position, column.body).where(column.audit_id == audit_id, column.kind == kind)
-    row = connection.execute(wanted).one_or_none()
-    if row is None:
+    found = log_entries.find(connection, "audit", audit_id, kind)
+    if found is None:
         raise NotFinishedError(f"there is no {kind} entry: the audit is {audit.state}")
-    return row.position, bytes(row.body)
+    return found
 
 
 _LOG_COLUMNS = tuple(log_table.c[name] for name in ("id", "tenant_id", "digest", "name", "size", "created"))

@@ -203,9 +203,8 @@ def standing(connection: Connection, tenant_id: str, provider_id: str) -> Provid
     column = commitment_table.c
     ours = (column.tenant_id == tenant_id, column.provider_id == provider_id)
     made = connection.execute(select(func.count(), func.count(column.finished)).where(*ours)).one()
-    asked = select(challenge_table.c.state, func.count()).join(
-        commitment_table, column.id == challenge_table.c.commitment_id
-    )
+    asked = select(challenge_table.c.state, func.count()).select_from(challenge_table)
+    asked = asked.join(commitment_table, column.id == challenge_table.c.commitment_id)
     states = {
         row[0]: row[1] for row in connection.execute(asked.where(*ours).group_by(challenge_table.c.state))
     }

@@ -264,8 +264,8 @@ _KEY_COLUMNS = tuple(
 
 
 def _key(row: tuple[str, str, str, str, int, int, int | None, str | None]) -> ApiKey:
-    key_id, tenant_id, name, scopes, *rest = row
-    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), *rest)
+    key_id, tenant_id, name, scopes, created, expires, revoked, provider_id = row
+    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), created, expires, revoked, provider_id)
 
 
 def _digest(secret: str) -> bytes:

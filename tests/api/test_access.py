@@ -33,7 +33,11 @@ SCOPE = {
 
 
 # What a request has to hold before anybody looks whose the thing is.
-BODIES = {"/v1/providers/{provider_id}": {}, "/v1/profiles/{profile_id}/revoke": {"reason": "x"}}
+BODIES = {
+    "/v1/providers/{provider_id}": {},
+    "/v1/profiles/{profile_id}/revoke": {"reason": "x"},
+    "/v1/challenges/{challenge_id}/openings": {},
+}
 
 
 def endpoints(world):
@@ -93,11 +97,11 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
     profile = test_providers.trusted_profile(world.alice)
     hers = {"audit_id": audit["id"], "key_id": key["id"], "upload_id": upload["id"], "provider_id": provider}
     hers |= {"model_id": model, "profile_id": profile}
-    fixed = {"number": 1, "kind": "verdict"}
     checked = 0
     for method, path in endpoints(world):
         if "{" not in path or "tenant_id" in path:
             continue
+        fixed = {"number": 1, "kind": "result" if "challenge" in path else "verdict"}
         headers = {"Idempotency-Key": "k", "If-Match": '"1"'}
         sent = {"headers": headers} | ({"json": BODIES[path]} if path in BODIES else {})
         theirs = world.bob.call(method, filled(path, **hers, **fixed), **sent)
