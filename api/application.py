@@ -21,6 +21,7 @@ from auditor.api import (
     providers,
     uploads,
 )
+from auditor.api.description import complete
 from auditor.api.metrics import count_answer
 from auditor.api.problems import add_handlers, problem_response
 from auditor.api.service import Service
@@ -56,6 +57,7 @@ def create_application(service: Service) -> FastAPI:
     application.include_router(v1)
     application.include_router(health.router)
     application.include_router(log.router)
+    complete(application)
     add_handlers(application)
     application.add_middleware(_Observed)
     return application

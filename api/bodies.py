@@ -89,9 +89,27 @@ def json_content(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": model.model_json_schema()}},
+            "content": {"application/json": {"schema": schema_of(model)}},
         }
     }
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema without references, which would not resolve inside the description."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inlined(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return inlined(definitions[value["$ref"].rsplit("/", 1)[1]])
+        return {name: inlined(part) for name, part in value.items()}
+
+    found: dict[str, Any] = inlined(schema)
+    return found
 
 
 async def log_body(request: Request) -> bytes:

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from auditor.api.bodies import json_body, json_content, media_type_of, read_body
 from auditor.api.caching import immutable, unchanged
-from auditor.api.log import receipt_at
+from auditor.api.log import CHECKPOINT_EXAMPLE, ENTRY, PROOF, receipt_at
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
 from auditor.api.service import (
@@ -25,7 +25,7 @@ from auditor.api.service import (
     Writer,
     WriterOrProvider,
 )
-from auditor.api.views import Body, FailureView, Label, Time
+from auditor.api.views import Body, FailureView, Label, Next, Time
 from auditor.errors import LogStateError, TraceSyntaxError
 from auditor.service import audits, challenges, commitments, log_entries
 from auditor.service.challenges import SECRET_BYTES, Draw, KeptChallenge
@@ -100,7 +100,9 @@ class ChallengeView(BaseModel):
         "checkpoint.",
         examples=[_CHALLENGE],
     )
-    checkpoint: str = Field(description="Signed head of the log that it was drawn after.")
+    checkpoint: str = Field(
+        description="Signed head of the log that it was drawn after.", examples=[CHECKPOINT_EXAMPLE]
+    )
     finished: Time | None
     error: FailureView | None = Field(description="Why it failed.")
 
@@ -109,7 +111,7 @@ class ChallengePage(BaseModel):
     """Challenges, newest first."""
 
     items: list[ChallengeView]
-    next: str | None
+    next: Next
 
 
 def view_challenge(kept: KeptChallenge) -> ChallengeView:
@@ -298,7 +300,7 @@ def result(
     "/challenges/{challenge_id}/receipts/{kind}",
     summary="Proof that the log holds a challenge or its result",
     response_class=Response,
-    responses=responses(401, 403, 404, 409, 422),
+    responses={**PROOF, **responses(401, 403, 404, 409, 422)},
 )
 def receipt(
     service: TheService,
@@ -314,7 +316,7 @@ def receipt(
     "/challenges/{challenge_id}/entries/{kind}",
     summary="What the log holds of a challenge",
     response_class=Response,
-    responses=responses(401, 403, 404, 409, 422),
+    responses={**ENTRY, **responses(401, 403, 404, 409, 422)},
 )
 def entry(
     service: TheService,

@@ -8,11 +8,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
 from auditor.api.bodies import json_body, json_content
-from auditor.api.log import receipt_at
+from auditor.api.log import ENTRY, PROOF, receipt_at
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
 from auditor.api.service import ReaderOrProvider, Service, TheService, WriterOrProvider
-from auditor.api.views import Body, Digest, Label, Time
+from auditor.api.views import Body, Digest, Label, Next, NextNumber, Time
 from auditor.merkle.encoding import decode_base64, encode_base64
 from auditor.service import commitments, log_entries
 from auditor.service.clock import to_text
@@ -69,7 +69,7 @@ class CommitmentPage(BaseModel):
     """Commitments, newest first."""
 
     items: list[CommitmentView]
-    next: str | None
+    next: Next
 
 
 class HeadView(BaseModel):
@@ -78,7 +78,7 @@ class HeadView(BaseModel):
     sequence: int = Field(examples=[0])
     note: str = Field(examples=[_NOTE])
     proof: list[Hash64]
-    received: str | None
+    received: str | None = Field(examples=["2026-11-28T12:00:00+00:00"])
     created: Time
 
 
@@ -86,7 +86,7 @@ class HeadPage(BaseModel):
     """Heads in order."""
 
     items: list[HeadView]
-    next: int | None = Field(description="`after` of the next page.")
+    next: NextNumber
 
 
 def view_commitment(kept: KeptCommitment) -> CommitmentView:
@@ -223,7 +223,7 @@ def read_heads(
     "/commitments/{commitment_id}/receipts/{sequence}",
     summary="Proof that the log holds a head",
     response_class=Response,
-    responses=responses(401, 403, 404, 409, 422),
+    responses={**PROOF, **responses(401, 403, 404, 409, 422)},
 )
 def receipt(
     service: TheService, caller: ReaderOrProvider, commitment_id: str, sequence: Sequence
@@ -236,7 +236,7 @@ def receipt(
     "/commitments/{commitment_id}/entries/{sequence}",
     summary="What the log holds of a head",
     response_class=Response,
-    responses=responses(401, 403, 404, 409, 422),
+    responses={**ENTRY, **responses(401, 403, 404, 409, 422)},
 )
 def entry(service: TheService, caller: ReaderOrProvider, commitment_id: str, sequence: Sequence) -> Response:
     """The very bytes of the leaf; they name the SHA-256 of the head's text."""

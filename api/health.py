@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import inspect
+from typing import Any
 
 from fastapi import APIRouter, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse
@@ -19,7 +20,17 @@ from auditor.service.standing import at_newest_revision
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/livez", summary="Is the process alive?", response_class=PlainTextResponse)
+def _shown(media_type: str, example: str) -> dict[int | str, Any]:
+    content = {media_type: {"schema": {"type": "string"}, "example": example}}
+    return {200: {"description": "As it is shown", "content": content}}
+
+
+@router.get(
+    "/livez",
+    summary="Is the process alive?",
+    response_class=PlainTextResponse,
+    responses=_shown("text/plain", "ok"),
+)
 def alive() -> str:
     """Touches nothing."""
     return "ok"
@@ -29,7 +40,7 @@ def alive() -> str:
     "/readyz",
     summary="Can it serve?",
     response_class=PlainTextResponse,
-    responses=responses(503),
+    responses={**_shown("text/plain", "ok"), **responses(503)},
 )
 def ready(service: TheService) -> str:
     """Database reachable and at this program's schema. What is wrong is in the service's log, not here."""
@@ -43,7 +54,12 @@ def ready(service: TheService) -> str:
     return "ok"
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=responses(401, 403))
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={**_shown("text/plain", 'audit_jobs{state="queued"} 0.0\n'), **responses(401, 403)},
+)
 def metrics(service: TheService, _caller: Operator) -> Response:
     """For the operator's key; no label names a tenant."""
     return Response(generate_latest(registry_of(service)), media_type=CONTENT_TYPE_LATEST)
@@ -53,7 +69,7 @@ def metrics(service: TheService, _caller: Operator) -> Response:
     "/problems/{code}",
     summary="What a problem code means",
     response_class=HTMLResponse,
-    responses=responses(404),
+    responses={**_shown("text/html", "<!doctype html><h1>not-found</h1>"), **responses(404)},
 )
 def explain(code: str) -> str:
     """The page behind the `type` of a problem document."""

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter
+from fastapi.responses import JSONResponse
 from pydantic import Field
 
 from auditor.api.bodies import json_body, json_content
@@ -64,13 +65,16 @@ class PlanOrder(Body):
     alpha: float = Field(default=0.001, gt=0.0, lt=1.0)
     power: float = Field(default=0.9, gt=0.0, lt=1.0)
     fraction: float = Field(default=1.0, gt=0.0, le=1.0)
-    speed: float | None = Field(default=None, gt=0.0, le=1e12, description="Output tokens a second.")
+    speed: float | None = Field(
+        default=None, gt=0.0, le=1e12, description="Output tokens a second.", examples=[1000.0]
+    )
     seed: int = Field(default=0, ge=0, lt=1 << 63)
 
 
 @router.post(
     "/plans",
     summary="Plan an audit",
+    response_class=JSONResponse,
     responses={
         200: {
             "description": "`auditor.plan/v1`",

@@ -41,7 +41,7 @@ class Problem(BaseModel):
     code: str = Field(examples=["not-found"])
     detail: str = Field(examples=["no such audit"])
     where: str | None = Field(default=None, examples=["Idempotency-Key"])
-    fix: str | None = None
+    fix: str | None = Field(default=None, examples=["a fresh UUID for each thing you mean to do once"])
 
 
 def _families() -> dict[str, type[errors.AuditError]]:

@@ -14,7 +14,7 @@ from auditor.api.caching import IF_MATCH_PARAMETER, seen_version, unchanged
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
 from auditor.api.service import Reader, TheService, Truster, Writer
-from auditor.api.views import Body, Digest, Label, Time, Vkeys
+from auditor.api.views import Body, Digest, Label, Next, Time, Vkeys
 from auditor.service import tenant_profiles
 from auditor.service.clock import to_text
 from auditor.service.errors import MediaTypeError
@@ -46,14 +46,14 @@ class ProfileView(BaseModel):
     honest_tokens: int = Field(examples=[200000])
     created: Time = Field(description="When it was handed in.")
     revoked: Time | None
-    reason: str | None = Field(description="Why it was revoked.")
+    reason: str | None = Field(description="Why it was revoked.", examples=["the traffic was quantized"])
 
 
 class ProfilePage(BaseModel):
     """Profiles in order of handing in."""
 
     items: list[ProfileView]
-    next: str | None
+    next: Next
 
 
 class Revocation(Body):
@@ -90,7 +90,12 @@ async def _file(request: Request) -> bytes:
     return await read_body(request, MOST_INLINE_BYTES)
 
 
-@router.get("/profile-keys", summary="Who may vouch for profiles", responses=responses(401, 403))
+@router.get(
+    "/profile-keys",
+    response_model=TrustedKeys,
+    summary="Who may vouch for profiles",
+    responses=responses(401, 403),
+)
 def trusted_keys(request: Request, response: Response, service: TheService, caller: Reader) -> Any:
     """Its ETag is what a change has to name."""
     with service.store.transaction() as connection:

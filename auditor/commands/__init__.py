@@ -26,6 +26,7 @@ from auditor.commands.probe import probe
 from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
+from auditor.commands.remote_commitments import register
 from auditor.commands.seed import seed
 from auditor.commands.serve import serve, worker
 from auditor.commands.submit import status, submit
@@ -65,6 +66,7 @@ for command in (
     worker,
     submit,
     status,
+    register,
     doctor,
     bench,
     keys,

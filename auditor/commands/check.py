@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from auditor.commands import activations, options
+from auditor.commands import activations, options, remote_commitments
 from auditor.commands.check_report import CheckReport
 from auditor.commands.commitment_options import (
     REFUSED,
@@ -19,6 +19,7 @@ from auditor.commands.commitment_options import (
     kind_option,
     needed,
     public_keys,
+    service_option,
     traces_of,
     vkey_option,
 )
@@ -29,8 +30,9 @@ from auditor.errors import VerificationFailedError
 @committed_argument
 @kind_option
 @options.model_option
-@file_option("--challenge", "The challenges that were sent.")
-@file_option("--opening", "The provider's answer.")
+@service_option
+@file_option("--challenge", "The challenges that were sent.", required=False)
+@file_option("--opening", "The provider's answer.", required=False)
 @vkey_option
 @file_option("--log", "Activations: the traces that the states are of.", required=False)
 @file_option("--out", "Tokens: write what passed, openings included, for `audit verify`.", required=False)
@@ -49,8 +51,9 @@ def check(
     committed: Path,
     kind: str,
     model_directory: Path | None,
-    challenge: Path,
-    opening: Path,
+    service: bool,
+    challenge: Path | None,
+    opening: Path | None,
     vkeys: tuple[str, ...],
     log: Path | None,
     out: Path | None,
@@ -65,7 +68,9 @@ def check(
     embeddings are worked out anew. Prints what share of the hidden tokens was seen. With weights go on with
     `audit verify`. Hidden states are computed anew up to the layer that was drawn, and compared.
 
-    Exit status: 0 all hold, 1 some response fails, 2 something cannot be read.
+    With --service: what its challenges of these responses came to.
+
+    Exit status: 0 all hold, 1 some response fails, 2 something cannot be read, 3 some challenge is open yet.
     """
     from auditor.hidden_tokens.checking import check_commitment, check_opened  # noqa: PLC0415
     from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
@@ -73,6 +78,9 @@ def check(
     from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
     from auditor.trace_files import write_traces  # noqa: PLC0415
 
+    if service:
+        sys.exit(remote_commitments.check(committed, output_format))
+    challenge, opening = needed(challenge, "--challenge", kind), needed(opening, "--opening", kind)
     if kind == "activations":
         files = activations.Answered(committed, challenge, opening, needed(log, "--log", kind))
         well = activations.check(files, model_directory, honest, alpha, output_format)

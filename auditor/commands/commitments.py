@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from auditor.commands import activations, options
+from auditor.commands import activations, options, remote_commitments
 from auditor.commands.commitment_options import (
     REFUSED,
     by_request,
@@ -21,6 +21,7 @@ from auditor.commands.commitment_options import (
     max_share_option,
     needed,
     public_keys,
+    service_option,
     session_key_option,
     traces_of,
     vkey_option,
@@ -61,6 +62,7 @@ NONCE_BYTES = 32
     "[default: -1]",
 )
 @options.dtype_option
+@service_option
 @click.option("--force", is_flag=True, help="Overwrite both files.")
 def commit(
     log: Path,
@@ -75,11 +77,13 @@ def commit(
     embedder: str,
     layers: tuple[int, ...],
     dtype: str,
+    service: bool,
     force: bool,
 ) -> None:
     """Provider: commit to the hidden tokens of a full LOG and split it in two, or to its hidden states.
 
-    The first usage.reasoning_tokens output tokens of each request are hidden.
+    The first usage.reasoning_tokens output tokens of each request are hidden. With --service the signed heads
+    are posted, too.
 
     \b
       audit generate --out full.jsonl.gz --hidden-tokens 64
@@ -108,7 +112,7 @@ def commit(
     session_key_file = needed(session_key_file, "--session-key", kind)
     tokenizer = Tokenizer.load(model_directory or options.demo_model())
     signer, session_key = read_key(key, passphrase()), read_session_key(session_key_file)
-    by, records = embedder_of(embedder), []
+    by, records, heads = embedder_of(embedder), [], []
     with TraceWriter(out, overwrite=force) as writer:
         for trace in traces_of(log):
             shown, record = commit_trace(
@@ -123,15 +127,19 @@ def commit(
             )
             writer.write(shown)
             records.append(record)
+            heads.append((shown.id, shown.commitment))
         # Kept before the heads are out: a head that nobody can open is a broken promise.
         write_durably(kept, lines_of(record.to_json() for record in records), mode=0o600)
     hidden = sum(len(record.tokens) for record in records)
     click.echo(f"{out}: {len(records)} responses, {hidden:,} hidden tokens committed to", err=True)
+    if service:
+        remote_commitments.post_heads(heads)
 
 
 @click.command()
 @committed_argument
 @kind_option
+@service_option
 @vkey_option
 @click.option(
     "--blocks", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Blocks to draw."
@@ -168,6 +176,7 @@ def commit(
 def challenge(
     committed: Path,
     kind: str,
+    service: bool,
     vkeys: tuple[str, ...],
     count: int,
     prefix: bool,
@@ -180,7 +189,7 @@ def challenge(
 ) -> None:
     """Auditor: draw what every COMMITTED response must open: blocks of tokens, or a layer's states.
 
-    Signed heads of hidden tokens are checked first.
+    Signed heads of hidden tokens are checked first. With --service it draws, of heads that were posted to it.
 
     Exit status 1 when a commitment does not hold.
     """
@@ -192,6 +201,9 @@ def challenge(
 
     if kind == "activations":
         activations.challenge(committed, positions, fingerprint, out=needed(out, "--out", kind))
+        return
+    if service:
+        remote_commitments.challenge(committed, blocks=count, prefix=prefix, max_share=max_share, out=out)
         return
     before = [challenges_of(path) for path in earlier]
     keys, lines, seen, hidden, refused = public_keys(vkeys), [], 0, 0, 0
@@ -221,8 +233,9 @@ def challenge(
 
 
 @click.command("open")
-@click.argument("challenges", type=click.Path(path_type=Path))
+@click.argument("challenges", type=click.Path(path_type=Path), required=False)
 @kind_option
+@service_option
 @options.model_option
 @file_option("--kept", "What `audit commit` kept; which blocks were opened is noted in it.")
 @file_option("--committed", "Activations: what `audit commit` gave to clients.", required=False)
@@ -230,8 +243,9 @@ def challenge(
 @max_share_option
 @file_option("--out", "Where to write. [default: standard output]", required=False)
 def open_(
-    challenges: Path,
+    challenges: Path | None,
     kind: str,
+    service: bool,
     model_directory: Path | None,
     kept: Path,
     committed: Path | None,
@@ -239,7 +253,10 @@ def open_(
     max_share: float,
     out: Path | None,
 ) -> None:
-    """Provider: open what CHALLENGES ask for; prints what share of the hidden tokens has now been shown."""
+    """Provider: open what CHALLENGES ask for; prints what share of the hidden tokens has now been shown.
+
+    With --service in place of CHALLENGES: all that are open there, and the answers are posted.
+    """
     from auditor.durable_files import locked, write_durably  # noqa: PLC0415
     from auditor.hidden_tokens import wire  # noqa: PLC0415
     from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
@@ -249,21 +266,24 @@ def open_(
     from auditor.merkle.token_openings import exposure  # noqa: PLC0415
     from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
 
+    if (challenges is None) != service:
+        raise OptionError("one of CHALLENGES and --service says what is asked")
     if kind == "activations":
-        states_of = needed(committed, "--committed", kind)
-        activations.open_states(states_of, challenges, kept, out=needed(out, "--out", kind))
+        states_of, asked_for = needed(committed, "--committed", kind), needed(challenges, "CHALLENGES", kind)
+        activations.open_states(states_of, asked_for, kept, out=needed(out, "--out", kind))
         return
     tokenizer = Tokenizer.load(model_directory or options.demo_model())
     session_key_file = needed(session_key_file, "--session-key", kind)
-    session_key, asked, lines = read_session_key(session_key_file), challenges_of(challenges), []
+    session_key, lines = read_session_key(session_key_file), []
+    asked = remote_commitments.asked() if challenges is None else remote_commitments.listed(challenges)
     embedders: dict[str, Any] = {}
     with locked(kept.with_name(kept.name + ".lock")):
         records = by_request(
             (wire.kept_from_json(value, where) for value, where in wire.read_lines(kept)), kept
         )
-        for request, one in asked.items():
+        for _, request, one in asked:
             if request not in records:
-                raise OptionError(f"response {request} was not committed to here", where=str(challenges))
+                raise OptionError(f"response {request} was not committed to here", where=str(kept))
             digest = parse_head_text(head_text(records[request].head)).embedder
             if digest not in embedders:
                 embedders[digest] = embedder_of_digest(digest)
@@ -278,15 +298,16 @@ def open_(
             lines.append(wire.opening_to_json(request, opening))
         # What was shown is on disk before it is shown.
         write_durably(kept, wire.lines_of(record.to_json() for record in records.values()), mode=0o600)
-    data = wire.lines_of(lines)
-    if out is None:
-        click.echo(data, nl=False)
+    if service:
+        remote_commitments.post_openings(asked, lines)
+    elif out is None:
+        click.echo(wire.lines_of(lines), nl=False)
     else:
-        write_durably(out, data)
+        write_durably(out, wire.lines_of(lines))
     shares = [
         exposure(parse_head_text(head_text(record.head)), record.opened)
         for request, record in records.items()
-        if request in asked
+        if request in {name for _, name, _ in asked}
     ]
     shown, hidden = sum(e.seen for e in shares), sum(e.hidden for e in shares)
     share = shown / hidden if hidden else 0.0

@@ -35,6 +35,7 @@ def _service_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.engine_recipe_option
 @options.noise_option
 @click.option("--served-model", default=None, metavar="NAME", help="What the log calls the model.")
+@click.option("--provider", default=None, metavar="ID", help="Whose log it is, as `audit register` says.")
 @click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
 @_service_options
 @options.format_option
@@ -47,6 +48,7 @@ def submit(
     engine_recipe: str | None,
     noise: str | None,
     served_model: str | None,
+    provider: str | None,
     watch: bool,
     url: str | None,
     key: str | None,
@@ -73,7 +75,7 @@ def submit(
         raise TraceFileError(f"cannot be opened: {error.strerror}", where=str(file)) from None
     ordered = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     with Client(url, key) as client:
-        audit = client.submit(body, name=file.name, options=ordered)
+        audit = client.submit(body, name=file.name, options=ordered, provider=provider)
         if watch:
             click.echo(audit.id, err=True)
             audit = _followed(client, audit)

@@ -194,10 +194,20 @@ def _challenges(tenant_id: str, provider_id: str | None) -> Select[Any]:
 
 
 def _challenge(row: Row[Any]) -> KeptChallenge:
-    found = KeptChallenge(*row)
-    result = None if found.result is None else bytes(found.result)
-    values = {name: getattr(found, name) for name in KeptChallenge.__slots__}
-    return KeptChallenge(**values | {"body": bytes(found.body), "result": result})
+    return KeptChallenge(
+        row.id,
+        row.tenant_id,
+        row.commitment_id,
+        row.created,
+        row.deadline,
+        row.state,
+        bytes(row.body),
+        row.checkpoint,
+        row.finished,
+        None if row.result is None else bytes(row.result),
+        row.provider_id,
+        row.request,
+    )
 
 
 def answer(

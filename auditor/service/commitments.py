@@ -272,5 +272,12 @@ def _commitments(tenant_id: str, provider_id: str | None) -> Select[Any]:
 
 
 def _commitment(row: Row[Any]) -> KeptCommitment:
-    *values, note = row
-    return KeptCommitment(*values, parse_head_text(head_text(note)))
+    return KeptCommitment(
+        row.id,
+        row.tenant_id,
+        row.provider_id,
+        row.request,
+        row.created,
+        row.finished,
+        parse_head_text(head_text(row.note)),
+    )
