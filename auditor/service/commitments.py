@@ -101,19 +101,23 @@ def append(
     opened = [_opened(head.note, keys, f"heads.{number}") for number, head in enumerate(posted)]
     owner, first = opened[0]
     commitment_id, fresh = _open(connection, tenant_id, owner, first)
-    stored = _stored_heads(connection, commitment_id)
-    last = parse_head_text(head_text(stored[-1].note)) if stored else None
+    # Those that are posted again, and the one that they continue: a long stream is not read anew each time.
+    stored = _stored_heads(connection, commitment_id, after=first.sequence - 2)
+    there = {head.sequence: head_text(head.note) for head in stored}
+    if not stored and not fresh:
+        raise HeadChainError(f"head {first.sequence} does not follow the newest one")
+    last = parse_head_text(there[stored[-1].sequence]) if stored else None
     for (signer, head), sent in zip(opened, posted, strict=True):
         if signer != owner:
             raise HeadChainError("heads of several providers")
         if last is not None and head.request != last.request:
             raise HeadChainError("heads of several responses")
-        if head.sequence < len(stored):
-            if head_text(stored[head.sequence].note) != head.text():
+        if head.sequence in there:
+            if there[head.sequence] != head.text():
                 raise HeadConflictError(f"another head {head.sequence} of this response is there already")
             continue
         last = _keep(connection, tenant_id, commitment_id, last, head, sent)
-        stored.append(StoredHead(sent.note, sent.proof, sent.received, head.sequence))
+        there[head.sequence] = head.text()
     return commitment_id, fresh
 
 
@@ -182,9 +186,10 @@ def _keep(
     return head
 
 
-def _stored_heads(connection: Connection, commitment_id: str) -> list[StoredHead]:
-    wanted = select(head_table).where(head_table.c.commitment_id == commitment_id)
-    return [_stored(row) for row in connection.execute(wanted.order_by(head_table.c.sequence))]
+def _stored_heads(connection: Connection, commitment_id: str, *, after: int = -1) -> list[StoredHead]:
+    column = head_table.c
+    wanted = select(head_table).where(column.commitment_id == commitment_id, column.sequence > after)
+    return [_stored(row) for row in connection.execute(wanted.order_by(column.sequence))]
 
 
 def _stored(row: Row[Any]) -> StoredHead:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, tuple_, update
 
-from auditor.errors import KeyUnknownError, ProfileRevokedError
+from auditor.errors import KeyUnknownError, ProfileInvalidError, ProfileRevokedError
 from auditor.merkle.keys import parse_vkey
 from auditor.profile import Profile, ProfileKey, parse_profile
 from auditor.profile_trust import Trust
@@ -94,15 +94,18 @@ def keep(connection: Connection, tenant_id: str, raw: bytes) -> str:
         ProfileRevokedError: it was taken back.
     """
     profile = parse_profile(raw, where="body")
+    key = profile.key
+    if not all(text.isprintable() for text in (key.model_digest, key.provider_recipe, key.reference_recipe)):
+        raise ProfileInvalidError("a digest or recipe with control characters", where="body")
     now = time_now(connection)
     _trust(connection, tenant_id, now).check(profile, "body")
     row: dict[str, Any] = {
         "tenant_id": tenant_id,
         "id": profile.id,
-        "model_digest": profile.key.model_digest,
-        "provider_recipe": profile.key.provider_recipe,
-        "reference_recipe": profile.key.reference_recipe,
-        "family": profile.key.family,
+        "model_digest": key.model_digest,
+        "provider_recipe": key.provider_recipe,
+        "reference_recipe": key.reference_recipe,
+        "family": key.family,
         "made": created_column(profile.created),
         "honest_tokens": profile.honest_tokens,
         "body": raw,

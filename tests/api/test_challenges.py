@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from dataclasses import replace
 from functools import cache
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from sqlalchemy import text
 
 from auditor.generation import Provider, generate
@@ -47,6 +50,7 @@ from tests.api.test_providers import ACME, OTHER, made, post, provider
 SESSION = b"s" * 32
 EMBEDDER = HashingEmbedder()
 HIDDEN = 40
+NUMBERS = itertools.count(100)
 
 
 @cache
@@ -134,6 +138,10 @@ class Round:
     def state(self, challenge):
         return self.alice.get(f"/v1/challenges/{challenge['id']}").json()["state"]
 
+    def settle(self):
+        with self.world.service.store.transaction(writes=True) as connection:
+            return challenges.settle(connection)
+
     def expire(self, challenge, seconds):
         """Let the deadline have been so long ago."""
         with self.world.service.store.transaction(writes=True) as connection:
@@ -220,6 +228,25 @@ def test_heads_posted_again_are_the_same_heads_and_another_in_their_place_is_ref
         assert connection.execute(text("SELECT count(*) FROM log_entry")).scalar_one() == 4
 
 
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 4)), max_size=4))
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_however_heads_are_cut_into_requests_and_repeated_the_commitment_is_one(ring, cuts):
+    heads = heads_of(committed(f"req-{next(NUMBERS)}")[0])
+    there, entries = 0, counted(ring)
+    for back, more in [*cuts, (0, len(heads))]:
+        part = heads[max(0, there - back) : there + more] or heads
+        answer = posted(ring.acme, part)
+        assert answer.status_code in (200, 201), answer.text
+        there = answer.json()["heads"]
+    assert answer.json()["finished"] is not None
+    assert counted(ring) == entries + len(heads), "the log is told of each head once"
+
+
+def counted(ring):
+    with ring.world.service.store.transaction() as connection:
+        return connection.execute(text("SELECT count(*) FROM log_entry")).scalar_one()
+
+
 def test_heads_that_do_not_continue_each_other_are_refused_and_nothing_is_kept(ring):
     heads, others = heads_of(committed()[0]), heads_of(committed(shift=1)[0])
     refused(posted(ring.acme, heads[1:]), 422, "head-chain")
@@ -230,6 +257,9 @@ def test_heads_that_do_not_continue_each_other_are_refused_and_nothing_is_kept(r
     refused(posted(ring.acme, [heads[0] | {"note": heads[0]["note"][:-9]}]), 422, "note-syntax")
     refused(posted(ring.acme, [heads[0] | {"note": "\0"}]), 422, "note-syntax")
     assert ring.alice.get("/v1/commitments").json()["items"] == []
+    posted(ring.acme, heads[:1])
+    refused(posted(ring.acme, heads[2:]), 422, "head-chain")
+    refused(posted(ring.acme, [heads[3], heads[0]]), 422, "head-chain")
     posted(ring.acme, heads)
     head = parse_head_text(head_text(heads[-1]["note"]))
     more = sign_head(replace(head, sequence=4), ACME).decode()
@@ -340,12 +370,9 @@ def test_withholding_past_the_deadline_is_a_failure_on_record(ring):
     challenge = ring.draw(commitment).json()
     ring.expire(challenge, 1)
     refused(ring.open(challenge, ring.opening(challenge)), 409, "challenge-expired")
-    with ring.world.service.store.transaction(writes=True) as connection:
-        assert challenges.settle(connection) == 0, "an opening that came in time may still be being checked"
+    assert ring.settle() == 0, "an opening that came in time may still be being checked"
     ring.expire(challenge, 61)
-    with ring.world.service.store.transaction(writes=True) as connection:
-        assert challenges.settle(connection) == 1
-        assert challenges.settle(connection) == 0
+    assert (ring.settle(), ring.settle()) == (1, 0)
     found = ring.acme.get(f"/v1/challenges/{challenge['id']}").json()
     assert (found["state"], found["error"]["code"]) == ("withheld", "opening-incomplete")
     refused(ring.open(challenge, ring.opening(challenge)), 409, "challenge-expired")

@@ -203,6 +203,8 @@ def test_a_profile_is_taken_signed_by_a_trusted_key_only(world):
     refused(hand_in(world.alice, sign_profile(expired, AUDITOR)), 422, "profile-expired")
     altered = replace(sign_profile(profile, AUDITOR), created="2026-11-20T00:00:00Z")
     refused(hand_in(world.alice, altered), 422, "signature-invalid")
+    odd = replace(profile, key=replace(profile.key, provider_recipe="a\0b"), note=None)
+    refused(hand_in(world.alice, sign_profile(odd, AUDITOR)), 422, "profile-invalid")
     headers = {"Content-Type": "application/json"}
     broken = world.alice.call("POST", "/v1/profiles", content=b"{}", headers=headers)
     refused(broken, 422, "profile-invalid")
