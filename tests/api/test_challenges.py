@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import time
 from dataclasses import replace
 from functools import cache
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import text
 
+from auditor.api import serving
 from auditor.generation import Provider, generate
 from auditor.hidden_tokens.embedders import HashingEmbedder
 from auditor.hidden_tokens.providing import commit, head_text, open_challenge
@@ -29,6 +31,8 @@ from auditor.merkle.token_heads import parse_head_text, sign_head
 from auditor.merkle.token_leaves import Salts
 from auditor.merkle.token_openings import check_draw, open_blocks
 from auditor.merkle.token_stream import Declared, TokenStream
+from auditor.profile_trust import sign_profile
+from auditor.profiles import shipped_profiles
 from auditor.reference.checkpoint.digests import tokenizer_digest, weights_digest
 from auditor.reference.demo.prompts import TARGET, demo_conversations
 from auditor.reference.deviations import HONEST
@@ -45,7 +49,7 @@ from auditor.trace import Trace, Usage
 from auditor.trace_format import trace_to_json
 from auditor.transparency_log import verify_log
 from tests.api.conftest import Party, refused
-from tests.api.test_providers import ACME, OTHER, made, post, provider
+from tests.api.test_providers import ACME, AUDITOR, OTHER, hand_in, made, post, provider, trust
 
 SESSION = b"s" * 32
 EMBEDDER = HashingEmbedder()
@@ -385,6 +389,18 @@ def test_withholding_past_the_deadline_is_a_failure_on_record(ring):
     assert standing["challenges"]["withheld"] == 1
 
 
+def test_the_server_ends_what_nobody_answered(ring, monkeypatch):
+    challenge = ring.draw(ring.commit()).json()
+    ring.expire(challenge, 61)
+    monkeypatch.setattr(serving, "SETTLE_SECONDS", 0.05)
+    deadline = time.monotonic() + 30
+    with serving.kept_settled(ring.world.service.store):
+        while ring.state(challenge) == "open":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+    assert ring.state(challenge) == "withheld"
+
+
 def forged():
     """What a provider signs that commits to embeddings of another text."""
     declared = Declared("req-f", *digests().values(), EMBEDDER.digest, 8)
@@ -468,6 +484,10 @@ def test_an_audit_replays_what_was_opened_through_the_service(ring):
     log = b"".join(json.dumps(trace_to_json(trace)).encode() + b"\n" for trace in (first, second))
     before = ring.alice.submit(log, query="?name=before").json()["id"]
     assert ring.open(challenge, ring.opening(challenge, kept)).json()["state"] == "held"
+    trust(ring.alice, AUDITOR)
+    ours = next(p for k, p in shipped_profiles().items() if k.provider_recipe == first.engine.recipe)
+    ours = sign_profile(replace(ours, honest=ours.honest[:50], deviations={}), AUDITOR)
+    assert hand_in(ring.alice, ours).status_code == 201
     after = ring.alice.submit(log, query=f"?name=after&provider={ring.provider}").json()["id"]
     work = AuditWork(ring.world.service.blobs, reference(), lambda _key: None)
     worker = Worker(ring.world.service.store, work)
@@ -480,6 +500,10 @@ def test_an_audit_replays_what_was_opened_through_the_service(ring):
     assert found[before] == [(0, None), (0, None)], "what is opened later changes no verdict"
     assert found[after] == [(HIDDEN, HIDDEN + 8), (0, None)]
     assert items[0]["match_rate"] > 0.95
+    profiles = [ring.alice.get(f"/v1/audits/{audit}/verdict").json()["profile"] for audit in (before, after)]
+    assert profiles[0] is None, "the operator has none"
+    assert profiles[1]["id"] == ours.id
+    assert profiles[1]["signed_by"] == [f"{AUDITOR.public.name}+{AUDITOR.public.key_id.hex()}"]
     assert items[1]["commitment"]["problem"]["code"] == "trace-incomplete"
 
 

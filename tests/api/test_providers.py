@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from auditor import profiles
+from auditor.api import plans
 from auditor.errors import KeyUnknownError, ProfileRevokedError
 from auditor.merkle.keys import Algorithm, SeedSigner
 from auditor.plan_result import plan_to_json
@@ -293,6 +294,14 @@ def test_a_plan_over_http_is_the_plan_of_the_library(world):
         422,
         "option-invalid",
     )
+
+
+def test_one_plan_is_made_at_a_time(world):
+    with plans._one_at_a_time:
+        busy = post(world.alice, "/v1/plans", {"rates": [0.004, 0.02]})
+    refused(busy, 429, "rate-limited")
+    assert busy.headers["retry-after"] == "5"
+    assert post(world.alice, "/v1/plans", {"rates": [0.004, 0.02]}).status_code == 200
 
 
 @given(
