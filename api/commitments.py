@@ -13,11 +13,16 @@ from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
 from auditor.api.service import ReaderOrProvider, Service, TheService, WriterOrProvider
 from auditor.api.views import Body, Digest, Label, Next, NextNumber, Time
-from auditor.merkle.encoding import decode_base64, encode_base64
 from auditor.service import commitments, log_entries
 from auditor.service.clock import to_text
-from auditor.service.commitments import MOST_HEADS, KeptCommitment, PostedHead
-from auditor.service.errors import NotFinishedError, RequestInvalidError
+from auditor.service.commitments import (
+    MOST_HEADS,
+    KeptCommitment,
+    PostedHead,
+    proof_from_text,
+    proof_to_text,
+)
+from auditor.service.errors import NotFinishedError
 from auditor.service.tenants import ApiKey
 
 router = APIRouter(tags=["commitments"])
@@ -108,13 +113,6 @@ def view_commitment(kept: KeptCommitment) -> CommitmentView:
     )
 
 
-def _hash(text: str, where: str) -> bytes:
-    value = decode_base64(text)
-    if value is None or len(value) != 32:
-        raise RequestInvalidError("not 32 bytes in base64", where=where)
-    return value
-
-
 @router.post(
     "/commitments",
     summary="Post signed heads",
@@ -137,7 +135,7 @@ def post_heads(
     posted = [
         PostedHead(
             head.note,
-            tuple(_hash(text, f"heads.{n}.proof.{i}") for i, text in enumerate(head.proof)),
+            proof_from_text(head.proof, f"heads.{n}.proof"),
             head.received,
         )
         for n, head in enumerate(body.heads)
@@ -210,7 +208,7 @@ def read_heads(
         HeadView(
             sequence=head.sequence,
             note=head.note,
-            proof=[encode_base64(value) for value in head.proof],
+            proof=proof_to_text(head.proof),
             received=head.received,
             created=to_text(head.created),
         )

@@ -16,8 +16,6 @@ from auditor.api.application import create_application
 from auditor.api.service import Service
 from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
-from auditor.reference.checkpoint.digests import tokenizer_digest
-from auditor.reference.tokenizer import Tokenizer
 from auditor.service import challenges, tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.log_placing import ServiceLog, open_log, place
@@ -66,7 +64,7 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        checker = OpeningChecker({tokenizer_digest(model): Tokenizer.load(model)})
+        checker = OpeningChecker.of_model(model)
         service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, checker=checker)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})

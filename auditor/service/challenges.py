@@ -256,7 +256,9 @@ def _is_open(connection: Connection, asked: KeptChallenge, body: bytes, came: in
     """
     if asked.state in ("held", "failed"):
         column = opening_table.c
-        wanted = select(column.digest).where(column.challenge_id == asked.id)
+        wanted = select(column.digest).where(
+            column.tenant_id == asked.tenant_id, column.challenge_id == asked.id
+        )
         if connection.execute(wanted).scalar_one() == _digest(body):
             return False
         raise ChallengeClosedError("another opening answered the challenge")

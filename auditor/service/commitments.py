@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import and_, func, insert, select, tuple_, update
 
 from auditor.commitment_errors import CommitmentFieldError, HeadChainError
+from auditor.errors import HashLengthError
 from auditor.hidden_tokens.providing import head_text
 from auditor.hidden_tokens.wire import Commitment, SentHead
 from auditor.merkle.encoding import decode_base64, encode_base64
+from auditor.merkle.hashing import HASH_BYTES
 from auditor.merkle.notes import open_note, parse_note
 from auditor.merkle.token_heads import TokenHead, check_next, parse_head_text
 from auditor.merkle.token_openings import head_digest
@@ -44,6 +46,23 @@ MOST_HEADS = 4096
 """Of one response."""
 MOST_HIDDEN = 1 << 20
 """Tokens of one response: what is drawn from a head costs memory by its size."""
+
+
+def proof_from_text(texts: Sequence[str], where: str = "") -> tuple[bytes, ...]:
+    """Hashes of a proof, from base64.
+
+    Raises:
+        HashLengthError: one is not 32 bytes.
+    """
+    found = tuple(decode_base64(text) or b"" for text in texts)
+    if any(len(value) != HASH_BYTES for value in found):
+        raise HashLengthError("not 32 bytes in base64", where=where)
+    return found
+
+
+def proof_to_text(proof: Sequence[bytes]) -> list[str]:
+    """Hashes of a proof, in base64."""
+    return [encode_base64(value) for value in proof]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +121,7 @@ def append(
     owner, first = opened[0]
     commitment_id, fresh = _open(connection, tenant_id, owner, first)
     # Those that are posted again, and the one that they continue: a long stream is not read anew each time.
-    stored = _stored_heads(connection, commitment_id, after=first.sequence - 2)
+    stored = _stored_heads(connection, tenant_id, commitment_id, after=first.sequence - 2)
     there = {head.sequence: head_text(head.note) for head in stored}
     if not stored and not fresh:
         raise HeadChainError(f"head {first.sequence} does not follow the newest one")
@@ -171,7 +190,7 @@ def _keep(
         "sequence": head.sequence,
         "tenant_id": tenant_id,
         "note": sent.note,
-        "proof": json.dumps([encode_base64(value) for value in sent.proof]),
+        "proof": json.dumps(proof_to_text(sent.proof)),
         "received": sent.received,
         "created": now,
     }
@@ -186,15 +205,20 @@ def _keep(
     return head
 
 
-def _stored_heads(connection: Connection, commitment_id: str, *, after: int = -1) -> list[StoredHead]:
+def _stored_heads(
+    connection: Connection, tenant_id: str, commitment_id: str, *, after: int = -1, limit: int = MOST_HEADS
+) -> list[StoredHead]:
     column = head_table.c
-    wanted = select(head_table).where(column.commitment_id == commitment_id, column.sequence > after)
-    return [_stored(row) for row in connection.execute(wanted.order_by(column.sequence))]
+    wanted = select(head_table).where(
+        column.tenant_id == tenant_id, column.commitment_id == commitment_id, column.sequence > after
+    )
+    return [_stored(row) for row in connection.execute(wanted.order_by(column.sequence).limit(limit))]
 
 
 def _stored(row: Row[Any]) -> StoredHead:
-    proof = tuple(decode_base64(text) or b"" for text in json.loads(row.proof))
-    return StoredHead(row.note, proof, row.received, row.sequence, row.created)
+    return StoredHead(
+        row.note, proof_from_text(json.loads(row.proof)), row.received, row.sequence, row.created
+    )
 
 
 def find(
@@ -247,9 +271,7 @@ def heads(
         NotFoundError: see `find`.
     """
     find(connection, tenant_id, commitment_id, provider_id)
-    column = head_table.c
-    wanted = select(head_table).where(column.commitment_id == commitment_id, column.sequence > after)
-    return [_stored(row) for row in connection.execute(wanted.order_by(column.sequence).limit(limit))]
+    return _stored_heads(connection, tenant_id, commitment_id, after=after, limit=limit)
 
 
 def whole(connection: Connection, kept: KeptCommitment) -> Commitment:
@@ -260,7 +282,7 @@ def whole(connection: Connection, kept: KeptCommitment) -> Commitment:
     """
     if kept.finished is None:
         raise NotFinishedError("the response is not complete: its final head has not come")
-    found = _stored_heads(connection, kept.id)
+    found = _stored_heads(connection, kept.tenant_id, kept.id)
     sent = tuple(SentHead(head.note, head.received) for head in found)
     return Commitment(sent, tuple(head.proof for head in found[1:]))
 

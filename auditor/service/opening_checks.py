@@ -18,13 +18,16 @@ from auditor.commitment_errors import (
 from auditor.errors import TokenOutOfRangeError
 from auditor.hidden_tokens.checking import check_opened
 from auditor.hidden_tokens.embedders import Embedder, HashingEmbedder
+from auditor.reference.checkpoint.digests import tokenizer_digest
+from auditor.reference.tokenizer import Tokenizer
 from auditor.service.errors import TokenizerAbsentError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from auditor.hidden_tokens.checking import Committed
     from auditor.merkle.token_heads import TokenHead
     from auditor.merkle.token_openings import Challenge, Opening
-    from auditor.reference.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,15 @@ class OpeningChecker:
 
     tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
     embedders: Mapping[str, Embedder | None] = field(default_factory=_light_embedders)
+
+    @classmethod
+    def of_model(cls, directory: Path) -> OpeningChecker:
+        """With the tokenizer of a model's folder; its weights are not read.
+
+        Raises:
+            ModelNotFoundError, ModelCorruptError, ModelUnsafeError: there is none that can be used.
+        """
+        return cls({tokenizer_digest(directory): Tokenizer.load(directory)})
 
     def prepare(self, head: TokenHead) -> tuple[Tokenizer, Embedder | None]:
         """What openings of a head are checked with.
