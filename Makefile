@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEER := .venv-peer
+OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
-        proof inflation token-counts fingerprints study matrix profiles engines soak clean
+        bench-service bench-report report-page proof inflation token-counts fingerprints study matrix cross-checks \
+        profiles engines soak schedule-proof clean
 
 setup: $(STAMP)
 
@@ -42,6 +44,10 @@ types: setup
 bench: setup $(PEER)/.installed
 	$(BIN)/python tests/bench/compare.py --peer $(PEER)/bin/python
 
+# The service under load: submissions beside bare commits, reads while jobs run, 10 GiB of upload. Ten minutes, 25 GiB.
+bench-service: setup
+	$(BIN)/python -m tests.bench.service
+
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup
 	$(BIN)/python tests/bench/core.py
@@ -49,6 +55,19 @@ bench-core: setup
 # Drafters: accepted tokens a step, and tokens a second beside transformers: docs/speculation.md again. Ten minutes.
 bench-speculation: setup
 	$(BIN)/python tests/bench/speculation.py
+
+# A report over a million audited requests: seconds and memory. Two minutes, one of them to fill the database.
+bench-report: setup
+	$(BIN)/python tests/bench/report.py
+
+# A report's page in Chromium: docs/report-light.png and -dark.png again, and axe finds nothing serious. A minute.
+report-page: setup .browser/.installed
+	.browser/bin/python tests/proofs/report_page.py $(CURDIR)/$(BIN)/python
+
+.browser/.installed:
+	test -x .browser/bin/python || $(PYTHON) -m venv .browser
+	.browser/bin/python -m pip install --quiet playwright==1.65.2 axe-playwright-python==0.1.8
+	@touch $@
 
 # Half a minute: a million leaves.
 bench-merkle: setup
@@ -77,7 +96,7 @@ proof: setup
 fingerprints: setup
 	$(BIN)/python -m tests.proofs.fingerprint_power
 
-# Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
+# Ten ways to inflate hidden tokens and how often each is caught; 10 minutes of processor time, goes on where it stopped.
 inflation: setup
 	$(BIN)/python -m tests.proofs.inflation --out out/inflation
 
@@ -95,6 +114,16 @@ matrix: setup
 	$(BIN)/audit matrix --requests 96 --out out/matrix.jsonl --format markdown > out/matrix.md
 	cp out/matrix.md docs/matrix.md
 
+# Simulated deviations beside other people's implementations: docs/cross_checks.md again. Three minutes after set-up.
+cross-checks: setup $(OUTSIDE)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.proofs.cross_checks --outside $(OUTSIDE)/bin/python
+
+$(OUTSIDE)/.installed: tests/proofs/outside-constraints.txt
+	test -x $(OUTSIDE)/bin/python || $(PYTHON) -m venv $(OUTSIDE)
+	$(OUTSIDE)/bin/python -m pip install --quiet -c tests/proofs/outside-constraints.txt torch==2.13.0 \
+	    kvpress torchao bitsandbytes
+	@touch $@
+
 # Make the shipped profiles of the demo model again from the recorded honest traces.
 profiles: setup
 	$(BIN)/python tests/proofs/ship_profiles.py
@@ -104,9 +133,16 @@ profiles: setup
 engines: setup
 	$(BIN)/python -m tests.engines.conformance $(ENGINES)
 
-# Hundreds of kill -9 of workers on SQLite and PostgreSQL, and one at every statement boundary: about half an hour.
+# Hundreds of kill -9 of workers and server on SQLite and PostgreSQL, and one at every boundary; 10,000 steps of the
+# service beside an oracle; 200 requests for each operation and kind: two hours.
 soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
+	AUDITOR_SOAK_STEPS=10000 AUDITOR_SOAK_EXAMPLES=200 $(BIN)/python -m pytest -s tests/api/test_service_model.py tests/api/test_fuzzing.py
+
+# Twelve weeks of scheduled audits through kills and a restart, and a year of looks at honest providers:
+# docs/schedules.md again. Ten minutes of processor time.
+schedule-proof: setup
+	$(BIN)/python -m tests.proofs.schedule
 
 clean:
-	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out
+	rm -rf .engines .toploc .browser $(VENV) $(PEER) $(OUTSIDE) build dist *.egg-info out

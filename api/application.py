@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Depends, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -12,6 +12,7 @@ from auditor.api import (
     audits,
     challenges,
     commitments,
+    disputes,
     health,
     keys,
     log,
@@ -19,8 +20,12 @@ from auditor.api import (
     profiles,
     progress,
     providers,
+    reports,
+    schedules,
     uploads,
+    webhooks,
 )
+from auditor.api.bodies import refuse_unknown_query
 from auditor.api.description import complete
 from auditor.api.metrics import count_answer
 from auditor.api.problems import add_handlers, problem_response
@@ -50,9 +55,10 @@ def create_application(service: Service) -> FastAPI:
         redirect_slashes=False,
     )
     application.state.service = service
-    v1 = APIRouter(prefix="/v1")
-    resources = (audits, progress, uploads, keys, providers, profiles, plans, commitments, challenges)
-    for module in resources:
+    v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
+    judged = (audits, progress, uploads, reports, schedules, disputes)
+    sold = (providers, profiles, plans, commitments, challenges)
+    for module in (*judged, *sold, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)

@@ -13,7 +13,7 @@ from auditor.api.bodies import MOST_JSON_BYTES as MOST_JSON
 from auditor.api.caching import immutable, unchanged
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
-from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, TheService, Writer
+from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, Submitter, TheService, Writer
 from auditor.api.views import (
     AuditOrder,
     AuditPage,
@@ -26,9 +26,11 @@ from auditor.api.views import (
     view_audit,
     view_spans,
 )
-from auditor.service import audits, tenants
+from auditor.service import audits, signatures, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.containers import check_log
+from auditor.service.parquet_check import check_parquet
+from auditor.trace_streams import container_of
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
@@ -65,7 +67,7 @@ def submit(
     request: Request,
     response: Response,
     service: TheService,
-    caller: Writer,
+    submitter: Submitter,
     key: IdempotencyKey,
     body: Annotated[bytes, Depends(_order_body)],
     name: Annotated[Label, Query(description="What to call the log.")] = "log",
@@ -74,9 +76,15 @@ def submit(
     engine_recipe: Annotated[Label | None, Query()] = None,
     noise: Annotated[Label | None, Query()] = None,
     served_model: Annotated[Label | None, Query()] = None,
-    provider: Annotated[Label | None, Query(description="Whose log it is.")] = None,
+    provider: Annotated[Label | None, Query(description="Whom the log is of; reports go by it.")] = None,
 ) -> AuditView:
-    """Answers when the order is on disk. The same Idempotency-Key and request order it once."""
+    """Answers when the order is on disk. The same Idempotency-Key and request order it once.
+
+    With an API key; or signed (RFC 9421) by a key that was registered with `POST /v1/keys`.
+    """
+    caller = submitter.key
+    if submitter.signed is not None:
+        signatures.check_body(submitter.message, body)
     order, digest = None, ""
     options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     if media_type_of(request) == "application/json":
@@ -84,6 +92,8 @@ def submit(
         options, provider = order.options(), order.provider
     else:
         check_log([body])
+        if container_of(body) == "parquet":
+            check_parquet(body)
         digest = service.blobs.put(body)
 
     def make() -> str:
@@ -91,11 +101,13 @@ def submit(
             log = audits.find_log(connection, caller.tenant_id, order.log)
         else:
             log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
-        return audits.submit(connection, log, options, provider)
+        return audits.submit(connection, log, options, provider or "")
 
     said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
     told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
     with service.store.transaction(writes=True) as connection:
+        if submitter.signed is not None:
+            signatures.use_up(connection, submitter.signed)
         left = tenants.take_allowance(connection, caller)
         audit_id, again = audits.once(connection, caller.tenant_id, key, told, make)
         audit = audits.find(connection, caller.tenant_id, audit_id)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from fastapi import Depends, Request
+from fastapi.dependencies.utils import get_flat_dependant
 from pydantic import BaseModel, ValidationError
 
 from auditor.errors import TraceSyntaxError
@@ -53,6 +54,22 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
             raise too_large
         parts.append(part)
     return b"".join(parts)
+
+
+def refuse_unknown_query(request: Request) -> None:
+    """A dependency: every query parameter is one that the route knows, and comes once.
+
+    Whoever misspells `alpha` must not be judged at the default.
+
+    Raises:
+        RequestInvalidError: one is not.
+    """
+    route = request.scope["route"]
+    known = {field.alias for field in get_flat_dependant(route.dependant).query_params}
+    given = [name for name, _ in request.query_params.multi_items()]
+    if not known.issuperset(given) or len(set(given)) != len(given):
+        choice = f"choose from {', '.join(sorted(known))}" if known else "there is none here"
+        raise RequestInvalidError("a query parameter is unknown, or comes twice", where="query", fix=choice)
 
 
 def json_body(model: type[Model], most_bytes: int = MOST_JSON_BYTES) -> Any:

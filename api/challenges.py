@@ -332,7 +332,7 @@ def entry(
 def _entry(service: Service, caller: ApiKey, challenge_id: str, kind: str) -> tuple[int | None, bytes]:
     with service.store.transaction() as connection:
         asked = challenges.find(connection, caller.tenant_id, challenge_id, caller.provider_id)
-        found = log_entries.find(connection, "challenge", challenge_id, kind)
+        found = log_entries.find(connection, challenge_id, kind)
     if found is None:
         raise NotFinishedError(f"there is no {kind} entry: the challenge is {asked.state}")
     return found

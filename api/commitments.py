@@ -245,7 +245,7 @@ def entry(service: TheService, caller: ReaderOrProvider, commitment_id: str, seq
 def _entry(service: Service, caller: ApiKey, commitment_id: str, sequence: int) -> tuple[int | None, bytes]:
     with service.store.transaction() as connection:
         commitments.find(connection, caller.tenant_id, commitment_id, caller.provider_id)
-        found = log_entries.find(connection, "commitment", commitment_id, f"head-{sequence}")
+        found = log_entries.find(connection, commitment_id, f"head-{sequence}")
     if found is None:
         raise NotFinishedError("there is no head of that number yet")
     return found

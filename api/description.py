@@ -6,6 +6,7 @@ Examples are put together from those of the fields, so that each is written once
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -35,7 +36,8 @@ def _complete(schema: dict[str, Any]) -> None:
             operation["responses"]["422"] = responses(422)[422]
         for content in _json_contents(operation):
             if "example" not in content:
-                content["example"] = example_of(content["schema"], components)
+                with suppress(LookupError):  # a test names those that lack one
+                    content["example"] = example_of(content["schema"], components)
     for name in _GENERATED:
         components.pop(name, None)
 

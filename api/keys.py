@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
+from sqlalchemy import Connection
 
 from auditor.api.bodies import json_body, json_content
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
@@ -23,6 +24,7 @@ from auditor.api.views import (
 )
 from auditor.service import tenants
 from auditor.service.errors import ScopeMissingError
+from auditor.service.signatures import check_public_key
 
 router = APIRouter()
 TenantBody = Annotated[NewTenant, json_body(NewTenant)]
@@ -80,9 +82,7 @@ def create_key_for(
     """Its text is shown this once."""
     with service.store.transaction(writes=True) as connection:
         tenants.find_tenant(connection, tenant_id)
-        key, text = tenants.create_key(
-            connection, tenant_id, body.name, body.scopes, days=body.days, provider_id=body.provider
-        )
+        key, text = _make(connection, tenant_id, body)
     return _shown_once(response, key, text)
 
 
@@ -103,9 +103,7 @@ def create_key(response: Response, service: TheService, caller: KeyKeeper, body:
     if more:
         raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
     with service.store.transaction(writes=True) as connection:
-        key, text = tenants.create_key(
-            connection, caller.tenant_id, body.name, body.scopes, days=body.days, provider_id=body.provider
-        )
+        key, text = _make(connection, caller.tenant_id, body)
     return _shown_once(response, key, text)
 
 
@@ -133,6 +131,20 @@ def revoke_key(service: TheService, caller: KeyKeeper, key_id: str) -> KeyView:
         return view_key(tenants.revoke_key(connection, caller.tenant_id, key_id))
 
 
+def _make(connection: Connection, tenant_id: str, body: NewKey) -> tuple[tenants.ApiKey, str]:
+    if body.public_key is not None:
+        check_public_key(body.public_key)
+    return tenants.create_key(
+        connection,
+        tenant_id,
+        body.name,
+        body.scopes,
+        days=body.days,
+        public_key=body.public_key,
+        provider_id=body.provider,
+    )
+
+
 def _shown_once(response: Response, key: tenants.ApiKey, text: str) -> MadeKey:
     response.headers["Cache-Control"] = "no-store"
-    return MadeKey(**view_key(key).model_dump(), key=text)
+    return MadeKey(**view_key(key).model_dump(), key=text or None)

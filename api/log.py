@@ -14,7 +14,7 @@ from auditor.api.problems import responses
 from auditor.api.service import Reader, Service, TheService
 from auditor.errors import LogStateError
 from auditor.service import audits
-from auditor.service.errors import NotFinishedError, NotFoundError
+from auditor.service.errors import NotFinishedError, NotFoundError, NotReadyError
 from auditor.transparency_log import TransparencyLog
 
 router = APIRouter(tags=["log"])
@@ -48,6 +48,12 @@ _CHECKPOINT: dict[int | str, Any] = {
         "content": {"text/plain": _TEXT | {"example": CHECKPOINT_EXAMPLE}},
     }
 }
+_VKEY: dict[int | str, Any] = {
+    200: {
+        "description": "A vkey",
+        "content": {"text/plain": _TEXT | {"example": f"auditor.localhost/reports+4ab6f7b1+AU{'A' * 42}\n"}},
+    }
+}
 _TILE_BYTES: dict[int | str, Any] = {
     200: {
         "description": "The tile",
@@ -69,6 +75,19 @@ def checkpoint(service: TheService) -> Response:
     except OSError:
         raise NotFoundError("nothing was signed yet") from None
     return Response(raw, headers={"Cache-Control": "no-cache"}, media_type="text/plain; charset=utf-8")
+
+
+@router.get(
+    "/log/report-key",
+    summary="The key that signs reports",
+    response_class=Response,
+    responses={**_VKEY, **responses(503)},
+)
+def report_key(service: TheService) -> Response:
+    """A vkey. Compare it with what the auditor publishes elsewhere: this service could lie about it."""
+    if service.report_signer is None:
+        raise NotReadyError("this service has no report key")
+    return Response(f"{service.report_signer.public.vkey}\n", media_type="text/plain; charset=utf-8")
 
 
 @router.get(

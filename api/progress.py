@@ -39,7 +39,7 @@ _STREAM: dict[int | str, Any] = {
 _LAST = ("done", "dead", "quarantined", "cancelled")
 
 
-def _last_seen(last_event_id: Annotated[str, Header()] = "0") -> int:
+def _last_seen(last_event_id: Annotated[str, Header(pattern="^[0-9]{1,9}$")] = "0") -> int:
     if not (last_event_id.isascii() and last_event_id.isdecimal() and len(last_event_id) < 10):
         raise RequestInvalidError("not the number of an event", where="Last-Event-ID")
     return int(last_event_id)

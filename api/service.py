@@ -10,11 +10,14 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from auditor.service import tenants
+from auditor.reports.packing import ReportSigner
+from auditor.service import signatures, tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
 from auditor.service.opening_checks import OpeningChecker
+from auditor.service.signatures import Message, Signed
 from auditor.service.tenants import ApiKey
+from auditor.service.webhook_signing import WebhookSigner
 from auditor.store import Store
 
 MOST_KEY_CHARACTERS = 255
@@ -27,6 +30,8 @@ class Service:
     Attributes:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
+        webhooks: signs what is sent to webhooks.
+        report_signer: signs reports' evidence packs; without one there are none.
         checker: what openings of challenges are checked with.
     """
 
@@ -34,6 +39,8 @@ class Service:
     blobs: BlobFolder
     uploads: Path
     log: Path
+    webhooks: WebhookSigner
+    report_signer: ReportSigner | None = None
     checker: OpeningChecker = field(default_factory=OpeningChecker)
 
 
@@ -68,10 +75,40 @@ def _with_scope(*scopes: str) -> object:
 
 Reader = Annotated[ApiKey, _with_scope("audits:read")]
 Writer = Annotated[ApiKey, _with_scope("audits:write")]
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """Who submits; `signed` where a signature says so instead of an API key."""
+
+    key: ApiKey
+    message: Message
+    signed: Signed | None
+
+
+def _submission(
+    request: Request,
+    service: TheService,
+    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+) -> Submission:
+    message = Message(request.method, str(request.url), request.headers)
+    if "signature-input" in request.headers:
+        with service.store.transaction() as connection:
+            signed = signatures.authenticate(connection, message)
+        signed.key.require("audits:write")
+        return Submission(signed.key, message, signed)
+    caller = _caller(service, bearer)
+    caller.require("audits:write")
+    return Submission(caller, message, None)
+
+
+Submitter = Annotated[Submission, Depends(_submission)]
 Truster = Annotated[ApiKey, _with_scope("trust")]
 ReaderOrProvider = Annotated[ApiKey, _with_scope("audits:read", tenants.PROVIDER_SCOPE)]
 WriterOrProvider = Annotated[ApiKey, _with_scope("audits:write", tenants.PROVIDER_SCOPE)]
 KeyKeeper = Annotated[ApiKey, _with_scope("keys")]
+Arbiter = Annotated[ApiKey, _with_scope("disputes")]
+HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 
 

@@ -18,9 +18,12 @@ from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
 from auditor.service import challenges, tenants
 from auditor.service.blobs import BlobFolder
-from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.delivering import Sender
+from auditor.service.egress import Egress
+from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
 from auditor.service.opening_checks import OpeningChecker
 from auditor.service.places import open_store
+from auditor.service.webhook_signing import open_webhook_key
 from auditor.store import Store
 
 logger = logging.getLogger("auditor.serve")
@@ -42,6 +45,7 @@ def serve_all(
     model: Path,
     worker_options: Sequence[str],
     new_key: bool,
+    egress: Egress,
     on_start: Callable[[str, str | None], None],
 ) -> None:
     """Serve until SIGINT or SIGTERM.
@@ -54,6 +58,7 @@ def serve_all(
         model: folder of the model whose tokenizer openings are checked with.
         worker_options: of `audit worker`.
         new_key: make a key for the first tenant although there are some.
+        egress: where webhooks may be sent to.
         on_start: told the address, and the text of a key that was made.
 
     Raises:
@@ -64,8 +69,17 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        checker = OpeningChecker.of_model(model)
-        service = Service(store, BlobFolder(folder), folder / "uploads", log.folder, checker=checker)
+        report_signer = open_report_key(folder.parent / "report.key")
+        signer = open_webhook_key(folder.parent / "webhook.key")
+        service = Service(
+            store,
+            BlobFolder(folder),
+            folder / "uploads",
+            log.folder,
+            signer,
+            report_signer,
+            checker=OpeningChecker.of_model(model),
+        )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         for _ in range(workers):
@@ -76,6 +90,7 @@ def serve_all(
             signal.signal(number, lambda *_: None)
         stack.enter_context(kept_settled(store))
         stack.enter_context(kept_logged(store, log))
+        stack.enter_context(_meanwhile("webhooks", Sender(store, signer, egress).run))
         serve(create_application(service), listener)
 
 

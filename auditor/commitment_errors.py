@@ -47,6 +47,18 @@ class OpeningIncompleteError(VerificationFailedError):
     code = "opening-incomplete"
 
 
+class LeafMismatchError(VerificationFailedError):
+    """An opened token or embedding that is not the one committed to at its place."""
+
+    code = "leaf-mismatch"
+
+
+class SaltForeignError(VerificationFailedError):
+    """A salt that is not the one its leaf was committed to with: of another session, response or place."""
+
+    code = "salt-foreign"
+
+
 class OpeningSyntaxError(UnusableInputError):
     """A commitment, challenge, opening or kept record that is cut short or not of its format."""
 

@@ -138,6 +138,21 @@ class CalibrationSuspectError(UnusableInputError):
     code = "calibration-suspect"
 
 
+class PolicyInvalidError(UnusableInputError):
+    """A policy of a schedule that cannot be read or asks for what there is not.
+
+    Args:
+        problems: one line each, at least one.
+    """
+
+    code = "policy-invalid"
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(problems[0] + more)
+        self.problems = problems
+
+
 class OutputExistsError(UnusableInputError):
     """A file that would have been overwritten."""
 

@@ -31,6 +31,7 @@ from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.drafters import Drafter
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import noise_scheme
+from auditor.reference.policies import Policy
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import find_rule, is_synchronised
 from auditor.reference.stop_strings import stop_string_place
@@ -131,6 +132,7 @@ def generate(
     other_model: ReferenceModel | None = None,
     fingerprints: FingerprintKind | None = None,
     drafting: Drafting | None = None,
+    policy: Policy | None = None,
     hidden_tokens: int = 0,
     now: datetime | None = None,
 ) -> Iterator[Trace]:
@@ -143,13 +145,14 @@ def generate(
         fingerprints: the kind to write beside each output, of the states that were really computed; none when
             None. Their projection is public, as no commitment comes before it.
         drafting: plain decoding when None.
+        policy: how the cache is cut or rounded, and declared to be; the traces say so.
         hidden_tokens: output tokens, from the first, that are billed as hidden reasoning; at most all but
             one. They stay in the log, which is the provider's own until `audit commit` splits it.
 
     Raises:
         NoiseUnknownError: unknown `noise`, or a rule of speculation whose coins are not known for it.
         OptionError: the deviation needs another model and none is given, or cannot serve; fingerprints of a
-            layer that the model does not have.
+            layer that the model does not have; a policy that the model cannot run under, or beside drafts.
         SamplingUnsupportedError: a rule that the scheme's engine does not offer.
         ContextLengthError: a prompt and its outputs exceed the context.
     """
@@ -159,7 +162,10 @@ def generate(
         )
     spec = sampling or SamplingSpec(max_tokens=200)
     scheme = noise_scheme("greedy" if spec.greedy else noise)
-    deviant = deviation.model(provider.model, other_model)
+    if policy is not None and drafting is not None:
+        raise OptionError("drafts are not verified under a policy", fix="decode plainly, or without a policy")
+    declared = provider.model if policy is None else policy.applied(provider.model)
+    deviant = deviation.model(declared, other_model)
     if fingerprints is not None and fingerprints.layer != FINAL:
         if fingerprints.layer >= provider.model.config.num_hidden_layers:
             raise OptionError(f"layer {fingerprints.layer} of {provider.model.config.num_hidden_layers}")
@@ -228,6 +234,7 @@ def generate(
                 usage=_bill(len(prompts[i]), len(output), hidden_tokens),
                 engine=engine,
                 speculation=_logged(drafting, steps.pop()),
+                policy=None if policy is None else str(policy),
                 fingerprints=entries,
             )
 

@@ -29,7 +29,7 @@ def counted_once(scored: Iterable[Scored]) -> Iterator[Scored]:
         if item.scores is None and item.seed_free is None:
             yield item
             continue
-        content = _content(item.trace) if item.scores is not None else _request(item.trace)
+        content = content_digest(item.trace) if item.scores is not None else request_digest(item.trace)
         if content not in seen:
             seen[content] = item.trace.where
             yield item
@@ -39,7 +39,8 @@ def counted_once(scored: Iterable[Scored]) -> Iterator[Scored]:
             yield replace(item, scores=None, counts=None, seed_free=None, notes=(*item.notes, note))
 
 
-def _request(trace: Trace) -> bytes:
+def request_digest(trace: Trace) -> bytes:
+    """What makes a request without a seed the same one as another, 32 bytes."""
     return _digest((trace.id, trace.created, _prompt(trace), trace.sampling))
 
 
@@ -47,14 +48,15 @@ def _prompt(trace: Trace) -> object:
     return trace.prompt_token_ids or trace.messages or trace.prompt_text
 
 
-def _content(trace: Trace) -> bytes:
+def content_digest(trace: Trace) -> bytes:
+    """What makes a seeded request and its output the same as another, 32 bytes."""
     parts = (
         _prompt(trace),
         trace.output_token_ids,
         trace.sampling,
         trace.seed,
         trace.noise,
-        trace.engine.recipe,
+        trace.recipe,
         trace.speculation,
     )
     return _digest(parts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from auditor.evidence import margin_log_e
+from auditor.must_detect import MUST_DETECT, REQUIRED_POWER
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.profile import Deviated, Profile
 from auditor.reference.deviations import DEVIATIONS
@@ -15,17 +16,6 @@ from auditor.reference.deviations import DEVIATIONS
 DRAWS = 100
 """Simulated audits for each power figure: its standard error is at most 0.05, and 0.03 near 0.9."""
 
-MUST_DETECT = (
-    "model/substituted",
-    "seed/wrong",
-    "weights/int4",
-    "temperature/+0.1",
-    "prompt/system",
-    "depth/skip-layer",
-)
-"""The default policy: what a sample must have been able to catch before it may be called consistent."""
-
-REQUIRED_POWER = 0.9
 _MOST_TIMES = 1000
 
 
@@ -75,6 +65,54 @@ def detection_power(
     return found
 
 
+FRACTIONS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 1.0)
+"""Shares of requests on which a provider may cheat, at which power is read."""
+
+FACTORS = (1, 10, 100, 1000)
+"""How many times alpha's bar is raised: one audit of so many must carry a verdict on all of them."""
+
+
+def power_by_fraction(
+    profile: Profile, tokens_by_mode: Mapping[str, int], alpha: float
+) -> dict[str, list[tuple[float, list[float]]]]:
+    """Power against providers that cheat on a share of their requests only.
+
+    As `detection_power`, but a simulated audit's requests are the dishonest provider's with that probability,
+    and honest ones of the calibration otherwise.
+
+    Returns:
+        For each cause that can show, (fraction, power at alpha divided by each of `FACTORS`) by fraction.
+    """
+    calibration, honest = profile.calibration, log_likelihoods(profile.honest)
+    lengths = [r.tokens for r in profile.honest]
+    bars = [-np.log(alpha) + np.log(factor) for factor in FACTORS]
+    found: dict[str, list[tuple[float, list[float]]]] = {}
+    for number, (cause, deviated) in enumerate(profile.deviations.items()):
+        measured = {mode: _measured(mode, deviated) for mode in tokens_by_mode}
+        shows = {m: requests for m, requests in measured.items() if requests and can_show(cause, m)}
+        if not shows:
+            continue
+        grids = {mode: log_likelihoods(requests) for mode, requests in shows.items()}
+        for fraction in FRACTIONS:
+            generator = np.random.default_rng([number, round(1000 * fraction)])
+            total = np.zeros((DRAWS, *calibration.grid.shape))
+            for mode, requests in shows.items():
+                cheating = [r.tokens for r in requests]
+                mixed = np.concatenate([grids[mode], honest])
+                shares = np.concatenate(
+                    [
+                        np.full(len(cheating), fraction / len(cheating)),
+                        np.full(len(lengths), (1.0 - fraction) / len(lengths)),
+                    ]
+                )
+                total += _resampled(
+                    mixed, [*cheating, *lengths], tokens_by_mode[mode], generator, shares=shares
+                )
+            log_e = margin_log_e(calibration, total)
+            found.setdefault(cause, []).append((fraction, [float((log_e >= bar).mean()) for bar in bars]))
+    return found
+
+
 def _measured(mode: str, deviated: Deviated) -> tuple[RequestCounts, ...] | None:
     """What was simulated in a mode.
 
@@ -114,13 +152,23 @@ def can_show(cause: str, mode: str) -> bool:
     )
 
 
-def _resampled(grids: F64, lengths: Sequence[int], tokens: int, generator: np.random.Generator) -> F64:
-    """Summed grids of `DRAWS` bootstrap logs of about `tokens` tokens each, [DRAWS, S, PI]."""
-    mean = float(np.mean(lengths))
+def _resampled(
+    grids: F64,
+    lengths: Sequence[int],
+    tokens: int,
+    generator: np.random.Generator,
+    *,
+    shares: F64 | None = None,
+) -> F64:
+    """Summed grids of `DRAWS` bootstrap logs of about `tokens` tokens each, [DRAWS, S, PI].
+
+    Args:
+        shares: chance of each request, [R]; all alike when None.
+    """
+    mean = float(np.mean(lengths) if shares is None else shares @ np.asarray(lengths, np.float64))
     count = max(1, round(tokens / mean))
-    weights = generator.multinomial(count, np.full(len(lengths), 1 / len(lengths)), size=DRAWS).astype(
-        np.float64
-    )
+    shares = np.full(len(lengths), 1 / len(lengths)) if shares is None else shares
+    weights = generator.multinomial(count, shares, size=DRAWS).astype(np.float64)
     # Requests differ in length: bring every simulated log to the audited size in expectation.
     weights *= tokens / np.maximum(weights @ np.asarray(lengths, np.float64), 1.0)[:, None]
     return np.asarray(np.tensordot(weights, grids, axes=1))

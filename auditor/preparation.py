@@ -13,6 +13,7 @@ from auditor.errors import (
     CannotScoreError,
     ContextLengthError,
     NoiseUnknownError,
+    OptionError,
     SamplingUnsupportedError,
     TokenOutOfRangeError,
     TraceFieldError,
@@ -28,10 +29,12 @@ from auditor.reference.noise import (
     noise_of_recipe,
     noise_scheme,
 )
+from auditor.reference.policies import Policy
 from auditor.reference.request import Request
 from auditor.reference.shape_filters import check_shape
 from auditor.reference.speculation import (
     LOSSLESS,
+    LOSSY,
     NO_DRAFT,
     Speculated,
     SpeculationRule,
@@ -79,6 +82,7 @@ def prepare(trace: Trace, reference: Reference) -> Request:
     _refuse_unseeded(trace, scheme)
     _refuse_unmodelled(trace)
     _refuse_shape(trace, scheme)
+    _refuse_policy(trace, model)
     prompt = prompt_ids(trace, reference)
     for name, ids in (("prompt_token_ids", prompt), ("output_token_ids", trace.output_token_ids)):
         worst = max(ids)
@@ -128,7 +132,7 @@ def _speculated(
         return _without_drafts(rule, trace)
     output = trace.output_token_ids or ()
     judged = drafts_of_steps(drafts, output, where=trace.where)
-    steps = steps_of(drafts, output, where=trace.where) if rule.needs_drafts else ()
+    steps = steps_of(drafts, output, where=trace.where) if rule.by_step is not None else ()
     ids = [*judged.tolist(), *(draft for step in steps for draft in step.drafts)]
     if max(ids) >= model.config.vocab_size or min(ids) < NO_DRAFT:
         raise TokenOutOfRangeError(
@@ -136,7 +140,7 @@ def _speculated(
             where=trace.where,
             fix="is this the right --model?",
         )
-    if rule.needs_drafts:
+    if rule.by_step is not None:
         _refuse_steps(steps, trace, prompt_tokens, model)
     return Speculated(rule, judged, steps)
 
@@ -145,7 +149,7 @@ def _without_drafts(rule: SpeculationRule, trace: Trace) -> Speculated:
     if not rule.needs_drafts:
         return Speculated(rule, None)
     raise NoiseUnknownError(
-        f"speculation rule {rule.name!r} judges a step's drafts together, and they were not logged",
+        f"what speculation rule {rule.name!r} returns hangs on its drafts, and they were not logged",
         where=trace.where,
         fix="log speculation.draft_token_ids, every id that each step judged",
     )
@@ -188,7 +192,8 @@ def follows_distribution(trace: Trace) -> bool:
     Those of `block` do where a step's coins are its own, as ours are. vLLM's are looked at again by the next
     step (`reference/speculation/rules.py`), and nobody has read another engine's.
     """
-    return trace.speculation.rule != "block" or trace.noise == "gumbel-pos-v1"
+    rule = trace.speculation.rule
+    return rule not in LOSSY and (rule != "block" or trace.noise == "gumbel-pos-v1")
 
 
 def _ruled_by(trace: Trace, scheme: NoiseScheme) -> NoiseScheme:
@@ -273,7 +278,7 @@ def _refuse_unseeded(trace: Trace, scheme: NoiseScheme) -> None:
 
 
 def _is_known(rule: str) -> bool:
-    return is_synchronised(rule) or rule in LOSSLESS
+    return is_synchronised(rule) or rule in LOSSLESS or rule in LOSSY
 
 
 # Fields of `sampling` that change what is returned of the result, not which tokens are sampled.
@@ -288,7 +293,6 @@ def _refuse_unmodelled(trace: Trace) -> None:
             (f"speculation rule {trace.speculation.rule!r}", not _is_known(trace.speculation.rule)),
             # Dividing logits by less than this overflows float32; vLLM raises such temperatures itself.
             ("a temperature below 1e-4", 0.0 < spec.temperature < 1e-4),
-            ("a declared policy", trace.policy is not None),
             # Fields of `sampling` that `SamplingSpec` has no place for: none of them is known to be harmless.
             *((f"sampling.{name}", name not in _HARMLESS) for name in trace.extra.get("sampling") or ()),
         )
@@ -296,6 +300,20 @@ def _refuse_unmodelled(trace: Trace) -> None:
     ]
     if reasons:
         raise SamplingUnsupportedError(f"{', '.join(reasons)} cannot be replayed yet", where=trace.where)
+
+
+def _refuse_policy(trace: Trace, model: ReferenceModel) -> None:
+    """See that the declared policy is known, and that this model can be run under it."""
+    if trace.policy is None:
+        return
+    try:
+        policy = Policy.parse(trace.policy)
+        policy.applied(model)
+    except OptionError as refusal:
+        raise SamplingUnsupportedError(refusal.message, where=trace.where, fix=refusal.fix) from None
+    if is_speculated(trace):
+        said = f"policy {policy.name} beside speculation rule {trace.speculation.rule!r}"
+        raise SamplingUnsupportedError(f"{said} cannot be replayed yet", where=trace.where)
 
 
 def _refuse_shape(trace: Trace, scheme: NoiseScheme) -> None:

@@ -7,9 +7,10 @@ verdict `inconclusive` (or, for bytes that contradict the model, the input unusa
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, field, replace
+from itertools import groupby, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -33,6 +34,7 @@ from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import SCHEMES
+from auditor.reference.policies import Policy
 from auditor.reference.request import Request
 from auditor.reference.runner import Runner
 from auditor.reference.tokenizer import Tokenizer
@@ -60,6 +62,7 @@ class Reference:
     tokenizer_digest: str
     template_digest: str | None
     recipe: str
+    _declared: dict[str, Reference] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def load(
@@ -86,6 +89,22 @@ class Reference:
             recipe,
         )
 
+    def declared(self, policy: Any) -> Reference:
+        """The reference under the policy that a trace declares; as it is where that cannot be replayed.
+
+        The second is no acquittal: `prepare` refuses such a trace.
+        """
+        if policy is None:
+            return self
+        try:
+            known = Policy.parse(policy)
+            if str(known) not in self._declared:
+                model = known.applied(self.model)
+                self._declared[str(known)] = replace(self, model=model, runner=Runner(model), _declared={})
+        except OptionError:
+            return self
+        return self._declared[str(known)]
+
 
 @dataclass(frozen=True, slots=True)
 class Scored:
@@ -98,6 +117,7 @@ class Scored:
         fingerprints: one distance for each kind of activation fingerprint in the trace.
         fingerprint_problem: why there is none although the trace has entries; its tokens are scored still.
         token_count: the bill beside the text, where no ids account for both.
+        bill_problem: why there is none, where more is billed than the logged ids come to.
     """
 
     trace: Trace
@@ -112,6 +132,7 @@ class Scored:
     fingerprints: tuple[FingerprintScore, ...] = ()
     fingerprint_problem: FingerprintError | None = None
     token_count: ResponseCount | None = None
+    bill_problem: AuditError | None = None
 
     @property
     def contradictions(self) -> tuple[str, ...]:
@@ -133,8 +154,8 @@ def family_of(trace: Trace) -> str:
 def mode_of(trace: Trace) -> str:
     """How a request was sampled, as far as power goes.
 
-    `greedy`; else by a keyed rule of speculation `drafted` (drafts logged; `drafted-block` where a step's are
-    judged together) or `speculated` (not logged); else `penalised` (whatever the filters), `nucleus`
+    `greedy`; else by a keyed rule of speculation `drafted` (drafts logged by `standard`; `drafted-RULE` by
+    another) or `speculated` (not logged); else `penalised` (whatever the filters), `nucleus`
     (filtered) or `sampled`.
     """
     spec = trace.sampling
@@ -143,7 +164,8 @@ def mode_of(trace: Trace) -> str:
     if is_speculated(trace):
         if trace.speculation.draft_token_ids is None:
             return "speculated"
-        return "drafted-block" if trace.speculation.rule == "block" else "drafted"
+        rule = trace.speculation.rule
+        return "drafted" if rule == "standard" else f"drafted-{rule}"
     if spec.penalised:
         return "penalised"
     return "nucleus" if spec.filtered or spec.shaped else "sampled"
@@ -159,46 +181,55 @@ def replay(
     """Score traces in order, `together` in memory at a time; a journal spares what it remembers."""
     stream = iter(traces)
     while chunk := list(islice(stream, together)):
-        prepared = [_prepared(trace, reference, journal) for trace in chunk]
-        requests = [
-            (trace, item) for trace, item in zip(chunk, prepared, strict=True) if isinstance(item, Request)
-        ]
-        eyes = _Eyes(requests, reference.model)
-        rows = reference.runner.score((r for _, r in requests), on_hidden=eyes.see, layers=eyes.layers)
-        unseeded = [_unseeded(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
-        laws = reference.runner.laws(request for request in unseeded if request is not None)
-        for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
-            count, said = _counted(trace, reference)
-            if isinstance(item, AuditError):
-                free = None if request is None else reduce_law(next(laws))
-                why = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
-                family, mode = family_of(trace), mode_of(trace)
-                notes = (*why, *said)
-                yield Scored(trace, family, mode, None, None, item, notes, seed_free=free, token_count=count)
-                continue
-            problem = None
-            if isinstance(item, Request):
-                entry = _reduced(next(rows), trace, reference, eyes)
-                problem = eyes.problem
-                if journal is not None and problem is None:
-                    journal.add(trace.raw_digest, entry)
-            else:
-                entry = item
-            scores, counts, notes, seen = entry
-            mode = mode_of(trace)
-            yield Scored(
-                trace,
-                family_of(trace),
-                mode,
-                scores,
-                counts,
-                None,
-                (*notes, *said),
-                _findings(trace, reference),
-                fingerprints=seen,
-                fingerprint_problem=problem,
-                token_count=count,
-            )
+        for _, alike in groupby(chunk, key=lambda trace: repr(trace.policy)):
+            run = list(alike)
+            yield from _replayed(run, reference.declared(run[0].policy), journal)
+
+
+def _replayed(chunk: list[Trace], reference: Reference, journal: Remembered | None) -> Iterator[Scored]:
+    """Score traces that declare the same policy, all at once."""
+    prepared = [_prepared(trace, reference, journal) for trace in chunk]
+    requests = [
+        (trace, item) for trace, item in zip(chunk, prepared, strict=True) if isinstance(item, Request)
+    ]
+    eyes = _Eyes(requests, reference.model)
+    rows = reference.runner.score((r for _, r in requests), on_hidden=eyes.see, layers=eyes.layers)
+    unseeded = [_unseeded(t, i, reference) for t, i in zip(chunk, prepared, strict=True)]
+    laws = reference.runner.laws(request for request in unseeded if request is not None)
+    for trace, item, request in zip(chunk, prepared, unseeded, strict=True):
+        count, unpaid = _counted(trace, reference)
+        said = () if unpaid is None else (f"{unpaid.message} [{unpaid.code}]",)
+        if isinstance(item, AuditError):
+            free = None if request is None else reduce_law(next(laws))
+            why = (SPLIT_ANEW,) if free is not None and is_text_only(trace) else ()
+            family, mode = family_of(trace), mode_of(trace)
+            notes = (*why, *said)
+            yield Scored(trace, family, mode, None, None, item, notes, seed_free=free, token_count=count)
+            continue
+        problem = None
+        if isinstance(item, Request):
+            entry = _reduced(next(rows), trace, reference, eyes)
+            problem = eyes.problem
+            if journal is not None and problem is None:
+                journal.add(trace.raw_digest, entry)
+        else:
+            entry = item
+        scores, counts, notes, seen = entry
+        mode = mode_of(trace)
+        yield Scored(
+            trace,
+            family_of(trace),
+            mode,
+            scores,
+            counts,
+            None,
+            (*notes, *said),
+            _findings(trace, reference),
+            fingerprints=seen,
+            fingerprint_problem=problem,
+            token_count=count,
+            bill_problem=unpaid if _bills_beyond_ids(trace) else None,
+        )
 
 
 def _unseeded(trace: Trace, problem: object, reference: Reference) -> Request | None:
@@ -239,16 +270,22 @@ class _Eyes:
             self.problem = problem
 
 
-def _counted(trace: Trace, reference: Reference) -> tuple[ResponseCount | None, tuple[str, ...]]:
-    """The bill of a trace whose ids do not account for it, and what to say where it cannot be counted."""
+def _counted(trace: Trace, reference: Reference) -> tuple[ResponseCount | None, AuditError | None]:
+    """The bill of a trace whose ids do not account for it, and why it cannot be counted."""
     if not is_doubtful(trace, reference.tokenizer):
-        return None, ()
+        return None, None
     if trace.model_digest is not None and trace.model_digest != reference.model.digest:
-        return None, ()
+        return None, None
     try:
-        return count_response(trace, reference), ()
+        return count_response(trace, reference), None
     except AuditError as problem:
-        return None, (f"{problem.message} [{problem.code}]",)
+        return None, problem
+
+
+def _bills_beyond_ids(trace: Trace) -> bool:
+    """Whether tokens are billed that nothing in the log accounts for: neither ids nor declared reasoning."""
+    logged = len(trace.output_token_ids or ()) + (trace.usage.reasoning_tokens or 0)
+    return trace.commitment is None and (trace.usage.completion_tokens or 0) > logged
 
 
 def _sent(

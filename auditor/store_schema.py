@@ -45,11 +45,12 @@ profile = Table(
 _NUMBER = BigInteger().with_variant(Integer(), "sqlite")
 
 
-def _text(name: str, *, null: bool = False) -> Column[str]:
+def text_column(name: str, *, null: bool = False) -> Column[str]:
+    """A column of text."""
     return Column(name, Text, nullable=null)
 
 
-def _of(name: str, table: str, *, primary_key: bool = False) -> Column[str]:
+def reference(name: str, table: str, *, primary_key: bool = False) -> Column[str]:
     """A reference to another table's id."""
     return Column(name, Text, ForeignKey(f"{table}.id"), nullable=False, primary_key=primary_key)
 
@@ -65,7 +66,7 @@ tenant = Table(
     "tenant",
     metadata,
     Column("id", Text, primary_key=True),
-    _text("name"),
+    text_column("name"),
     Column("created", BigInteger, nullable=False),
     Column("most_running", Integer, nullable=False),
     UniqueConstraint("name"),
@@ -75,16 +76,18 @@ api_key = Table(
     "api_key",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("name"),
+    reference("tenant_id", "tenant"),
+    text_column("name"),
     Column("secret_sha256", LargeBinary, nullable=False),
-    _text("scopes"),
+    text_column("scopes"),
     Column("created", BigInteger, nullable=False),
     Column("expires", BigInteger, nullable=False),
     Column("revoked", BigInteger, nullable=True),
     # A token bucket: what is left of the allowance for submissions, and when that was reckoned.
     Column("allowance", Double, nullable=False),
     Column("allowance_at", BigInteger, nullable=False),
+    # Of a key that signs instead: then there is no secret, and its digest is empty.
+    text_column("public_key", null=True),
     # The provider whose key it is; None for the tenant's own.
     _maybe_of("provider_id", "provider"),
     Index("ix_api_key_tenant", "tenant_id", "created", "id"),
@@ -94,9 +97,9 @@ trace_log = Table(
     "trace_log",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("digest"),
-    _text("name"),
+    reference("tenant_id", "tenant"),
+    text_column("digest"),
+    text_column("name"),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     UniqueConstraint("tenant_id", "digest"),
@@ -106,10 +109,12 @@ audit = Table(
     "audit",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _of("trace_log_id", "trace_log"),
+    reference("tenant_id", "tenant"),
+    reference("trace_log_id", "trace_log"),
     Column("created", BigInteger, nullable=False),
-    _text("options"),
+    text_column("options"),
+    # Whom the log is of, in the submitter's words; empty when nobody said. And who that is, if registered.
+    text_column("provider"),
     _maybe_of("provider_id", "provider"),
     Index("ix_audit_tenant", "tenant_id", "created", "id"),
     Index("ix_audit_trace_log", "trace_log_id"),
@@ -120,17 +125,17 @@ job = Table(
     "job",
     metadata,
     Column("number", _NUMBER, primary_key=True),
-    _of("audit_id", "audit"),
-    _of("tenant_id", "tenant"),
-    _text("state"),
+    reference("audit_id", "audit"),
+    reference("tenant_id", "tenant"),
+    text_column("state"),
     Column("run_at", BigInteger, nullable=False),
     Column("attempts", Integer, nullable=False),
     Column("lost_leases", Integer, nullable=False),
     Column("token", BigInteger, nullable=False),
     Column("lease_until", BigInteger, nullable=True),
-    _text("worker", null=True),
-    _text("error_code", null=True),
-    _text("error", null=True),
+    text_column("worker", null=True),
+    text_column("error_code", null=True),
+    text_column("error", null=True),
     Column("finished", BigInteger, nullable=True),
     UniqueConstraint("audit_id"),
     Index("ix_job_due", "state", "run_at"),
@@ -149,17 +154,17 @@ checkpoint = Table(
 event = Table(
     "event",
     metadata,
-    _of("audit_id", "audit", primary_key=True),
+    reference("audit_id", "audit", primary_key=True),
     Column("sequence", Integer, primary_key=True),
-    _text("kind"),
-    _text("data"),
+    text_column("kind"),
+    text_column("data"),
     Column("created", BigInteger, nullable=False),
 )
 
 evidence = Table(
     "evidence",
     metadata,
-    _of("audit_id", "audit", primary_key=True),
+    reference("audit_id", "audit", primary_key=True),
     Column("number", Integer, primary_key=True),
     Column("body", LargeBinary, nullable=False),
 )
@@ -167,38 +172,34 @@ evidence = Table(
 verdict = Table(
     "verdict",
     metadata,
-    _of("audit_id", "audit", primary_key=True),
-    _text("outcome"),
-    _text("digest"),
+    reference("audit_id", "audit", primary_key=True),
+    text_column("outcome"),
+    text_column("digest"),
     Column("created", BigInteger, nullable=False),
     Column("body", LargeBinary, nullable=False),
 )
 
 # What goes into the transparency log, written with what it tells of; it gets its place there afterwards.
-# It tells of one thing: an audit, a commitment or a challenge.
+# The subject is an id of another table: `aud_...`, `rep_...`, `cmt_...`, `chl_...`.
 log_entry = Table(
     "log_entry",
     metadata,
     Column("number", _NUMBER, primary_key=True),
-    _maybe_of("audit_id", "audit"),
-    _text("kind"),
+    text_column("subject"),
+    text_column("kind"),
     Column("body", LargeBinary, nullable=False),
     Column("position", BigInteger, nullable=True),
-    _maybe_of("commitment_id", "commitment"),
-    _maybe_of("challenge_id", "challenge"),
-    UniqueConstraint("audit_id", "kind"),
-    UniqueConstraint("commitment_id", "kind"),
-    UniqueConstraint("challenge_id", "kind"),
+    UniqueConstraint("subject", "kind"),
     UniqueConstraint("position"),
 )
 
 idempotency_key = Table(
     "idempotency_key",
     metadata,
-    _of("tenant_id", "tenant", primary_key=True),
+    reference("tenant_id", "tenant", primary_key=True),
     Column("key", Text, primary_key=True),
     Column("request_sha256", LargeBinary, nullable=False),
-    _text("resource_id"),
+    text_column("resource_id"),
     Column("created", BigInteger, nullable=False),
 )
 
@@ -207,9 +208,9 @@ upload = Table(
     "upload",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("name"),
-    _text("digest"),
+    reference("tenant_id", "tenant"),
+    text_column("name"),
+    text_column("digest"),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
@@ -221,117 +222,88 @@ provider = Table(
     "provider",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("name"),
+    reference("tenant_id", "tenant"),
+    text_column("name"),
     Column("created", BigInteger, nullable=False),
     Column("version", Integer, nullable=False),
     UniqueConstraint("tenant_id", "name"),
     Index("ix_provider_tenant", "tenant_id", "created", "id"),
 )
 
-provider_key = Table(
-    "provider_key",
+# How an audit's requests were picked from what the provider served; without a row its log was all there is.
+sample = Table(
+    "sample",
     metadata,
-    _of("tenant_id", "tenant", primary_key=True),
-    Column("vkey", Text, primary_key=True),
-    _of("provider_id", "provider"),
-    Index("ix_provider_key_provider", "provider_id"),
+    reference("audit_id", "audit", primary_key=True),
+    Column("population_requests", BigInteger, nullable=False),
+    Column("sampled_requests", BigInteger, nullable=False),
+    text_column("method"),
+    text_column("seed"),
 )
 
-model = Table(
-    "model",
+# What a tenant's commitments to prompts and outputs are salted with; never leaves the service.
+tenant_salt = Table(
+    "tenant_salt",
     metadata,
-    Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _text("name"),
-    _text("model_digest"),
-    _text("tokenizer_digest"),
-    _text("template_digest", null=True),
-    Column("created", BigInteger, nullable=False),
-    UniqueConstraint("tenant_id", "name"),
-    Index("ix_model_tenant", "tenant_id", "created", "id"),
-    Index("ix_model_digests", "tenant_id", "model_digest", "tokenizer_digest"),
+    reference("tenant_id", "tenant", primary_key=True),
+    Column("salt", LargeBinary, nullable=False),
 )
 
-# A tenant's own calibration profiles, and the keys that may vouch for them. `made` is `created` of the
-# profile, as in `profile` above; `created` is when it was handed in.
-
-tenant_profile = Table(
-    "tenant_profile",
+report = Table(
+    "report",
     metadata,
-    _of("tenant_id", "tenant", primary_key=True),
     Column("id", Text, primary_key=True),
-    _text("model_digest"),
-    _text("provider_recipe"),
-    _text("reference_recipe"),
-    _text("family"),
-    _text("made"),
-    Column("honest_tokens", BigInteger, nullable=False),
+    reference("tenant_id", "tenant"),
+    text_column("provider"),
+    Column("period_start", BigInteger, nullable=False),
+    Column("period_end", BigInteger, nullable=False),
+    Column("policy", LargeBinary, nullable=False),
+    Column("previous_id", Text, ForeignKey("report.id"), nullable=True),
     Column("created", BigInteger, nullable=False),
-    Column("revoked", BigInteger, nullable=True),
-    _text("reason", null=True),
+    text_column("digest"),
     Column("body", LargeBinary, nullable=False),
-    Index("ix_tenant_profile_created", "tenant_id", "created", "id"),
+    Index("ix_report_tenant", "tenant_id", "created", "id"),
+    Index("ix_report_series", "tenant_id", "provider", "period_end"),
 )
 
-trusted_key = Table(
-    "trusted_key",
-    metadata,
-    _of("tenant_id", "tenant", primary_key=True),
-    Column("vkey", Text, primary_key=True),
-)
-
-# What a provider signed about the hidden tokens of one response, and what it was asked to open.
-
-commitment = Table(
-    "commitment",
+webhook = Table(
+    "webhook",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _of("provider_id", "provider"),
-    _text("request"),
+    reference("tenant_id", "tenant"),
+    text_column("url"),
+    text_column("types"),
     Column("created", BigInteger, nullable=False),
-    Column("finished", BigInteger, nullable=True),
-    UniqueConstraint("tenant_id", "provider_id", "request"),
-    Index("ix_commitment_tenant", "tenant_id", "created", "id"),
+    Column("disabled", BigInteger, nullable=True),
+    Index("ix_webhook_tenant", "tenant_id", "created", "id"),
 )
 
-streaming_head = Table(
-    "streaming_head",
-    metadata,
-    _of("commitment_id", "commitment", primary_key=True),
-    Column("sequence", Integer, primary_key=True, autoincrement=False),
-    _of("tenant_id", "tenant"),
-    _text("note"),
-    _text("proof"),
-    _text("received", null=True),
-    Column("created", BigInteger, nullable=False),
-)
-
-challenge = Table(
-    "challenge",
+delivery = Table(
+    "delivery",
     metadata,
     Column("id", Text, primary_key=True),
-    _of("tenant_id", "tenant"),
-    _of("commitment_id", "commitment"),
-    Column("created", BigInteger, nullable=False),
-    Column("deadline", BigInteger, nullable=False),
-    _text("state"),
+    reference("tenant_id", "tenant"),
+    reference("webhook_id", "webhook"),
+    text_column("type"),
     Column("body", LargeBinary, nullable=False),
-    _text("checkpoint"),
-    Column("finished", BigInteger, nullable=True),
-    Column("result", LargeBinary, nullable=True),
-    Index("ix_challenge_tenant", "tenant_id", "created", "id"),
-    Index("ix_challenge_commitment", "commitment_id"),
-    Index("ix_challenge_due", "state", "deadline"),
+    Column("created", BigInteger, nullable=False),
+    text_column("state"),
+    Column("attempts", Integer, nullable=False),
+    # When it is due, or until when a sender holds it.
+    Column("next_at", BigInteger, nullable=False),
+    Column("token", BigInteger, nullable=False),
+    Column("status", Integer, nullable=True),
+    text_column("error", null=True),
+    Index("ix_delivery_due", "state", "next_at"),
+    Index("ix_delivery_webhook", "webhook_id", "created", "id"),
 )
 
-opening = Table(
-    "opening",
+# Of signed submissions, for as long as the signature could be sent again.
+nonce = Table(
+    "nonce",
     metadata,
-    Column("challenge_id", Text, ForeignKey("challenge.id"), primary_key=True),
-    _of("tenant_id", "tenant"),
-    Column("created", BigInteger, nullable=False),
-    _text("digest"),
-    Column("body", LargeBinary, nullable=False),
+    Column("key_id", Text, ForeignKey("api_key.id"), primary_key=True),
+    Column("nonce", Text, primary_key=True),
+    Column("expires", BigInteger, nullable=False),
+    Index("ix_nonce_expires", "expires"),
 )

@@ -95,6 +95,13 @@ class Trace:
         return f"{self.file}:{self.line}" if self.file else self.id
 
     @property
+    def recipe(self) -> str | None:
+        """What its numeric noise is calibrated for: the engine's recipe, and the policy it declares."""
+        if self.policy is None or self.engine.recipe is None:
+            return self.engine.recipe
+        return f"{self.engine.recipe} with {self.policy}"
+
+    @property
     def grade(self) -> Grade:
         """Completeness: A ids, replayable seed and fingerprints or commitment; B ids and seed; C the rest.
 

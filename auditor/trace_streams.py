@@ -22,6 +22,8 @@ import zstandard
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+MOST_WINDOW_BYTES = 8 << 20
+"""What a zstd frame may ask a reader to hold; RFC 8878, section 3.1.1.1.2, has readers support so much."""
 STEP_BYTES = 64 * 1024
 
 # A zstd block of 4 bytes can stand for 128 KiB, and the library hands out all that a chunk decodes to.
@@ -115,7 +117,7 @@ def _new_inflater() -> _Decoder:
 
 
 def _new_unzstd() -> _Decoder:
-    return cast("_Decoder", zstandard.ZstdDecompressor().decompressobj())
+    return cast("_Decoder", zstandard.ZstdDecompressor(max_window_size=MOST_WINDOW_BYTES).decompressobj())
 
 
 def _in_small_steps(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -29,8 +29,9 @@ from auditor.errors import AuditError, FingerprintUncalibratedError
 from auditor.evidence import ANY_HONEST_SCALE, margin_log_e, uncalibrated_log_e
 from auditor.gathering import Evidence, Tally, fused_log_e, gather_evidence, text_evidence
 from auditor.hidden_tokens.revealed import doubts, refutations
+from auditor.must_detect import REQUIRED_POWER
 from auditor.noise_model import F64, log_likelihoods
-from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
+from auditor.power import Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
 from auditor.replay import Scored
 from auditor.seed_free import seed_free_evidence
@@ -101,7 +102,7 @@ def judge(
         profile: None when none fits; then inconclusive for the reason given, but for `further`.
         further: evidence that rests on no profile (`comparison.py`).
     """
-    recipe = scored[0].trace.engine.recipe
+    recipe = scored[0].trace.recipe
     usable = [s for s in scored if s.counts is not None and s.scores is not None]
     refuted = refutations([s.trace for s in scored])
     reasons = (*refuted, *_problems(scored), *doubts([s.trace for s in scored]))
@@ -119,12 +120,12 @@ def judge(
             Evidence("seed-free-rank", found.distance, found.log_e_rank),
         )
         reasons += (f"without seeds, only surprise and rank of {found.used:,} tokens could be tested",)
-    evidence += (*further, *_bills(scored))
+    evidence += further
     log_e = fused_log_e(evidence)
-    shown, said = text_evidence(scored, profile)
-    evidence, reasons = evidence + shown, reasons + said
+    for shown, said in (text_evidence(scored, profile), _bills(scored, alpha)):
+        evidence, reasons = evidence + shown, reasons + said
     detectable: tuple[Detectable, ...] | None = None
-    tokens = _tokens_by_mode(usable)
+    tokens = tokens_by_mode(usable)
     if profile.deviations and usable:
         detectable = tuple(detection_power(profile, tokens, alpha))
     reasons = (*reasons, *_contradicted(usable, profile))
@@ -164,24 +165,29 @@ def _judge_uncalibrated(
                 "that do not match: it is another model, prompt, seed or noise scheme; calibrate this recipe"
             )
             reasons = (*reasons, said)
-    for bills in _bills(scored):
-        evidence += (bills,)
-        if bills.log_e >= -math.log(alpha):
-            said = (
-                f"{bills.statistic:,.1f} tokens a response are billed beyond what the claimed model takes "
-                "for these texts: reason to look; with a profile of this recipe it would convict"
-            )
-            reasons = (*reasons, said)
+    bills, suspect = _bills(scored, alpha)
+    evidence, reasons = evidence + bills, reasons + suspect
     convicting = fused_log_e(further)
     outcome: Outcome = "inconsistent" if convicting >= -math.log(alpha) else "inconclusive"
     found = evidence + further
     return Verdict(outcome, alpha, recipe, convicting, found, reasons, (), None, traces, None)
 
 
-def _bills(scored: Sequence[Scored]) -> tuple[Evidence, ...]:
-    """Bills against texts, where ids do not account for both."""
+def _bills(scored: Sequence[Scored], alpha: float) -> tuple[tuple[Evidence, ...], tuple[str, ...]]:
+    """Bills against texts, where ids do not account for both: shown, and a reason to look; never fused.
+
+    Its tolerance is nobody's measurement, and no profile knows what a deployment is in the habit of billing
+    beyond the text. What convicts is `audit tokens --honest` (`token_counts/honest_bills.py`).
+    """
     found = count_evidence((s.trace, s.token_count) for s in scored if s.token_count is not None)
-    return () if found is None else (Evidence(TOKEN_COUNT, found.excess, found.log_e),)
+    if found is None:
+        return (), ()
+    said = (
+        f"{found.excess:,.1f} tokens a response are billed beyond what the claimed model takes for these "
+        "texts: reason to look (audit tokens --honest)"
+    )
+    evidence = (Evidence(TOKEN_COUNT, found.excess, found.log_e),)
+    return evidence, (said,) if found.log_e >= -math.log(alpha) else ()
 
 
 def _counted(problems: Iterable[AuditError | None]) -> Counter[str]:
@@ -199,6 +205,12 @@ def _problems(scored: Sequence[Scored]) -> tuple[str, ...]:
         found.append(
             f"{sum(lost)} output tokens of {len(lost)} traces could not be scored: "
             "they follow one that the request's grammar excludes, or its rules leave none"
+        )
+    unpaid = [s.bill_problem for s in scored if s.bill_problem is not None]
+    if unpaid:
+        said = f"{unpaid[0].where}: {unpaid[0].message} [{unpaid[0].code}]"
+        found.append(
+            f"{len(unpaid)} of {len(scored)} traces bill more than the log accounts for; the first, {said}"
         )
     return tuple(found)
 
@@ -236,7 +248,8 @@ def _too_small(detectable: Sequence[Detectable] | None, more: int | None) -> str
     return f"too small a sample to exclude {causes}: {needed}"
 
 
-def _tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
+def tokens_by_mode(usable: Sequence[Scored]) -> Mapping[str, int]:
+    """Tokens that can speak for or against the provider, by `replay.mode_of`."""
     tokens: dict[str, int] = {}
     for s in usable:
         tokens[s.mode] = tokens.get(s.mode, 0) + (s.scores.evidence if s.scores else 0)

@@ -14,10 +14,11 @@ import numpy as np
 from scipy.special import logsumexp
 
 from auditor.comparison import Trusted, answers
-from auditor.diagnosis import diagnose
+from auditor.diagnosis import BILL, diagnose
 from auditor.errors import AuditError, OptionError, ProfileExpiredError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.following import Group, Watch
+from auditor.gathering import SHOWN_ONLY, fused_log_e
 from auditor.hidden_tokens.revealed import Revealer
 from auditor.journal import Remembered, open_journal
 from auditor.log_checks import counted_once, of_one_model
@@ -27,6 +28,7 @@ from auditor.profile_trust import REFUSALS
 from auditor.replay import TOGETHER, Reference, Scored, replay
 from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
 from auditor.synchrony import Synchrony, synchrony_of
+from auditor.token_counts.evidence import TOKEN_COUNT
 from auditor.trace import Trace
 from auditor.verdict import Outcome, Verdict, judge
 
@@ -154,7 +156,7 @@ def verify(
     errors: list[AuditError] = []
     trusted = _trusted(compared_with, reference)
 
-    revealer = Revealer(provider_keys, reference.tokenizer, reference.model.config.vocab_size)
+    revealer = Revealer(provider_keys, reference)
 
     def good() -> Iterator[Trace]:
         for place, item in enumerate(source()):
@@ -183,8 +185,8 @@ def verify(
         _judge_group(members, group, nulls, level(group), trusted) for group, members in groups.items()
     )
     if explain:
-        verdicts = tuple(_explained(verdict, reference) for verdict in verdicts)
-    synchrony = tuple(synchrony_of(verdict, reference) for verdict in verdicts)
+        verdicts = tuple(_explained(verdict, _declared(verdict, reference)) for verdict in verdicts)
+    synchrony = tuple(synchrony_of(verdict, _declared(verdict, reference)) for verdict in verdicts)
     return Result(alpha, reference, verdicts, tuple(errors), selection, seconds, synchrony)
 
 
@@ -208,7 +210,7 @@ def _grouped(all_scored: Iterable[Scored]) -> dict[Group, list[Scored]]:
 
 
 def _group_of(scored: Scored) -> Group:
-    return scored.trace.engine.recipe, scored.family
+    return scored.trace.recipe, scored.family
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,12 +273,28 @@ def _judge_group(
     return replace(verdict, reasons=(*verdict.reasons, *not_compared))
 
 
+def _declared(verdict: Verdict, reference: Reference) -> Reference:
+    """The reference as the group's provider declares to run it: one policy a group."""
+    return reference.declared(verdict.traces[0].scored.trace.policy)
+
+
 def _explained(verdict: Verdict, reference: Reference) -> Verdict:
     """A conviction with its cause; any other verdict as it is."""
     usable = [t.scored for t in verdict.traces if t.scored.counts is not None]
-    if verdict.outcome != "inconsistent" or verdict.profile is None or not usable:
+    if verdict.outcome != "inconsistent" or verdict.profile is None:
+        return verdict
+    if _bills_convict(verdict):
+        return replace(verdict, diagnosis=((BILL, 1.0),))
+    if not usable:
         return verdict
     return replace(verdict, diagnosis=diagnose(usable, verdict.profile, reference))
+
+
+def _bills_convict(verdict: Verdict) -> bool:
+    """Whether the bills convict and the tokens would not: replaying tokens could only name a wrong cause."""
+    bills = [e for e in verdict.evidence if e.name == TOKEN_COUNT]
+    tokens = [e for e in verdict.evidence if e.name not in {TOKEN_COUNT, *SHOWN_ONLY}]
+    return bool(bills) and fused_log_e(tokens) < min(bills[0].log_e, -math.log(verdict.alpha))
 
 
 def _choose(source: Source, budget: int, seed: str | None) -> tuple[Selection, frozenset[int]]:

@@ -8,7 +8,7 @@ can try several heads until it likes the draw; a nonce made after the head was r
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 
 from auditor.commitment_errors import (
@@ -16,7 +16,9 @@ from auditor.commitment_errors import (
     ChallengeReplayedError,
     CommitmentFieldError,
     ExposureError,
+    LeafMismatchError,
     OpeningIncompleteError,
+    SaltForeignError,
 )
 from auditor.errors import LeafIndexError, TreeSizeError
 from auditor.merkle.multiproof import prove_many, verify_many
@@ -53,12 +55,15 @@ class Opening:
     Args:
         head, nonce: those of the challenge.
         leaves: the tokens, by index.
+        hashes: their leaf hashes. The proof binds these to the root, so that a leaf which is not what was
+            committed to can be named.
         proof: hashes of `multiproof.prove_many`.
     """
 
     head: bytes
     nonce: bytes
     leaves: Mapping[int, TokenLeaf]
+    hashes: Mapping[int, bytes]
     proof: tuple[bytes, ...]
 
 
@@ -183,20 +188,29 @@ def open_blocks(
     check_draw(head, challenge)
     indices = _indices(head, challenge)
     opened = {index: leaves[index] for index in indices}
-    return Opening(challenge.head, challenge.nonce, opened, tuple(prove_many(read, indices, head.hidden)))
+    hashes = {index: leaf.hash() for index, leaf in opened.items()}
+    proof = tuple(prove_many(read, indices, head.hidden))
+    return Opening(challenge.head, challenge.nonce, opened, hashes, proof)
 
 
-def check_opening(opening: Opening, head: TokenHead, challenge: Challenge) -> Exposure:
+def check_opening(
+    opening: Opening, head: TokenHead, challenge: Challenge, *, vocabulary: int = 0
+) -> Exposure:
     """Check that an opening answers this challenge of this head in full; returns what was seen.
 
     Withholding is failure: a block that is not there whole is an error, whatever the rest shows.
+
+    Args:
+        vocabulary: ids of the model, to tell a wrong token from a wrong salt: beside the right salt one of
+            them gives the leaf that was signed.
 
     Raises:
         ChallengeMismatchError, LeafIndexError, TreeSizeError, CommitmentFieldError: see `check_draw`.
         ChallengeReplayedError: the opening answers an earlier challenge of this head.
         OpeningIncompleteError: tokens missing, or others than asked for.
-        HashLengthError, ProofLengthError, ProofRootError: tokens, salts or proof do not lead to the signed
+        HashLengthError, ProofLengthError, ProofRootError: leaf hashes and proof do not lead to the signed
         root.
+        SaltForeignError, LeafMismatchError: a salt, or a token or embedding, is not what its leaf holds.
     """
     check_draw(head, challenge)
     if opening.head != challenge.head:
@@ -208,10 +222,27 @@ def check_opening(opening: Opening, head: TokenHead, challenge: Challenge) -> Ex
         raise LeafIndexError(f"token {beyond[0]} of {head.hidden} hidden ones")
     indices = _indices(head, challenge)
     missing = [index for index in indices if index not in opening.leaves]
-    if missing or len(opening.leaves) != len(indices):
+    if missing or len(opening.leaves) != len(indices) or opening.hashes.keys() != opening.leaves.keys():
         raise OpeningIncompleteError(f"{len(missing)} of {len(indices)} challenged tokens are withheld")
     for index, leaf in opening.leaves.items():
         if leaf.index != index or leaf.request_id != head.request:
             raise OpeningIncompleteError(f"token {index} is one of another place or response")
-    verify_many({i: leaf.hash() for i, leaf in opening.leaves.items()}, head.hidden, opening.proof, head.root)
+    verify_many(opening.hashes, head.hidden, opening.proof, head.root)
+    wrong = [index for index in indices if opening.leaves[index].hash() != opening.hashes[index]]
+    if wrong:
+        raise _mismatch(opening, wrong, vocabulary)
     return exposure(head, challenge.blocks)
+
+
+def _mismatch(
+    opening: Opening, wrong: Sequence[int], vocabulary: int
+) -> LeafMismatchError | SaltForeignError:
+    """Which field contradicts the leaf: a dictionary of the vocabulary finds the token beside its salt."""
+    # The first leaf of a block has an embedding, too, which no dictionary holds.
+    index = next((i for i in wrong if not opening.leaves[i].fingerprint), wrong[0])
+    leaf, signed = opening.leaves[index], opening.hashes[index]
+    if leaf.fingerprint or not vocabulary:
+        return LeafMismatchError(f"token {index}, its embedding or its salt is not what was committed to")
+    if any(replace(leaf, token_id=token).hash() == signed for token in range(vocabulary)):
+        return LeafMismatchError(f"token {index} is opened as another one than was committed to")
+    return SaltForeignError(f"token {index} is opened with a salt that it was not committed to with")

@@ -34,7 +34,8 @@ class Attending:
     """One sequence's whole attention in one layer, for a provider that computes something else.
 
     Attributes:
-        queries: [rows, heads, dim]. keys, values: [rows, key/value heads, dim], rotated, from position 0.
+        queries: [rows, heads, dim]. keys, values: [rows, key/value heads, dim], rotated, from position 0. A
+            call that appends to a sequence finds the rows so far, too.
         prompt: how many of the rows are the prompt's; the others were decoded one by one.
         softmax: the layer's own.
     """
@@ -64,7 +65,10 @@ class Span:
         wanted: index within the span of the first row whose hidden state is wanted; all from there on are.
         ancestors: boolean [rows, rows] in a draft tree, None for a chain. depth: then int64 [rows], each
             row's distance from the first new position.
-        state: recurrent layers' state, read and replaced; None for a sequence that begins and ends here.
+        state: what layers carry (recurrent states, or queries for an `AttentionHook`), read and replaced;
+            None for a sequence that begins and ends here.
+        prompt: positions of the sequence's prompt, for an `AttentionHook`; None if the first wanted row is
+            the prompt's last.
     """
 
     tokens: Tensor
@@ -74,6 +78,7 @@ class Span:
     ancestors: Tensor | None = None
     depth: Tensor | None = None
     state: dict[int, Any] | None = None
+    prompt: int | None = None
 
     @property
     def start(self) -> int:
@@ -88,9 +93,17 @@ class Span:
 
 
 def extend(
-    kv: SlotKV, sequence: Sequence, tokens: Tensor, *, wanted: int = 0, ancestors: Tensor | None = None
+    kv: SlotKV,
+    sequence: Sequence,
+    tokens: Tensor,
+    *,
+    wanted: int = 0,
+    ancestors: Tensor | None = None,
+    prompt: int | None = None,
 ) -> Span:
     """Build a span that appends `tokens` to a sequence, with slots for them; nothing is committed yet.
+
+    `prompt` is as `Span` has it.
 
     Raises:
         OptionError: no slots are left.
@@ -100,7 +113,7 @@ def extend(
     keep = sequence.table[sequence.length : end]
     depth = None if ancestors is None else ancestors.sum(1) - 1
     past = sequence.slots if sequence.length else None
-    return Span(tokens, past, keep, wanted, ancestors, depth, sequence.state)
+    return Span(tokens, past, keep, wanted, ancestors, depth, sequence.state, prompt)
 
 
 def check_spans(spans: SequenceOf[Span], vocab_size: int, context_length: int) -> None:
@@ -163,7 +176,7 @@ class Run:
             for span in self.spans
         ]
         self._runs = None
-        if self._one_row_each:
+        if self._one_row_each and self.attention is None:
             self._runs = [(p.start, p.stop - p.start) for p in self._in_place if isinstance(p, slice)]
 
     @property
@@ -213,8 +226,10 @@ class Run:
         for number, (span, own, place) in enumerate(zip(self.spans, self.rows, self._in_place, strict=True)):
             seen = self._seen(layer, span, place, keys[own], values[own])
             if self.attention is not None:
-                asked = Attending(layer, queries[own], *seen, span.wanted + 1, softmax)
-                out[own] = self.attention(asked)
+                asked = Attending(
+                    layer, _all_queries(layer, queries[own], span), *seen, _prompt_rows(span), softmax
+                )
+                out[own] = self.attention(asked)[span.start :]
             elif self.exact and span.ancestors is None:
                 causal(queries[own], *seen, span.start, softmax, out=out[own])
             elif span.ancestors is None or len(span.ancestors) == 1:
@@ -251,6 +266,36 @@ class Run:
             return self.kv.read(layer, place)
         past = self.kv.read(layer, as_run(span.past))
         return torch.cat([past[0], keys]), torch.cat([past[1], values])
+
+
+def _all_queries(layer: int, queries: Tensor, span: Span) -> Tensor:
+    """Queries from position 0 on, which the sequence keeps for its next call.
+
+    Raises:
+        OptionError: those before the span are not there.
+    """
+    if span.past is not None:
+        before = None if span.state is None else span.state.get(layer)
+        if before is None or len(before) != span.start:
+            raise OptionError(
+                "attention under a policy looks at all queries, and the first ones are not there",
+                fix="compute the sequence from its beginning, without shared prefixes or draft trees",
+            )
+        queries = torch.cat([before, queries])
+    if span.state is not None:
+        span.state[layer] = queries
+    return queries
+
+
+def _prompt_rows(span: Span) -> int:
+    """How many of the sequence's rows are its prompt's.
+
+    Raises:
+        OptionError: nobody said, and the prompt began in an earlier call.
+    """
+    if span.prompt is None and span.past is not None:
+        raise OptionError("attention under a policy must know where the prompt ends")
+    return span.wanted + 1 if span.prompt is None else span.prompt
 
 
 def _stretched(rope: Rope, span: Span) -> int:

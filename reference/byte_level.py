@@ -22,7 +22,6 @@ having somewhere to go, the symbols' probabilities add up to 1.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -38,7 +37,22 @@ F64 = npt.NDArray[np.float64]
 Ids = tuple[int, ...]
 Rows = Callable[[Sequence[Ids]], Iterable[tuple[Ids, F64]]]
 """Log P(next token | prompt, context), normalised, float64 [V], for each context, in any order."""
-Follow = Callable[[int | None], frozenset[int]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Excluded:
+    """Ids that may not come next: as a set to look into, and as an index."""
+
+    members: frozenset[int]
+    ids: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, members: frozenset[int]) -> Excluded:
+        """Both views of a set."""
+        return cls(members, np.fromiter(members, np.int64, len(members)))
+
+
+Follow = Callable[[int | None], Excluded]
 """Which ids may not follow a token (None: the prompt)."""
 
 MOST_COVERS = 100_000
@@ -83,34 +97,39 @@ def byte_law(data: bytes, vocabulary: TokenBytes, rows: Rows, follow: Follow) ->
     """
     ends = _contexts(data, vocabulary, follow)
     wanted = {ids[:n] for ids, _ in ends for n in range(len(ids) + 1)}
-    chain: dict[Ids, F64] = {}  # log P of the next token, for the tokens that some context continues with
-    needed: dict[Ids, set[int]] = defaultdict(set)
+    # log P of the next token, for the tokens that some context continues with
+    chain: dict[Ids, dict[int, float]] = {ids: {} for ids in wanted}
     for ids in wanted:
         if ids:
-            needed[ids[:-1]].add(ids[-1])
+            chain[ids[:-1]][ids[-1]] = 0.0
     at = dict(ends)
     tails: dict[Ids, _Tail] = {}
     for context, row in rows(sorted(wanted)):
-        forbidden = np.fromiter(follow(context[-1] if context else None), np.int64)
-        names = sorted(needed[context])
-        if context in at or np.exp(row[forbidden]).sum() > _MUCH:
-            law = row.copy()
-            law[forbidden] = -np.inf
-            law -= logsumexp(law)
-            chain[context] = np.array([names, law[names]])
-        else:  # the row is normalised, so what it loses says what the rest has: a fifth of the work
-            chain[context] = np.array([names, row[names] - np.log1p(-np.exp(row[forbidden]).sum())])
+        law, shift = renormalised(row, follow(context[-1] if context else None).ids, whole=context in at)
+        chain[context] = {token: float(law[token]) - shift for token in chain[context]}
         if context in at:
-            tails[context] = _tail(data[at[context] :], law, vocabulary)
+            tails[context] = _tail(data[at[context] :], law - shift, vocabulary)
     return _sum([(_chain(ids, chain), tails[ids]) for ids, _ in ends], vocabulary, len(wanted), at, len(data))
 
 
-def _chain(ids: Ids, chain: Mapping[Ids, F64]) -> float:
-    total = 0.0
-    for n, token in enumerate(ids):
-        names, values = chain[ids[:n]]
-        total += float(values[int(np.searchsorted(names, token))])
-    return total
+def renormalised(row: F64, forbidden: npt.NDArray[np.int64], *, whole: bool) -> tuple[F64, float]:
+    """A row without what may not come next, and what to take off each value that may.
+
+    The row is normalised, so what it loses says what the rest has, unless that is nearly everything.
+
+    Args:
+        row: log probabilities, float64 [V].
+        whole: whether every value is looked at; otherwise forbidden ones may be left in it.
+    """
+    lost = float(np.exp(row[forbidden]).sum())
+    if whole or lost > _MUCH:
+        row = row.copy()
+        row[forbidden] = -np.inf
+    return row, float(logsumexp(row)) if lost > _MUCH else float(np.log1p(-lost))
+
+
+def _chain(ids: Ids, chain: Mapping[Ids, Mapping[int, float]]) -> float:
+    return sum(chain[ids[:n]][token] for n, token in enumerate(ids))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,16 +149,14 @@ class _Tail:
 
 
 def _tail(rest: bytes, law: F64, vocabulary: TokenBytes) -> _Tail:
-    ids = np.array(vocabulary.starting_with(rest), np.int64)
-    ids = ids[np.isfinite(law[ids])]
-    p = np.exp(law[ids])
-    lengths = np.array([len(vocabulary.spelled[i] or b"") for i in ids.tolist()], np.int64)
-    beyond = lengths > len(rest)
-    following = [(vocabulary.spelled[i] or b"")[len(rest)] for i in ids[beyond].tolist()]
-    mass = np.bincount(np.array(following, np.int64), weights=p[beyond], minlength=256)
+    exact, beyond, following = vocabulary.continuations(rest)
+    mass = np.bincount(following, weights=np.exp(law[beyond]), minlength=256)
     special = law[list(vocabulary.special_ids)] if not rest else np.empty(0)
     with np.errstate(divide="ignore"):
-        return _Tail(np.log(mass), float(np.log(p[~beyond].sum())), np.asarray(special), len(ids))
+        ending = float(np.log(np.exp(law[exact]).sum()))
+    count = int(np.isfinite(law[exact]).sum() + np.isfinite(law[beyond]).sum())
+    with np.errstate(divide="ignore"):
+        return _Tail(np.log(mass), ending, np.asarray(special), count)
 
 
 def _sum(
@@ -173,45 +190,68 @@ def _sum(
     )
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Path:
+    """A token sequence as its last token and what comes before."""
+
+    before: _Path | None
+    token: int
+
+    def ids(self) -> Ids:
+        found, path = [self.token], self.before
+        while path is not None:
+            found.append(path.token)
+            path = path.before
+        return tuple(reversed(found))
+
+
 def _contexts(data: bytes, vocabulary: TokenBytes, follow: Follow) -> list[tuple[Ids, int]]:
     """Token sequences that spell a beginning of `data` and from which one more token may reach its end.
 
     The whole text is among them: what follows it exactly is read there.
     """
-    paths: list[list[Ids]] = [[] for _ in range(len(data) + 1)]
-    paths[0] = [()]
+    paths: list[list[_Path | None]] = [[] for _ in range(len(data) + 1)]
+    paths[0] = [None]
     count = 0
     for position in range(len(data)):
         if not paths[position]:
             continue
         names = vocabulary.matching(data, position)
         steps = [(i, position + len(vocabulary.spelled[i] or b"")) for i in names]
-        for ids in paths[position]:
-            forbidden = follow(ids[-1] if ids else None)
+        for path in paths[position]:
+            forbidden = follow(path.token if path else None).members
             for token, end in steps:
                 if token not in forbidden:
-                    paths[end].append((*ids, token))
+                    paths[end].append(_Path(path, token))
                     count += 1
         if count > MOST_COVERS:
             raise CannotScoreError(
                 f"more than {MOST_COVERS:,} tokenizations of the bytes",
                 fix="score shorter texts, or canonical tokenizations only",
             )
-        if position + vocabulary.longest < len(data):
-            paths[position] = []  # nothing reaches the end from here; longer paths hold their own copies
     return [
-        (ids, position)
+        (path.ids() if path else (), position)
         for position in range(max(0, len(data) - vocabulary.longest), len(data) + 1)
-        for ids in paths[position]
-        if position == len(data) or vocabulary.starting_with(data[position:])
+        if position == len(data) or vocabulary.begins(data[position:])
+        for path in paths[position]
     ]
 
 
-def everything(_last: int | None) -> frozenset[int]:
+_NONE = Excluded.of(frozenset())
+
+
+def everything(_last: int | None) -> Excluded:
     """`Follow` of plain sampling: no token is excluded."""
-    return frozenset()
+    return _NONE
 
 
 def canonical(pairs: CanonicalPairs) -> Follow:
     """`Follow` of canonical generation; anything may stand first, behind the prompt."""
-    return lambda last: frozenset() if last is None else pairs.forbidden_after(last)
+    known: dict[int | None, Excluded] = {None: _NONE}
+
+    def follow(last: int | None) -> Excluded:
+        if last is None or last in known:
+            return known[last]
+        return known.setdefault(last, Excluded.of(pairs.forbidden_after(last)))
+
+    return follow

@@ -125,7 +125,7 @@ def _speculated(request: Running, rule: SpeculationRule, tree: DraftTree, node: 
     draft = tree.tokens[node + 1] if node + 1 < len(tree) else NO_DRAFT
     coins = rule.row_coins(ask.seed, ask.noise_prompt_tokens, at, at + 1)
     noise = request.noise.rows(np.array([len(guessed)], np.int64))
-    rows = SpeculatedRows(coins, np.array([draft], np.int64), rule.doubt)
+    rows = SpeculatedRows(coins, np.array([draft], np.int64), rule.doubt, rule.typical)
     own = request.ruled(logits, guessed)[None]
     drawn: npt.NDArray[np.int64] = draw_speculated(own, request.spec, ask.scheme, cast("U64", noise), rows)
     return int(drawn[0])

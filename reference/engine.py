@@ -96,15 +96,18 @@ class Engine:
         self._cost, self._batch_size, self._nodes, self._keep_states = cost, batch_size, nodes, keep_states
         self._smooth = None if cost is None else cost.smooth
         self._token_budget = max(token_budget or model.pack_tokens, batch_size + 1)
-        self._drafts = drafter is not None and model.config.follows_trees
+        trees = model.config.follows_trees and not model.from_the_beginning
+        self._drafts = drafter is not None and trees
 
     def add(self, ask: Ask, sequence: Sequence | None = None) -> Running:
         """Queue a request; `sequence` is the beginning of its prompt, where this cache has it already.
 
         Raises:
             SamplingUnsupportedError: a rule that its scheme's engine does not offer.
-            OptionError: block verification by a model that cannot go back.
+            OptionError: block verification by a model that cannot go back; drafts judged under a policy.
         """
+        if ask.speculation is not None and self.model.from_the_beginning:
+            raise OptionError("speculation by a provider whose attention is changed", fix="decode plainly")
         request = Running(ask, self.model.config.vocab_size)
         if request.by_step:
             if not self.model.config.shares_prefixes:
@@ -227,7 +230,8 @@ class Engine:
         tokens = torch.tensor([*live.context.tokens[start : start + chunk], *live.tree.tokens])
         seen = live.tree.ancestors() if len(live.tree) else None
         wanted = chunk - 1 if live.draws else chunk
-        return extend(self.cache, live.sequence, tokens, wanted=wanted, ancestors=seen)
+        prompt = live.context.prompt_tokens
+        return extend(self.cache, live.sequence, tokens, wanted=wanted, ancestors=seen, prompt=prompt)
 
     @staticmethod
     def _kept_apart(live: _Live, span: Span) -> Span:

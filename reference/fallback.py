@@ -139,6 +139,11 @@ class FallbackModel:
         """One: what transformers keeps between calls is its own affair."""
         return 1
 
+    @property
+    def from_the_beginning(self) -> bool:
+        """Whether it was modified so: never, it is what transformers computes."""
+        return False
+
     def new_cache(self, *, limit: int | None = None) -> SlotKV:
         """Return a cache that holds positions and nothing else."""
         return SlotKV((None,) * self.config.num_hidden_layers, self.dtype, limit=limit)

@@ -53,6 +53,8 @@ class ReferenceModel(Protocol):
     def pack_tokens(self) -> int: ...  # noqa: D102
     @property
     def calls_at_once(self) -> int: ...  # noqa: D102
+    @property
+    def from_the_beginning(self) -> bool: ...  # noqa: D102
     def new_cache(self, *, limit: int | None = None) -> SlotKV: ...  # noqa: D102
     def forward(  # noqa: D102
         self, spans: Sequence[Span], cache: SlotKV | None = None, *, exact: bool = True

@@ -158,6 +158,11 @@ class Model:
         """Calls worth running side by side, a thread each; a streamed model reads its layers once for all."""
         return 1 if isinstance(self._layers, LayerStream) else torch.get_num_threads()
 
+    @property
+    def from_the_beginning(self) -> bool:
+        """Whether hooks look at whole sequences: nothing is shared with another one, no tree is verified."""
+        return self._attention is not None or self._residual is not None
+
     def replace(
         self,
         *,
@@ -178,7 +183,8 @@ class Model:
             skip_layers: decoder layers to leave out, besides those that already are; the others keep their
                 numbers.
             attention, residual: what attention layers gather instead, and what layers leave behind
-                (`batch.py`). They see whole sequences: such a model scores, and does not decode.
+                (`batch.py`). Neither verifies draft trees or begins behind a stored prefix; the second sees
+                whole sequences, so that such a model scores and does not decode.
 
         Raises:
             OptionError: a layer number that the model does not have.
@@ -265,12 +271,7 @@ class Model:
         if not spans:
             return torch.empty(0, self.config.hidden_size * (1 + len(self._shown)), dtype=self.dtype)
         check_spans(spans, self.config.vocab_size, self.config.context_length)
-        whole = self._attention is not None or self._residual is not None
-        if whole and any(span.past is not None or span.ancestors is not None for span in spans):
-            raise OptionError(
-                "this provider's attention or depth is simulated on whole sequences only",
-                fix="measure it by `audit matrix`; it cannot decode",
-            )
+        self._check_hooks(spans)
         run = Run(spans, cache, self.dtype, exact, self._key_value, self._attention)
         tokens = torch.cat([span.tokens for span in spans])
         hidden = functional.embedding(tokens, self.parameters[self.config.embedding]).to(self.dtype)
@@ -296,6 +297,16 @@ class Model:
             hidden = hidden[wanted]
         final = (hidden if self._final_norm is None else self._final_norm(hidden)).to(self.dtype)
         return torch.cat([final, *(shown[tap].to(self.dtype) for tap in taps)], dim=1) if taps else final
+
+    def _check_hooks(self, spans: Sequence[Span]) -> None:
+        if self._residual is not None and any(span.past is not None for span in spans):
+            raise OptionError(
+                "this provider's depth is simulated on whole sequences only",
+                fix="measure it by `audit matrix`; it cannot decode",
+            )
+        trees = (span.ancestors for span in spans)
+        if self.from_the_beginning and any(tree is not None and len(tree) > 1 for tree in trees):
+            raise OptionError("under a policy draft trees cannot be verified", fix="decode without drafts")
 
     @property
     def _taps(self) -> tuple[int, ...]:

@@ -64,7 +64,7 @@ class Runner:
         tile_rows = min(tile_bytes // (4 * model.config.vocab_size), ROW_TILE)
         self._tile_rows = max(tile_rows // ROW_QUANTUM, 1) * ROW_QUANTUM
         self._cache = model.new_cache()
-        self._shares = prefix_bytes > 0 and model.config.shares_prefixes
+        self._shares = prefix_bytes > 0 and model.config.shares_prefixes and not model.from_the_beginning
         self.prefixes = PrefixTree(self._cache, prefix_bytes if self._shares else 0)
         # Slots are handed out, and written to, by one call at a time: they move when the storage grows.
         self._slots = RLock()
@@ -306,7 +306,7 @@ class Runner:
         for start in range(0, len(tokens), self._token_budget):
             chunk = torch.tensor(tokens[start : start + self._token_budget])
             wanted = min(max(first_wanted - sequence.length, 0), len(chunk))
-            span = extend(cache, sequence, chunk, wanted=wanted)
+            span = extend(cache, sequence, chunk, wanted=wanted, prompt=first_wanted + 1)
             yield model.forward([span], cache)
             sequence.length += len(chunk)
 

@@ -81,7 +81,7 @@ class Running:
     def by_step(self) -> bool:
         """Whether a step's drafts are judged together."""
         rule = self.ask.speculation
-        return rule is not None and rule.needs_drafts and not self.spec.greedy
+        return rule is not None and rule.by_step is not None and not self.spec.greedy
 
     def append(
         self, tokens: SequenceOf[int], states: torch.Tensor | None, drafts: SequenceOf[int] = ()

@@ -77,6 +77,8 @@ def decode(
 
 
 def _agree(model: ReferenceModel, ranks: Ranks) -> None:
+    if model.from_the_beginning:
+        raise OptionError("attention under a policy looks at queries, which are not handed over")
     if not model.config.shares_prefixes:
         raise OptionError(
             f"a {model.config.model_type} model keeps no state by position to hand over",

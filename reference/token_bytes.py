@@ -18,10 +18,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from auditor.errors import ModelUnsupportedError
 
 if TYPE_CHECKING:
     from auditor.reference.tokenizer import Tokenizer
+
+Index = npt.NDArray[np.int64]
 
 _SPACE_MARK = "\u2581"
 _BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
@@ -95,20 +100,46 @@ class TokenBytes:
         """Ids that spell exactly `piece`."""
         return self._by_bytes.get(piece, ())
 
+    @cached_property
+    def _beginnings(self) -> frozenset[bytes]:
+        return frozenset(b[:n] for b in self.spelled if b for n in range(1, len(b) + 1))
+
+    def begins(self, piece: bytes) -> bool:
+        """Whether some token's bytes begin with `piece`, which is not empty."""
+        return piece in self._beginnings
+
     def matching(self, data: bytes, at: int) -> list[int]:
         """Ids whose bytes are those of `data` from `at` on, shortest first."""
-        ends = range(at + 1, min(len(data), at + self.longest) + 1)
-        return [token_id for end in ends for token_id in self.named(data[at:end])]
-
-    def starting_with(self, piece: bytes) -> list[int]:
-        """Ids whose bytes begin with `piece` (all ordinary ids for the empty piece)."""
-        low = bisect_left(self._sorted, (piece, -1))
-        found = []
-        for b, token_id in self._sorted[low:]:
-            if not b.startswith(piece):
+        found: list[int] = []
+        for end in range(at + 1, len(data) + 1):
+            piece = data[at:end]
+            if piece not in self._beginnings:
                 break
-            found.append(token_id)
+            found.extend(self._by_bytes.get(piece, ()))
         return found
+
+    def continuations(self, piece: bytes) -> tuple[Index, Index, Index]:
+        """Ids that spell exactly `piece`, ids whose bytes go on behind it, and their next bytes."""
+        if not piece:
+            return self._first_bytes
+        low = bisect_left(self._sorted, (piece, -1))
+        beyond: list[tuple[int, int]] = []
+        exact: list[int] = []
+        for place in range(low, len(self._sorted)):
+            spelled, token_id = self._sorted[place]
+            if not spelled.startswith(piece):
+                break
+            if len(spelled) == len(piece):
+                exact.append(token_id)
+            else:
+                beyond.append((token_id, spelled[len(piece)]))
+        pairs = np.array(beyond, np.int64).reshape(-1, 2)
+        return np.array(exact, np.int64), pairs[:, 0], pairs[:, 1]
+
+    @cached_property
+    def _first_bytes(self) -> tuple[Index, Index, Index]:
+        pairs = np.array([(i, b[0]) for b, i in self._sorted], np.int64).reshape(-1, 2)
+        return np.empty(0, np.int64), pairs[:, 0], pairs[:, 1]
 
     def join(self, ids: Sequence[int]) -> bytes:
         """The bytes of a sequence; special tokens and holes give none."""

@@ -101,7 +101,7 @@ def _reachable_programs(programs, folder, account):
     return programs
 
 
-def _start(programs, folder):
+def _start(programs, folder, fsync="off"):
     import psycopg
 
     account = _server_account()
@@ -129,7 +129,7 @@ def _start(programs, folder):
     )
     if made.returncode != 0:
         raise RuntimeError(f"initdb failed: {made.stdout}{made.stderr}")
-    settings = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": "off"}
+    settings = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": fsync}
     flags = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     log = folder / "log"
     with log.open("wb") as output:

@@ -16,6 +16,7 @@ from auditor.commands.calibrate import calibrate
 from auditor.commands.check import check
 from auditor.commands.commitments import challenge, commit, open_
 from auditor.commands.demo import demo
+from auditor.commands.dispute import dispute
 from auditor.commands.doctor import doctor
 from auditor.commands.generate import generate
 from auditor.commands.keys import keys
@@ -27,12 +28,14 @@ from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
 from auditor.commands.remote_commitments import register
+from auditor.commands.report import report
+from auditor.commands.schedule import schedule
 from auditor.commands.seed import seed
 from auditor.commands.serve import serve, worker
 from auditor.commands.submit import status, submit
 from auditor.commands.tokens import tokens
 from auditor.commands.verify import verify
-from auditor.errors import AuditError
+from auditor.errors import AuditError, PolicyInvalidError
 
 UNUSABLE = 2
 INTERRUPTED = 130
@@ -67,11 +70,14 @@ for command in (
     submit,
     status,
     register,
+    schedule,
+    dispute,
     doctor,
     bench,
     keys,
     profile,
     log,
+    report,
     commit,
     challenge,
     open_,
@@ -88,6 +94,10 @@ def main() -> None:
         sys.exit(stop.exit_code)
     except click.ClickException as error:
         error.show()
+        sys.exit(UNUSABLE)
+    except PolicyInvalidError as error:
+        for problem in error.problems:
+            click.echo(f"audit: error[{error.code}]: {problem}", err=True)
         sys.exit(UNUSABLE)
     except AuditError as error:
         print_error(error)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -23,7 +24,14 @@ from auditor.commands.commitment_options import (
     traces_of,
     vkey_option,
 )
-from auditor.errors import VerificationFailedError
+from auditor.errors import AuditError
+
+if TYPE_CHECKING:
+    from auditor.hidden_tokens.checking import Committed, Opened
+    from auditor.hidden_tokens.embedders import Embedder
+    from auditor.merkle.keys import PublicKey
+    from auditor.merkle.token_openings import Challenge, Opening
+    from auditor.trace import Trace
 
 
 @click.command()
@@ -46,6 +54,11 @@ from auditor.errors import VerificationFailedError
 @click.option(
     "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of what --honest judges."
 )
+@click.option(
+    "--likelihood",
+    is_flag=True,
+    help="Tokens: with --honest, score what was opened under the weights of --model, too.",
+)
 @options.format_option
 def check(
     committed: Path,
@@ -60,6 +73,7 @@ def check(
     force: bool,
     honest: Path | None,
     alpha: float,
+    likelihood: bool,
     output_format: str,
 ) -> None:
     """Auditor: check openings against what was COMMITTED and challenged; withholding is failure.
@@ -68,14 +82,11 @@ def check(
     embeddings are worked out anew. Prints what share of the hidden tokens was seen. With weights go on with
     `audit verify`. Hidden states are computed anew up to the layer that was drawn, and compared.
 
-    With --service: what its challenges of these responses came to.
+    What cannot be read of one response fails it and hides nothing of the others. With --service: what its
+    challenges of these responses came to.
 
-    Exit status: 0 all hold, 1 some response fails, 2 something cannot be read, 3 some challenge is open yet.
+    Exit status: 0 all hold, 1 some response fails, 2 something else cannot be read, 3 some challenge is open.
     """
-    from auditor.hidden_tokens.checking import check_commitment, check_opened  # noqa: PLC0415
-    from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
-    from auditor.hidden_tokens.wire import opening_from_json, read_lines  # noqa: PLC0415
-    from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
     from auditor.trace_files import write_traces  # noqa: PLC0415
 
     if service:
@@ -85,36 +96,71 @@ def check(
         files = activations.Answered(committed, challenge, opening, needed(log, "--log", kind))
         well = activations.check(files, model_directory, honest, alpha, output_format)
         sys.exit(0 if well else REFUSED)
-    keys, asked = public_keys(vkeys), challenges_of(challenge)
-    tokenizer = Tokenizer.load(model_directory or options.demo_model())
-    answers = by_request((opening_from_json(value, where) for value, where in read_lines(opening)), opening)
-    embedders: dict[str, Any] = {}
     report = CheckReport()
+    asked, answers = challenges_of(challenge), _answers(opening, report)
+    directory = model_directory or options.demo_model()
+    checker = _Checker(directory, public_keys(vkeys))
     for trace in traces_of(committed):
         if trace.id not in asked:
             report.unasked += 1
             continue
         try:
-            known = check_commitment(trace, keys)
-            digest = known.head.embedder
-            if digest not in embedders:
-                embedders[digest] = embedder_of_digest(digest)
-            found = check_opened(
-                known,
-                asked[trace.id],
-                answers.get(trace.id),
-                tokenizer,
-                embedders[digest],
-                vocabulary=tokenizer.vocab_size,
-            )
-        except VerificationFailedError as problem:
+            known, found = checker.check(trace, asked[trace.id], answers.get(trace.id))
+        except AuditError as problem:
             report.failed(trace, problem)
         else:
             report.passed(trace, known, asked[trace.id], answers[trace.id], found)
     report.missing(set(asked), committed)
     if honest is not None and report.opened:
-        report.judge(list(traces_of(honest)), tokenizer, alpha)
+        weights = directory if likelihood else None
+        report.judge(list(traces_of(honest)), checker.tokenizer, alpha, weights)
     if out is not None:
         write_traces(out, report.traces, overwrite=force)
     report.show(output_format)
-    sys.exit(REFUSED if report.failures or report.convicted else 0)
+    sys.exit(report.exit_status)
+
+
+class _Checker:
+    """Checks responses with one tokenizer and the embedders that their heads name."""
+
+    def __init__(self, directory: Path, keys: Sequence[PublicKey]) -> None:
+        from auditor.reference.checkpoint.digests import tokenizer_digest  # noqa: PLC0415
+        from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
+
+        self.tokenizer, self._digest = Tokenizer.load(directory), tokenizer_digest(directory)
+        self._keys = keys
+        self._embedders: dict[str, Embedder | None] = {}
+
+    def check(self, trace: Trace, challenge: Challenge, opening: Opening | None) -> tuple[Committed, Opened]:
+        """See `check_commitment` and `check_opened`."""
+        from auditor.hidden_tokens.checking import check_commitment, check_opened  # noqa: PLC0415
+        from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
+
+        known = check_commitment(trace, self._keys)
+        digest = known.head.embedder
+        if digest not in self._embedders:
+            self._embedders[digest] = embedder_of_digest(digest)
+        found = check_opened(
+            known,
+            challenge,
+            opening,
+            self.tokenizer,
+            self._embedders[digest],
+            tokenizer_digest=self._digest,
+            vocabulary=self.tokenizer.vocab_size,
+        )
+        return known, found
+
+
+def _answers(path: Path, report: CheckReport) -> dict[str, Opening]:
+    """Openings by response. A line that cannot be read is told, and answers nothing: that is withholding."""
+    from auditor.hidden_tokens.wire import object_of, opening_from_json, raw_lines  # noqa: PLC0415
+
+    def readable() -> Iterator[tuple[str, Opening]]:
+        for line, where in raw_lines(path):
+            try:
+                yield opening_from_json(object_of(line, where), where)
+            except AuditError as problem:
+                report.unreadable.append(problem)
+
+    return by_request(readable(), path)

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
@@ -27,7 +27,13 @@ from auditor.commands.commitment_options import (
     vkey_option,
 )
 from auditor.commands.keys import passphrase
-from auditor.errors import OptionError, VerificationFailedError
+from auditor.commitment_errors import ExposureError
+from auditor.errors import AuditError, OptionError
+
+if TYPE_CHECKING:
+    from auditor.hidden_tokens.wire import Kept
+    from auditor.merkle.token_openings import Challenge, Exposure
+    from auditor.trace_files import TraceWriter
 
 NONCE_BYTES = 32
 
@@ -94,12 +100,7 @@ def commit(
     """
     from auditor.durable_files import write_durably  # noqa: PLC0415
     from auditor.errors import OutputExistsError  # noqa: PLC0415
-    from auditor.hidden_tokens.embedders import embedder_of  # noqa: PLC0415
-    from auditor.hidden_tokens.providing import commit as commit_trace  # noqa: PLC0415
-    from auditor.hidden_tokens.session_keys import read_session_key  # noqa: PLC0415
     from auditor.hidden_tokens.wire import lines_of  # noqa: PLC0415
-    from auditor.key_files import read_key  # noqa: PLC0415
-    from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
     from auditor.trace_files import TraceWriter  # noqa: PLC0415
 
     for path in (kept, out):
@@ -108,32 +109,51 @@ def commit(
     if kind == "activations":
         activations.commit(log, model_directory, dtype, layers or (-1,), out=out, kept=kept)
         return
-    key = needed(key, "--key", kind)
-    session_key_file = needed(session_key_file, "--session-key", kind)
-    tokenizer = Tokenizer.load(model_directory or options.demo_model())
-    signer, session_key = read_key(key, passphrase()), read_session_key(session_key_file)
-    by, records, heads = embedder_of(embedder), [], []
+    keys = _Keys(needed(key, "--key", kind), needed(session_key_file, "--session-key", kind))
+    policy = {"block": block, "head_blocks": head_every}
+    directory = model_directory or options.demo_model()
     with TraceWriter(out, overwrite=force) as writer:
-        for trace in traces_of(log):
-            shown, record = commit_trace(
-                trace,
-                tokenizer,
-                session_key=session_key,
-                signer=signer,
-                clock=lambda: int(time.time()),
-                embedder=by,
-                block=block,
-                head_blocks=head_every,
-            )
-            writer.write(shown)
-            records.append(record)
-            heads.append((shown.id, shown.commitment))
+        records, heads = _commit_tokens(log, directory, keys, embedder, policy, writer)
         # Kept before the heads are out: a head that nobody can open is a broken promise.
         write_durably(kept, lines_of(record.to_json() for record in records), mode=0o600)
     hidden = sum(len(record.tokens) for record in records)
     click.echo(f"{out}: {len(records)} responses, {hidden:,} hidden tokens committed to", err=True)
     if service:
         remote_commitments.post_heads(heads)
+
+
+class _Keys(NamedTuple):
+    signing: Path
+    session: Path
+
+
+def _commit_tokens(
+    log: Path, model: Path, keys: _Keys, embedder: str, policy: dict[str, int], writer: TraceWriter
+) -> tuple[list[Kept], list[tuple[str, Any]]]:
+    """What is kept, and (response, `commitment`) of each."""
+    from auditor.hidden_tokens.embedders import embedder_of  # noqa: PLC0415
+    from auditor.hidden_tokens.providing import commit as commit_trace  # noqa: PLC0415
+    from auditor.hidden_tokens.session_keys import read_session_key  # noqa: PLC0415
+    from auditor.key_files import read_key  # noqa: PLC0415
+    from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
+
+    tokenizer, by = Tokenizer.load(model), embedder_of(embedder)
+    signer, session_key = read_key(keys.signing, passphrase()), read_session_key(keys.session)
+    records, heads = [], []
+    for trace in traces_of(log):
+        shown, record = commit_trace(
+            trace,
+            tokenizer,
+            session_key=session_key,
+            signer=signer,
+            clock=lambda: int(time.time()),
+            embedder=by,
+            **policy,
+        )
+        writer.write(shown)
+        records.append(record)
+        heads.append((shown.id, shown.commitment))
+    return records, heads
 
 
 @click.command()
@@ -208,15 +228,17 @@ def challenge(
     before = [challenges_of(path) for path in earlier]
     keys, lines, seen, hidden, refused = public_keys(vkeys), [], 0, 0, 0
     for trace in traces_of(committed):
+        known = {block for file in before if trace.id in file for block in file[trace.id].blocks}
+        nonce = b"" if fiat_shamir else os.urandom(NONCE_BYTES)
         try:
             head = check_commitment(trace, keys).head
-        except VerificationFailedError as problem:
+            drawn = draw_challenge(head, nonce, count, prefix=prefix, seen=known, max_share=max_share)
+        except ExposureError:
+            raise  # the auditor's own bound
+        except AuditError as problem:
             print_error(problem)
             refused += 1
             continue
-        known = {block for file in before if trace.id in file for block in file[trace.id].blocks}
-        nonce = b"" if fiat_shamir else os.urandom(NONCE_BYTES)
-        drawn = draw_challenge(head, nonce, count, prefix=prefix, seen=known, max_share=max_share)
         lines.append(challenge_to_json(trace.id, drawn))
         seen += exposure(head, {*known, *drawn.blocks}).seen
         hidden += head.hidden
@@ -257,14 +279,9 @@ def open_(
 
     With --service in place of CHALLENGES: all that are open there, and the answers are posted.
     """
-    from auditor.durable_files import locked, write_durably  # noqa: PLC0415
-    from auditor.hidden_tokens import wire  # noqa: PLC0415
-    from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
-    from auditor.hidden_tokens.providing import head_text, open_challenge  # noqa: PLC0415
+    from auditor.durable_files import write_durably  # noqa: PLC0415
     from auditor.hidden_tokens.session_keys import read_session_key  # noqa: PLC0415
-    from auditor.merkle.token_heads import parse_head_text  # noqa: PLC0415
-    from auditor.merkle.token_openings import exposure  # noqa: PLC0415
-    from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
+    from auditor.hidden_tokens.wire import lines_of  # noqa: PLC0415
 
     if (challenges is None) != service:
         raise OptionError("one of CHALLENGES and --service says what is asked")
@@ -272,10 +289,35 @@ def open_(
         states_of, asked_for = needed(committed, "--committed", kind), needed(challenges, "CHALLENGES", kind)
         activations.open_states(states_of, asked_for, kept, out=needed(out, "--out", kind))
         return
-    tokenizer = Tokenizer.load(model_directory or options.demo_model())
-    session_key_file = needed(session_key_file, "--session-key", kind)
-    session_key, lines = read_session_key(session_key_file), []
+    session_key = read_session_key(needed(session_key_file, "--session-key", kind))
+    directory = model_directory or options.demo_model()
     asked = remote_commitments.asked() if challenges is None else remote_commitments.listed(challenges)
+    lines, shares = _open_tokens(asked, directory, kept, session_key, max_share)
+    if service:
+        remote_commitments.post_openings(asked, lines)
+    elif out is None:
+        click.echo(lines_of(lines), nl=False)
+    else:
+        write_durably(out, lines_of(lines))
+    shown, hidden = sum(e.seen for e in shares), sum(e.hidden for e in shares)
+    share = shown / hidden if hidden else 0.0
+    so_far = f"{shown:,} of {hidden:,} hidden tokens ({share:.1%}) shown so far"
+    click.echo(f"{len(lines)} responses opened: {so_far}", err=True)
+
+
+def _open_tokens(
+    asked: list[tuple[str, str, Challenge]], model: Path, kept: Path, session_key: bytes, max_share: float
+) -> tuple[list[dict[str, Any]], list[Exposure]]:
+    """Openings as lines, and what of each challenged response has now been shown; noted in `kept` first."""
+    from auditor.durable_files import locked, write_durably  # noqa: PLC0415
+    from auditor.hidden_tokens import wire  # noqa: PLC0415
+    from auditor.hidden_tokens.embedders import embedder_of_digest  # noqa: PLC0415
+    from auditor.hidden_tokens.providing import head_text, open_challenge  # noqa: PLC0415
+    from auditor.merkle.token_heads import parse_head_text  # noqa: PLC0415
+    from auditor.merkle.token_openings import exposure  # noqa: PLC0415
+    from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
+
+    tokenizer, lines, shares = Tokenizer.load(model), [], []
     embedders: dict[str, Any] = {}
     with locked(kept.with_name(kept.name + ".lock")):
         records = by_request(
@@ -284,32 +326,19 @@ def open_(
         for _, request, one in asked:
             if request not in records:
                 raise OptionError(f"response {request} was not committed to here", where=str(kept))
-            digest = parse_head_text(head_text(records[request].head)).embedder
-            if digest not in embedders:
-                embedders[digest] = embedder_of_digest(digest)
+            head = parse_head_text(head_text(records[request].head))
+            if head.embedder not in embedders:
+                embedders[head.embedder] = embedder_of_digest(head.embedder)
             opening, records[request] = open_challenge(
                 records[request],
                 one,
                 tokenizer,
                 session_key=session_key,
-                embedder=embedders[digest],
+                embedder=embedders[head.embedder],
                 max_share=max_share,
             )
             lines.append(wire.opening_to_json(request, opening))
+            shares.append(exposure(head, records[request].opened))
         # What was shown is on disk before it is shown.
         write_durably(kept, wire.lines_of(record.to_json() for record in records.values()), mode=0o600)
-    if service:
-        remote_commitments.post_openings(asked, lines)
-    elif out is None:
-        click.echo(wire.lines_of(lines), nl=False)
-    else:
-        write_durably(out, wire.lines_of(lines))
-    shares = [
-        exposure(parse_head_text(head_text(record.head)), record.opened)
-        for request, record in records.items()
-        if request in {name for _, name, _ in asked}
-    ]
-    shown, hidden = sum(e.seen for e in shares), sum(e.hidden for e in shares)
-    share = shown / hidden if hidden else 0.0
-    so_far = f"{shown:,} of {hidden:,} hidden tokens ({share:.1%}) shown so far"
-    click.echo(f"{len(lines)} responses opened: {so_far}", err=True)
+    return lines, shares

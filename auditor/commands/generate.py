@@ -117,6 +117,14 @@ Conversation = tuple[dict[str, object], ...]
     help="Whether the traces say which drafts were judged.",
 )
 @click.option(
+    "--policy",
+    "policy_line",
+    default=None,
+    metavar="LINE",
+    help="Cut or round the cache by a rule, and declare it: the traces say so and are replayed under it. For "
+    "example 'kv/h2o budget=64', or kv/int8. [default: the whole cache]",
+)
+@click.option(
     "--hidden-tokens",
     type=click.IntRange(min=0),
     default=0,
@@ -148,6 +156,7 @@ def generate(
     speculation: str | None,
     drafter: str | None,
     log_drafts: bool,
+    policy_line: str | None,
     hidden_tokens: int,
     threads: int | None,
     **rules: Any,
@@ -164,6 +173,7 @@ def generate(
       audit generate --out graded.jsonl.gz --fingerprints int8:16
       audit generate --out fast.jsonl.gz --speculation coupled --drafter suffix
       audit generate --out drafted.jsonl.gz --speculation block
+      audit generate --out cut.jsonl.gz --policy 'kv/h2o budget=64'
       audit generate --out trusted.jsonl.gz --like texts.jsonl --each 16 --seed 77
     """
     from auditor.errors import OptionError  # noqa: PLC0415
@@ -173,6 +183,7 @@ def generate(
     from auditor.reference.demo.prompts import demo_conversations  # noqa: PLC0415
     from auditor.reference.deviations import deviation as named  # noqa: PLC0415
     from auditor.reference.loading import load_model  # noqa: PLC0415
+    from auditor.reference.policies import Policy  # noqa: PLC0415
     from auditor.reference.sampling import SamplingSpec  # noqa: PLC0415
     from auditor.trace_files import TraceWriter  # noqa: PLC0415
 
@@ -199,6 +210,7 @@ def generate(
         made = read_conversations(prompts, requests) if prompts else demo_conversations(requests, seed)
         asked = [(spec, list(made))]
     other_model_loaded = load_model(other, dtype=provider.model.dtype) if other is not None else None
+    policy = None if policy_line is None else Policy.parse(policy_line)
     drafting = None if speculation is None else drafting_by(speculation, drafter, log_drafts, provider)
     traces = chain.from_iterable(
         run(
@@ -211,6 +223,7 @@ def generate(
             other_model=other_model_loaded,
             fingerprints=kind,
             drafting=drafting,
+            policy=policy,
             hidden_tokens=hidden_tokens,
         )
         for n, (sampling, conversations) in enumerate(asked)

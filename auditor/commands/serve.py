@@ -8,7 +8,7 @@ import sys
 import threading
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,6 +16,9 @@ from auditor.commands import options
 from auditor.commands.extras import service_extra
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from auditor.schedules.mail import MailServer
     from auditor.service.worker import Worker
 
 database_option = click.option(
@@ -50,6 +53,29 @@ profile_option = click.option(
 )
 
 
+def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where alerts by e-mail are handed over."""
+    for option in (
+        click.option(
+            "--smtp-ca",
+            type=click.Path(path_type=Path, dir_okay=False),
+            default=None,
+            metavar="FILE",
+            help="Certificates of authorities that the mail server may have. [default: the system's]",
+        ),
+        click.option("--mail-from", default=None, metavar="ADDRESS", help="Sender of alerts by e-mail."),
+        click.option(
+            "--smtp",
+            default=None,
+            metavar="URL",
+            help="Mail server for alerts: smtps://user@host:465, or smtp://user@host:587 (STARTTLS); its "
+            "password in AUDITOR_SMTP_PASSWORD. [default: letters wait]",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @database_option
 @blobs_option
@@ -62,7 +88,22 @@ profile_option = click.option(
     help="Worker processes on this machine; 0 where they run elsewhere.",
 )
 @click.option("--new-key", is_flag=True, help="Make and print another key of the first tenant.")
+@click.option(
+    "--webhook-allow",
+    multiple=True,
+    metavar="NETWORK",
+    help="A network of your own that webhooks may be sent to; may be repeated. [default: none]",
+)
+@click.option("--webhook-proxy", default=None, metavar="URL", help="Send webhooks through this egress proxy.")
+@click.option(
+    "--webhook-ca",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="FILE",
+    help="Certificates of authorities that webhooks' receivers may have. [default: the system's]",
+)
 @lease_option
+@mail_options
 @options.model_option
 @options.adapter_option
 @profile_option
@@ -73,7 +114,13 @@ def serve(
     listen: str,
     workers: int,
     new_key: bool,
+    webhook_allow: tuple[str, ...],
+    webhook_proxy: str | None,
+    webhook_ca: Path | None,
     lease: float,
+    smtp: str | None,
+    mail_from: str | None,
+    smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
@@ -96,7 +143,10 @@ def serve(
     with service_extra("serve"):
         # The room above this one: nothing here may import it, and somebody has to start it.
         serving = import_module("auditor.api.serving")
-    given = {"--lease": lease, "--model": model_directory, "--adapter": adapter, "--threads": threads}
+        from auditor.service.egress import Egress  # noqa: PLC0415
+    _mail_server(smtp, mail_from, smtp_ca)  # refused here rather than by every worker
+    given: dict[str, object] = {"--lease": lease, "--model": model_directory, "--adapter": adapter}
+    given |= {"--threads": threads, "--smtp": smtp, "--mail-from": mail_from, "--smtp-ca": smtp_ca}
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
     serving.serve_all(
@@ -107,6 +157,7 @@ def serve(
         model=model_directory or options.demo_model(),
         worker_options=passed,
         new_key=new_key,
+        egress=Egress.of_options(webhook_allow, webhook_proxy, webhook_ca),
         on_start=_print_start,
     )
 
@@ -123,6 +174,7 @@ def _print_start(address: str, key: str | None) -> None:
 @database_option
 @blobs_option
 @lease_option
+@mail_options
 @options.model_option
 @options.adapter_option
 @profile_option
@@ -132,13 +184,16 @@ def worker(
     database: str | None,
     blobs: Path | None,
     lease: float,
+    smtp: str | None,
+    mail_from: str | None,
+    smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
     with_parent: bool,
     threads: int | None,
 ) -> None:
-    """Work for a service: claim audits, replay them, record verdicts.
+    """Work for a service: claim audits, replay them, record verdicts; keep the timetable of schedules.
 
     One process for each device; start each with that device visible only. A worker that dies is no loss:
     another takes its job after the lease, at the step where it stopped. SIGTERM hands the job in hand back.
@@ -150,6 +205,8 @@ def worker(
     """
     from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
+    from auditor.schedules.keeper import Keeper  # noqa: PLC0415
+    from auditor.schedules.period_work import PeriodWork  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
     from auditor.service.blobs import BlobFolder  # noqa: PLC0415
     from auditor.service.places import blob_folder  # noqa: PLC0415
@@ -158,16 +215,25 @@ def worker(
     from auditor.store import Store  # noqa: PLC0415
 
     _log_to_standard_error()
+    server = _mail_server(smtp, mail_from, smtp_ca)
     options.set_threads(threads)
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
     with Store.open(database) as store:
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
         finder = profile_finder(profiles) if profiles else kept
-        work = AuditWork(BlobFolder(blob_folder(database, blobs)), reference, finder)
-        hand = Worker(store, work, terms=Terms(lease_seconds=lease))
+        folder, terms = BlobFolder(blob_folder(database, blobs)), Terms(lease_seconds=lease)
+        hand = Worker(store, AuditWork(folder, reference, finder), terms=terms)
+        keeper = Keeper(store, PeriodWork(folder, reference, finder), terms=terms, server=server)
         _stop_when_told(hand, with_parent=with_parent)
-        hand.run()
+        with keeper.beside():
+            hand.run()
+
+
+def _mail_server(smtp: str | None, sender: str | None, authority: Path | None) -> MailServer | None:
+    from auditor.schedules.mail import MailServer  # noqa: PLC0415
+
+    return None if smtp is None else MailServer.of_url(smtp, sender, authority)
 
 
 def _stop_when_told(hand: Worker, *, with_parent: bool) -> None:

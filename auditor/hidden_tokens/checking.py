@@ -27,7 +27,7 @@ from auditor.commitment_errors import (
     OpeningIncompleteError,
     OpeningSyntaxError,
 )
-from auditor.errors import TokenOutOfRangeError
+from auditor.errors import CannotScoreError, TokenOutOfRangeError
 from auditor.hidden_tokens.embedders import Embedder, same_embedding
 from auditor.hidden_tokens.wire import Commitment, SentHead, commitment_from_json
 from auditor.merkle.keys import PublicKey
@@ -161,16 +161,19 @@ def check_opened(
     tokenizer: Tokenizer,
     embedder: Embedder | None,
     *,
+    tokenizer_digest: str,
     vocabulary: int,
 ) -> Opened:
     """Steps 6 and 7.
 
     Args:
         opening: None where the provider gave none.
+        tokenizer_digest: of the auditor's tokenizer; with another one honest embeddings would look forged.
         embedder: the one that the head names.
         vocabulary: ids that the model has.
 
     Raises:
+        CannotScoreError: the head declares another tokenizer than the auditor's.
         OpeningIncompleteError: withheld, wholly or in part. Otherwise step 6 as `check_opening`.
         TokenOutOfRangeError: an opened id is none of the model's.
         EmbeddingForgedError: step 7.
@@ -178,7 +181,13 @@ def check_opened(
     head = committed.head
     if opening is None:
         raise OpeningIncompleteError("the challenge was not answered", where=head.request)
-    seen = check_opening(opening, head, challenge)
+    if tokenizer_digest != head.tokenizer:
+        raise CannotScoreError(
+            f"the tokens are of tokenizer {head.tokenizer[:18]}..., at hand is {tokenizer_digest[:18]}...",
+            where=head.request,
+            fix="is this the right --model?",
+        )
+    seen = check_opening(opening, head, challenge, vocabulary=vocabulary)
     blocks = {
         block: tuple(opening.leaves[index].token_id for index in head.block_range(block))
         for block in challenge.blocks

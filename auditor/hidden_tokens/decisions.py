@@ -58,10 +58,11 @@ def tail_log_p(honest: F64, scores: F64) -> F64:
     ordered = np.sort(np.asarray(honest, np.float64))
     inside = np.log(p_values(ordered, scores))
     n = len(ordered)
-    beyond = max(1, n // 10)
-    threshold = ordered[max(0, n - 1 - beyond)]
-    excess = max(float((ordered[-beyond:] - threshold).mean()), 1e-12)
-    tail = math.log((beyond + 1) / (n + 1)) - (np.asarray(scores, np.float64) - threshold) / excess
+    threshold = ordered[max(0, n - 1 - max(1, n // 10))]
+    # Only what lies above: of a score that most honest responses share, fewer than a tenth are larger.
+    above = ordered[ordered > threshold] - threshold
+    spread = float(above.mean()) if len(above) else float(ordered.std()) or 1.0
+    tail = math.log((len(above) + 1) / (n + 1)) - (np.asarray(scores, np.float64) - threshold) / spread
     return np.where(scores > threshold, tail, inside)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from auditor.commitment_errors import (
     CommittedLateError,
@@ -24,8 +25,10 @@ from auditor.hidden_tokens.checking import Committed, Opened, check_commitment, 
 from auditor.hidden_tokens.clock import ClockBound, clock_bound
 from auditor.hidden_tokens.embedders import Embedder, embedder_of_digest
 from auditor.merkle.keys import PublicKey
-from auditor.reference.tokenizer import Tokenizer
 from auditor.trace import Trace
+
+if TYPE_CHECKING:
+    from auditor.replay import Reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,11 +60,10 @@ class Revealer:
 
     Args:
         keys: the provider's, as the auditing side knows them.
-        vocabulary: ids that the model has.
     """
 
-    def __init__(self, keys: Sequence[PublicKey], tokenizer: Tokenizer, vocabulary: int) -> None:
-        self._keys, self._tokenizer, self._vocabulary = keys, tokenizer, vocabulary
+    def __init__(self, keys: Sequence[PublicKey], reference: Reference) -> None:
+        self._keys, self._reference = keys, reference
         self._embedders: dict[str, Embedder | None] = {}
 
     def reveal(self, trace: Trace) -> Trace:
@@ -99,7 +101,13 @@ class Revealer:
         try:
             embedder = self._embedder(committed.head.embedder)
             opened = check_opened(
-                committed, challenge, opening, self._tokenizer, embedder, vocabulary=self._vocabulary
+                committed,
+                challenge,
+                opening,
+                self._reference.tokenizer,
+                embedder,
+                tokenizer_digest=self._reference.tokenizer_digest,
+                vocabulary=self._reference.model.config.vocab_size,
             )
         except AuditError as problem:
             refuted = problem if _is_signed(problem) else None

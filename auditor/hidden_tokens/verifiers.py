@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from auditor.hidden_tokens.features import F64, Extractor, OpenedResponse, Vectoriser, pooled
+from auditor.hidden_tokens.features import F64, Extractor, Lexicon, OpenedResponse, Vectoriser, pooled
 from auditor.hidden_tokens.matching import fit_extractor, require_scikit_learn
 
 AB = 2
@@ -161,6 +161,11 @@ class CrossFitted:
             blocks = self._blocks(extractor, [e.response for e in learn])
             verifier.fit(blocks, np.array([float(e.inflated) for e in learn]))
             self._halves.append((extractor, verifier))
+
+    @property
+    def lexicons(self) -> tuple[Lexicon, ...]:
+        """Of the honest examples, half by half."""
+        return tuple(extractor.lexicon for extractor, _ in self._halves)
 
     def _blocks(self, extractor: Extractor, responses: Sequence[OpenedResponse]) -> list[F64]:
         vectors = self._vectoriser.vectors(responses)

@@ -58,6 +58,7 @@ class _LeafWire(Exact):
     token: Count
     salt: Bytes
     embedding: Bytes
+    hash: Hash
 
 
 class _OpeningWire(Exact):
@@ -196,6 +197,7 @@ def opening_to_json(request: str, opening: Opening) -> dict[str, Any]:
             "token": leaf.token_id,
             "salt": encode_base64(leaf.salt),
             "embedding": encode_base64(leaf.fingerprint),
+            "hash": encode_base64(opening.hashes[index]),
         }
         for index, leaf in sorted(opening.leaves.items())
     ]
@@ -225,7 +227,8 @@ def opening_from_json(value: object, where: str) -> tuple[str, Opening]:
         raise OpeningSyntaxError(error.message, where=where) from None
     if len(leaves) != len(wire.leaves):
         raise OpeningSyntaxError("a token is opened twice", where=where)
-    return wire.request, Opening(wire.head, wire.nonce, leaves, tuple(wire.proof))
+    hashes = {leaf.index: leaf.hash for leaf in wire.leaves}
+    return wire.request, Opening(wire.head, wire.nonce, leaves, hashes, tuple(wire.proof))
 
 
 def kept_from_json(value: object, where: str) -> tuple[str, Kept]:
@@ -244,6 +247,28 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
     Raises:
         OpeningSyntaxError: the file or a line cannot be read.
     """
+    for line, where in raw_lines(path):
+        yield object_of(line, where), where
+
+
+def object_of(line: bytes, where: str) -> dict[str, Any]:
+    """One line's object.
+
+    Raises:
+        OpeningSyntaxError: it has none, or is cut short.
+    """
+    try:
+        return load_object(line, where=where)
+    except AuditError as error:
+        raise OpeningSyntaxError(error.message, where=where, fix=error.fix) from None
+
+
+def raw_lines(path: Path) -> Iterator[tuple[bytes, str]]:
+    """Lines of a file that are not empty, and their places.
+
+    Raises:
+        OpeningSyntaxError: the file cannot be read.
+    """
     try:
         with path.open("rb") as stream:
             raw = stream.read(MAX_FILE_BYTES + 1)
@@ -253,11 +278,7 @@ def read_lines(path: Path) -> Iterator[tuple[dict[str, Any], str]]:
         raise OpeningSyntaxError(f"longer than {MAX_FILE_BYTES} bytes", where=str(path), fix="split it")
     for number, line in enumerate(raw.splitlines(), 1):
         if line.strip():
-            where = f"{path}:{number}"
-            try:
-                yield load_object(line, where=where), where
-            except AuditError as error:
-                raise OpeningSyntaxError(error.message, where=where, fix=error.fix) from None
+            yield line, f"{path}:{number}"
 
 
 def lines_of(objects: Iterable[dict[str, Any]]) -> bytes:

@@ -17,6 +17,7 @@ model = "target"            # as the endpoint calls it
 api = "chat"                # chat or completions
 requests = 64
 prompts = "demo"            # demo, or logs of your own traffic: ["traffic.jsonl.gz"]
+lengthen = false            # ask each chat prompt a second time, for length (`audit tokens --trusted`)
 stream = 0.5                # share of requests that are streamed
 token_ids = true            # ask for token ids (return_token_ids)
 logprobs = 0                # ask for this many alternatives a token; they are kept in the trace
@@ -105,6 +106,7 @@ class Plan(_Strict):
     api: Literal["chat", "completions"] = "chat"
     requests: Positive = 64
     prompts: Literal["demo"] | Annotated[list[str], Field(min_length=1)] = "demo"
+    lengthen: bool = False
     stream: Annotated[float, Field(ge=0, le=1)] = 0.5
     token_ids: bool = True
     logprobs: Annotated[int, Field(ge=0, le=20)] = 0
@@ -140,6 +142,8 @@ def plan_from_toml(text: str, *, where: str) -> Plan:
         raise OptionError(f"field {path}: {first['msg']}", where=where, fix="see --example-plan") from None
     if plan.seed_bits not in WIDTHS:
         raise OptionError(f"field seed_bits: {plan.seed_bits} is none of {WIDTHS}", where=where)
+    if plan.lengthen and plan.api != "chat":
+        raise OptionError("field lengthen: only chat prompts can be asked for length", where=where)
     for choice in plan.sampling:
         if isinstance(choice.max_tokens, list) and choice.max_tokens[0] > choice.max_tokens[1]:
             raise OptionError("field sampling.max_tokens: low above high", where=where)

@@ -13,14 +13,19 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from auditor.journal import Entry, entry_from_json, entry_to_json
+from auditor.power import FACTORS, power_by_fraction
 from auditor.reference.noise import noise_of_recipe
 from auditor.replay import Reference, Scored
+from auditor.reports.disclosures import text_digests
+from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
+from auditor.schedules import likelihoods
 from auditor.service import audits, providers, tenant_profiles
 from auditor.service.clock import SECOND
 from auditor.service.opened_traces import with_openings
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
+from auditor.verdict import Verdict, tokens_by_mode
 from auditor.verification import FindProfile, Result, verify
 
 if TYPE_CHECKING:
@@ -76,6 +81,7 @@ class AuditWork:
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            likelihoods.record(connection, audit.id, result.verdicts)
 
         return effects
 
@@ -132,12 +138,34 @@ def _traces(path: Path, audit: Audit) -> Iterator[Trace | AuditError]:
 
 
 def documents(result: Result) -> tuple[bytes, list[bytes]]:
-    """The verdict (`auditor.result/v1` less its traces and what differs between two runs), and the traces."""
+    """The verdict (`auditor.result/v1` less its traces and what differs between two runs), and the traces.
+
+    Added for reports: `digests` of each trace's prompt and output; in each group `fractions`, its power
+    against cheating on a share of the requests; `reproductions` of what was convicted, group by group.
+    """
     value = result_to_json(result)
-    traces = [_canonical(trace) for trace in value.pop("traces")]
+    judged = [trace for verdict in result.verdicts for trace in verdict.traces]
+    traces = [
+        _canonical(shown | {"digests": text_digests(trace.scored.trace)})
+        for shown, trace in zip(value.pop("traces"), judged, strict=True)
+    ]
+    for group, verdict in zip(value["groups"], result.verdicts, strict=True):
+        group["fractions"] = _fractions(verdict)
+    value["reproductions"] = [reproduction(v, result.reference, result.alpha) for v in result.verdicts]
     for name in _OF_ONE_RUN:
         del value[name]
     return _canonical(value), traces
+
+
+def _fractions(verdict: Verdict) -> dict[str, Any] | None:
+    if verdict.profile is None or verdict.detectable is None:
+        return None
+    usable = [t.scored for t in verdict.traces if t.scored.counts is not None and t.scored.scores is not None]
+    found = power_by_fraction(verdict.profile, tokens_by_mode(usable), verdict.alpha)
+    return {
+        "factors": list(FACTORS),
+        "causes": [{"cause": cause, "points": points} for cause, points in found.items()],
+    }
 
 
 def _canonical(value: Any) -> bytes:

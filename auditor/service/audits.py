@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_
 
-from auditor.service import jobs, log_entries, providers
+from auditor.service import jobs, log_entries, providers, webhooks
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ConflictError,
@@ -30,6 +30,7 @@ from auditor.store_schema import event as event_table
 from auditor.store_schema import evidence as evidence_table
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import job as job_table
+from auditor.store_schema import log_entry as log_entry_table
 from auditor.store_schema import trace_log as log_table
 from auditor.store_schema import verdict as verdict_table
 
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from sqlalchemy import Connection, Row, Select
+
+ENTRY_SCHEMA = "auditor.entry/v1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Audit:
     tenant_id: str
     created: int
     options: AuditOptions
+    provider: str
     log: TraceLog
     state: str
     attempts: int
@@ -169,23 +173,20 @@ def once(
     raise ConflictError("a request with this key is under way", where="Idempotency-Key", retry_after=1)
 
 
-def submit(
-    connection: Connection, log: TraceLog, options: AuditOptions, provider_id: str | None = None
-) -> str:
-    """Order an audit of a log, of this provider's if one is named; returns its id.
+def submit(connection: Connection, log: TraceLog, options: AuditOptions, provider: str = "") -> str:
+    """Order an audit of a log of that provider; returns its id.
 
-    Raises:
-        NotFoundError: the tenant has no such provider.
+    A name that is registered now stands for that provider, whatever it is called later.
     """
-    if provider_id is not None:
-        providers.find(connection, log.tenant_id, provider_id)
     now = time_now(connection)
     audit_id = new_id("aud")
-    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "provider_id": provider_id}
-    connection.execute(insert(audit_table).values(**values, created=now, options=options.text()))
+    registered = providers.named(connection, log.tenant_id, provider)
+    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "options": options.text()}
+    made = insert(audit_table).values(**values, provider=provider, provider_id=registered, created=now)
+    connection.execute(made)
     jobs.enqueue(connection, audit_id, log.tenant_id, now)
     order = {"log": log.digest, "options": f"sha256:{hashlib.sha256(options.text().encode()).hexdigest()}"}
-    log_entries.enter(connection, log.tenant_id, "audit", audit_id, "submission", order)
+    log_fact(connection, audit_id, log.tenant_id, "submission", {"audit": audit_id, **order})
     return audit_id
 
 
@@ -199,8 +200,20 @@ def record(
     if traces:
         rows = [{"audit_id": audit.id, "number": n, "body": trace} for n, trace in enumerate(traces)]
         connection.execute(insert(evidence_table), rows)
-    told = {"log": audit.log.digest, "verdict": digest}
-    log_entries.enter(connection, audit.tenant_id, "audit", audit.id, "verdict", told)
+    fact = {"audit": audit.id, "log": audit.log.digest, "verdict": digest}
+    log_fact(connection, audit.id, audit.tenant_id, "verdict", fact)
+    told = {"audit": audit.id, "state": "done", "verdict": outcome, "verdict_digest": digest}
+    webhooks.enqueue(connection, audit.tenant_id, "audit.done", told)
+
+
+def log_fact(connection: Connection, subject: str, tenant_id: str, kind: str, fact: dict[str, str]) -> None:
+    """Have the transparency log tell of something, once for each subject and kind.
+
+    Digests and ids only: the log is public, and a verdict is the tenant's to publish.
+    """
+    entry = {"schema": ENTRY_SCHEMA, "kind": kind, "tenant": tenant_id, **fact}
+    body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+    connection.execute(insert(log_entry_table).values(subject=subject, kind=kind, body=body))
 
 
 def find(connection: Connection, tenant_id: str, audit_id: str) -> Audit:
@@ -305,7 +318,7 @@ def log_entry(connection: Connection, tenant_id: str, audit_id: str, kind: str) 
         NotFinishedError: there is no such entry yet, or there will be none.
     """
     audit = find(connection, tenant_id, audit_id)
-    found = log_entries.find(connection, "audit", audit_id, kind)
+    found = log_entries.find(connection, audit_id, kind)
     if found is None:
         raise NotFinishedError(f"there is no {kind} entry: the audit is {audit.state}")
     return found
@@ -320,7 +333,7 @@ def _audits(tenant_id: str) -> Select[Any]:
     state = ("state", "attempts", "lost_leases", "error_code", "error", "finished")
     return (
         select(
-            *(audit_table.c[name] for name in ("id", "tenant_id", "created", "options")),
+            *(audit_table.c[name] for name in ("id", "tenant_id", "created", "options", "provider")),
             *(column.label(f"log_{column.name}") for column in _LOG_COLUMNS),
             *(job_table.c[name] for name in state),
             verdict_table.c.outcome,
@@ -337,6 +350,8 @@ def _audits(tenant_id: str) -> Select[Any]:
 
 def _audit(row: Row[Any]) -> Audit:
     values = list(row)
-    audit_id, tenant_id, created, options = values[:4]
-    log = TraceLog(*values[4:10])
-    return Audit(audit_id, tenant_id, created, AuditOptions(**json.loads(options)), log, *values[10:])
+    audit_id, tenant_id, created, options, provider = values[:5]
+    log = TraceLog(*values[5:11])
+    return Audit(
+        audit_id, tenant_id, created, AuditOptions(**json.loads(options)), provider, log, *values[11:]
+    )

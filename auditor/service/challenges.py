@@ -22,7 +22,7 @@ from auditor.commitment_errors import ExposureError
 from auditor.hidden_tokens.checking import Committed
 from auditor.hidden_tokens.wire import challenge_from_json, challenge_to_json, opening_from_json
 from auditor.merkle.token_openings import draw_challenge, exposure
-from auditor.service import commitments, log_entries
+from auditor.service import audits, commitments, log_entries
 from auditor.service.clock import SECOND
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
@@ -33,9 +33,9 @@ from auditor.service.errors import (
 )
 from auditor.service.identifiers import new_id
 from auditor.service.opening_checks import OpeningChecker, Outcome
-from auditor.store_schema import challenge as challenge_table
-from auditor.store_schema import commitment as commitment_table
-from auditor.store_schema import opening as opening_table
+from auditor.store_commitments import challenge as challenge_table
+from auditor.store_commitments import commitment as commitment_table
+from auditor.store_commitments import opening as opening_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row, Select
@@ -106,7 +106,7 @@ def draw(
     """
     head = commitment.head
     kind = f"head-{head.sequence}"
-    entry = log_entries.find(connection, "commitment", commitment.id, kind) if head.final else None
+    entry = log_entries.find(connection, commitment.id, kind) if head.final else None
     if entry is None:
         raise NotFinishedError("the response is not complete: its final head has not come")
     if entry[0] is None or entry[0] >= logged:
@@ -129,9 +129,10 @@ def draw(
         "checkpoint": checkpoint.decode(),
     }
     connection.execute(insert(challenge_table).values(made))
-    told = {"commitment": commitment.id, "challenge_digest": _digest(body)}
-    log_entries.enter(connection, commitment.tenant_id, "challenge", str(made["id"]), "challenge", told)
-    return str(made["id"])
+    made_id = str(made["id"])
+    told = {"challenge": made_id, "commitment": commitment.id, "challenge_digest": _digest(body)}
+    audits.log_fact(connection, made_id, commitment.tenant_id, "challenge", told)
+    return made_id
 
 
 def _asked_before(connection: Connection, tenant_id: str, commitment_id: str) -> set[int]:
@@ -302,8 +303,8 @@ def _end(
     same = (challenge_table.c.tenant_id == asked.tenant_id, challenge_table.c.id == asked.id)
     values = {"state": outcome.state, "finished": now, "result": body}
     connection.execute(update(challenge_table).where(*same).values(values))
-    told = {"result": _digest(body)}
-    log_entries.enter(connection, asked.tenant_id, "challenge", asked.id, "result", told)
+    told = {"challenge": asked.id, "result": _digest(body)}
+    audits.log_fact(connection, asked.id, asked.tenant_id, "result", told)
 
 
 def opening(connection: Connection, tenant_id: str, challenge_id: str) -> tuple[bytes, str]:

@@ -20,6 +20,7 @@ from auditor.listening import is_loopback
 
 if TYPE_CHECKING:
     from auditor.service.audits import AuditOptions
+    from auditor.service.signatures import RequestSigner
 
 URL_VARIABLE = "AUDITOR_URL"
 KEY_VARIABLE = "AUDITOR_API_KEY"
@@ -77,21 +78,25 @@ class Client:
     Args:
         url: where the service is; else `AUDITOR_URL`, else `http://127.0.0.1:8321`.
         key: an API key; else `AUDITOR_API_KEY`.
+        signer: signs submissions, which need no API key then.
 
     Raises:
         OptionError: no key, or no address.
     """
 
-    def __init__(self, url: str | None = None, key: str | None = None) -> None:
+    def __init__(
+        self, url: str | None = None, key: str | None = None, *, signer: RequestSigner | None = None
+    ) -> None:
+        self._signer = signer
         where = url or os.environ.get(URL_VARIABLE) or DEFAULT_URL
         secret = key or os.environ.get(KEY_VARIABLE, "")
-        if not secret:
+        if not secret and signer is None:
             raise OptionError(
                 "no API key", where="--key", fix=f"`audit serve` prints one; set {KEY_VARIABLE}"
             )
         try:
             base = httpx.URL(where)
-            headers = {"Authorization": f"Bearer {secret}"}
+            headers = {"Authorization": f"Bearer {secret}"} if secret else {}
             self._http = httpx.Client(
                 base_url=base,
                 headers=headers,
@@ -120,10 +125,19 @@ class Client:
             ServiceRefusedError, ServiceUnreachableError: not ordered, as far as anybody knows.
         """
         given = {slot: getattr(options, slot) for slot in type(options).__slots__}
-        given["provider"] = provider
-        query = {"name": name, **{slot: value for slot, value in given.items() if value is not None}}
+        given |= {"name": name, "provider": provider}
+        query = {slot: value for slot, value in given.items() if value is not None}
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": str(uuid.uuid4())}
-        return _audit(self._call("POST", "/v1/audits", params=query, content=body, headers=headers))
+        return _audit(self.call("POST", "/v1/audits", params=query, content=body, headers=headers))
+
+    def keep(self, body: bytes, *, name: str) -> dict[str, Any]:
+        """Hand in a log of at most 8 MiB for scheduled audits; kept when this returns.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        headers = {"Content-Type": "application/octet-stream"}
+        return self.call("POST", "/v1/logs", params={"name": name}, content=body, headers=headers)
 
     def audit(self, audit_id: str) -> RemoteAudit:
         """Look at an audit.
@@ -131,7 +145,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return _audit(self._call("GET", f"/v1/audits/{audit_id}"))
+        return _audit(self.call("GET", f"/v1/audits/{audit_id}"))
 
     def audits(self, limit: int = 50) -> list[RemoteAudit]:
         """The newest audits.
@@ -139,7 +153,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        page = self._call("GET", "/v1/audits", params={"limit": limit})
+        page = self.call("GET", "/v1/audits", params={"limit": limit})
         return [_audit(item) for item in page["items"]]
 
     def cancel(self, audit_id: str) -> RemoteAudit:
@@ -148,7 +162,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return _audit(self._call("POST", f"/v1/audits/{audit_id}/cancel"))
+        return _audit(self.call("POST", f"/v1/audits/{audit_id}/cancel"))
 
     def verdict(self, audit_id: str) -> dict[str, Any]:
         """`auditor.result/v1` without its traces.
@@ -156,7 +170,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return self._call("GET", f"/v1/audits/{audit_id}/verdict")
+        return self.call("GET", f"/v1/audits/{audit_id}/verdict")
 
     def evidence(self, audit_id: str) -> Iterator[dict[str, Any]]:
         """The audit's traces in order.
@@ -167,7 +181,7 @@ class Client:
         after: int | None = -1
         while after is not None:
             query = {"after": after, "limit": 200}
-            page = self._call("GET", f"/v1/audits/{audit_id}/evidence", params=query)
+            page = self.call("GET", f"/v1/audits/{audit_id}/evidence", params=query)
             yield from page["items"]
             after = page["next"]
 
@@ -180,7 +194,7 @@ class Client:
         after: int | None = -1
         while after is not None:
             query = {"after": after, "limit": 200}
-            page = self._call("GET", f"/v1/audits/{audit_id}/spans", params=query)
+            page = self.call("GET", f"/v1/audits/{audit_id}/spans", params=query)
             yield from page["items"]
             after = page["next"]
 
@@ -191,7 +205,7 @@ class Client:
             ServiceRefusedError, ServiceUnreachableError: not made, as far as anybody knows.
         """
         headers = {"Idempotency-Key": str(uuid.uuid4())}
-        return self._call("POST", f"/v1/{kind}", json=body, headers=headers)
+        return self.call("POST", f"/v1/{kind}", json=body, headers=headers)
 
     def listed(self, kind: str, **query: Any) -> Iterator[dict[str, Any]]:
         """All `providers`, `models`, `profiles`, `commitments` or `challenges` there are, page by page.
@@ -202,7 +216,7 @@ class Client:
         cursor: str | None = ""
         while cursor is not None:
             given = query | {"limit": 200} | ({"cursor": cursor} if cursor else {})
-            page = self._call("GET", f"/v1/{kind}", params=given)
+            page = self.call("GET", f"/v1/{kind}", params=given)
             yield from page["items"]
             cursor = page["next"]
 
@@ -212,7 +226,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return self._call("GET", f"/v1/{kind}/{name}")
+        return self.call("GET", f"/v1/{kind}/{name}")
 
     def plan(self, order: dict[str, Any]) -> dict[str, Any]:
         """`auditor.plan/v1`; the order as the options of `audit plan`.
@@ -220,7 +234,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return self._call("POST", "/v1/plans", json=order)
+        return self.call("POST", "/v1/plans", json=order)
 
     def hand_in_profile(self, body: bytes) -> dict[str, Any]:
         """Hand in a signed profile, the bytes of its file.
@@ -229,7 +243,7 @@ class Client:
             ServiceRefusedError, ServiceUnreachableError.
         """
         headers = {"Content-Type": "application/json"}
-        return self._call("POST", "/v1/profiles", content=body, headers=headers)
+        return self.call("POST", "/v1/profiles", content=body, headers=headers)
 
     def revoke_profile(self, profile_id: str, reason: str) -> dict[str, Any]:
         """Take a profile back.
@@ -237,7 +251,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return self._call("POST", f"/v1/profiles/{profile_id}/revoke", json={"reason": reason})
+        return self.call("POST", f"/v1/profiles/{profile_id}/revoke", json={"reason": reason})
 
     def post_heads(self, heads: list[dict[str, Any]]) -> dict[str, Any]:
         """Post signed heads of one response: `note`, `proof`, `received`.
@@ -245,7 +259,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError.
         """
-        return self._call("POST", "/v1/commitments", json={"heads": heads})
+        return self.call("POST", "/v1/commitments", json={"heads": heads})
 
     def open_challenge(self, challenge_id: str, opening: dict[str, Any]) -> dict[str, Any]:
         """Answer a challenge with an `auditor.token-opening/v1`.
@@ -253,7 +267,7 @@ class Client:
         Raises:
             ServiceRefusedError, ServiceUnreachableError: not taken, as far as anybody knows.
         """
-        return self._call("POST", f"/v1/challenges/{challenge_id}/openings", json=opening)
+        return self.call("POST", f"/v1/challenges/{challenge_id}/openings", json=opening)
 
     def follow(self, audit_id: str) -> Iterator[RemoteEvent]:
         """Progress until the audit ends; a cut connection goes on where it broke.
@@ -290,15 +304,50 @@ class Client:
                     yield RemoteEvent(int(fields["id"]), fields["event"], json.loads(fields["data"]))
                     fields = {}
 
-    def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+    def make(self, path: str, value: dict[str, Any]) -> dict[str, Any]:
+        """Have something made, once, whatever becomes of the connection.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        return self.call("POST", path, json=value, headers={"Idempotency-Key": str(uuid.uuid4())})
+
+    def items(self, path: str) -> Iterator[dict[str, Any]]:
+        """Everything that a listing has.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        query: dict[str, Any] = {"limit": 200}
+        while True:
+            page = self.call("GET", path, params=query)
+            yield from page["items"]
+            if page["next"] is None:
+                return
+            query["cursor"] = page["next"]
+
+    def call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
+        """One call; an answer without a body is an empty object.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
         for attempt in range(_TRIES):
             try:
-                return self._read(self._http.request(method, path, **options))
+                return self._read(self._http.send(self._request(method, path, options)))
             except httpx.TransportError as error:
                 if attempt == _TRIES - 1:
                     raise self._unreachable(error) from None
                 time.sleep(0.2 * 2**attempt)
         raise AssertionError
+
+    def _request(self, method: str, path: str, options: dict[str, Any]) -> httpx.Request:
+        request = self._http.build_request(method, path, **options)
+        if self._signer is not None and method == "POST" and path == "/v1/audits":
+            request.headers.pop("Authorization", None)
+            signed = self._signer.headers(method, str(request.url), request.headers, request.content)
+            request.headers.update(signed)
+        return request
 
     def _unreachable(self, error: Exception) -> ServiceUnreachableError:
         return ServiceUnreachableError(
@@ -306,6 +355,8 @@ class Client:
         )
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
+        if response.status_code == httpx.codes.NO_CONTENT:
+            return {}
         try:
             value = response.json()
         except ValueError:

@@ -23,7 +23,7 @@ from auditor.merkle.hashing import HASH_BYTES
 from auditor.merkle.notes import open_note, parse_note
 from auditor.merkle.token_heads import TokenHead, check_next, parse_head_text
 from auditor.merkle.token_openings import head_digest
-from auditor.service import log_entries, models, providers
+from auditor.service import audits, models, providers
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ConflictError,
@@ -33,9 +33,9 @@ from auditor.service.errors import (
     NotFoundError,
 )
 from auditor.service.identifiers import new_id
+from auditor.store_commitments import commitment as commitment_table
+from auditor.store_commitments import streaming_head as head_table
 from auditor.store_engine import insert_if_absent
-from auditor.store_schema import commitment as commitment_table
-from auditor.store_schema import streaming_head as head_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row, Select
@@ -195,8 +195,8 @@ def _keep(
         "created": now,
     }
     connection.execute(insert(head_table).values(values))
-    told = {"head": f"sha256:{head_digest(head).hex()}"}
-    log_entries.enter(connection, tenant_id, "commitment", commitment_id, f"head-{head.sequence}", told)
+    told = {"commitment": commitment_id, "head": f"sha256:{head_digest(head).hex()}"}
+    audits.log_fact(connection, commitment_id, tenant_id, f"head-{head.sequence}", told)
     if head.final:
         ended = update(commitment_table).where(
             commitment_table.c.tenant_id == tenant_id, commitment_table.c.id == commitment_id

@@ -46,6 +46,18 @@ class UnauthenticatedError(ServiceError):
     status = 401
 
 
+class SignatureRefusedError(UnauthenticatedError):
+    """A signed request whose signature is incomplete, wrong, too old or by an unknown key."""
+
+    code = "signature-refused"
+
+
+class SignatureReplayedError(UnauthenticatedError):
+    """A signed request that was sent before: a nonce is good for one."""
+
+    code = "signature-replayed"
+
+
 class ScopeMissingError(ServiceError):
     """A key that may not do this."""
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, func, insert, or_, select, update
 
-from auditor.service import queue
+from auditor.service import queue, webhooks
 from auditor.service.clock import now as time_now
 from auditor.service.errors import LeaseLostError
 from auditor.service.queue import Job, Terms
@@ -213,6 +213,9 @@ def tell(connection: Connection, audit_id: str, kind: str, data: dict[str, Any],
 def _tell_end(connection: Connection, job: Job, now: int) -> None:
     data = {"code": job.error_code, "error": job.error} if job.error_code else {}
     tell(connection, job.audit_id, job.state, data, now)
+    if job.state != "done":  # `audits.record` tells of a verdict
+        told = {"audit": job.audit_id, "state": job.state, "code": job.error_code}
+        webhooks.enqueue(connection, job.tenant_id, f"audit.{job.state}", told)
 
 
 def _save(connection: Connection, before: Job, after: Job) -> None:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from auditor.store import Store
 
 ORIGIN = "auditor.localhost/log"
+REPORTS = "auditor.localhost/reports"
 _BATCH = 5000
 
 
@@ -57,6 +58,19 @@ def open_log(folder: Path, key_file: Path) -> ServiceLog:
     return ServiceLog(folder, signer, key_file.with_name(key_file.name + ".head"))
 
 
+def open_report_key(key_file: Path) -> SeedSigner:
+    """The key that signs reports, beside the log's and apart from it; a fresh one the first time.
+
+    Raises:
+        KeyFileError: a file is there that cannot be used.
+    """
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    with locked(key_file.with_name(key_file.name + ".lock")):
+        if not key_file.exists():
+            write_key(key_file, generate(REPORTS, Algorithm.ED25519), passphrase)
+        return read_key(key_file, passphrase)
+
+
 def place(store: Store, log: ServiceLog) -> int:
     """Place what is new and sign; returns the size of the signed tree.
 
@@ -77,9 +91,17 @@ def place(store: Store, log: ServiceLog) -> int:
         while tree.size < placed:
             tree.append(_entries(store, tree.size))
         head = read_head(log.head_file)
-        if head is None or head.size != tree.size or not (log.folder / "checkpoint").exists():
+        # Both: whoever died between the two remembers a head that nobody was shown.
+        if head is None or head.size != tree.size or _shown(tree) != tree.size:
             tree.sign([log.signer], log.head_file, int(time.time()))
         return tree.size
+
+
+def _shown(tree: TransparencyLog) -> int | None:
+    """Size of the head that is published."""
+    if not (tree.folder / "checkpoint").exists():
+        return None
+    return tree.checkpoint()[1].size
 
 
 def _give_places(store: Store) -> int:

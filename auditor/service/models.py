@@ -13,8 +13,8 @@ from sqlalchemy import select, tuple_
 from auditor.service.clock import now as time_now
 from auditor.service.errors import ConflictError, NotFoundError
 from auditor.service.identifiers import new_id
+from auditor.store_commitments import model as model_table
 from auditor.store_engine import insert_if_absent
-from auditor.store_schema import model as model_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

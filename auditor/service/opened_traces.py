@@ -24,9 +24,9 @@ from auditor.hidden_tokens.wire import (
 )
 from auditor.merkle.token_heads import parse_head_text
 from auditor.merkle.token_openings import head_digest
-from auditor.store_schema import challenge as challenge_table
-from auditor.store_schema import commitment as commitment_table
-from auditor.store_schema import opening as opening_table
+from auditor.store_commitments import challenge as challenge_table
+from auditor.store_commitments import commitment as commitment_table
+from auditor.store_commitments import opening as opening_table
 from auditor.trace import Trace
 
 if TYPE_CHECKING:

@@ -96,7 +96,13 @@ class OpeningChecker:
             raise ChallengeMismatchError("the opening is of another response")
         try:
             found = check_opened(
-                committed, challenge, opening, tokenizer, embedder, vocabulary=tokenizer.vocab_size
+                committed,
+                challenge,
+                opening,
+                tokenizer,
+                embedder,
+                tokenizer_digest=committed.head.tokenizer,
+                vocabulary=tokenizer.vocab_size,
             )
         except (EmbeddingForgedError, TokenOutOfRangeError) as error:
             return Outcome("failed", error={"code": error.code, "detail": error.message})

@@ -16,12 +16,12 @@ from auditor.merkle.keys import Algorithm, PublicKey, parse_vkey
 from auditor.service.clock import now as time_now
 from auditor.service.errors import ConflictError, NotFoundError, VersionStaleError
 from auditor.service.identifiers import new_id
+from auditor.store_commitments import challenge as challenge_table
+from auditor.store_commitments import commitment as commitment_table
+from auditor.store_commitments import provider_key as key_table
 from auditor.store_engine import insert_if_absent
 from auditor.store_schema import audit as audit_table
-from auditor.store_schema import challenge as challenge_table
-from auditor.store_schema import commitment as commitment_table
 from auditor.store_schema import provider as provider_table
-from auditor.store_schema import provider_key as key_table
 from auditor.store_schema import verdict as verdict_table
 
 if TYPE_CHECKING:
@@ -175,6 +175,13 @@ def _with_keys(connection: Connection, tenant_id: str, found: list[Provider]) ->
     return [
         Provider(p.id, p.tenant_id, p.name, p.created, p.version, tuple(keys.get(p.id, ()))) for p in found
     ]
+
+
+def named(connection: Connection, tenant_id: str, name: str) -> str | None:
+    """The id of the provider of that name; None where there is none."""
+    column = provider_table.c
+    wanted = select(column.id).where(column.tenant_id == tenant_id, column.name == name)
+    return connection.execute(wanted).scalar_one_or_none()
 
 
 def signing_keys(

@@ -23,9 +23,9 @@ from auditor.service.clock import now as time_now
 from auditor.service.errors import NotFoundError, VersionStaleError
 from auditor.service.providers import note_keys
 from auditor.store import created_column
+from auditor.store_commitments import tenant_profile as profile_table
+from auditor.store_commitments import trusted_key as trusted_table
 from auditor.store_engine import insert_if_absent
-from auditor.store_schema import tenant_profile as profile_table
-from auditor.store_schema import trusted_key as trusted_table
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Row

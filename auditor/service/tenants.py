@@ -2,6 +2,7 @@
 
 A key is `ak_ID.SECRET`: 256 random bits, shown once. Only their SHA-256 is kept (they cannot be guessed, so
 no slow hash is needed), found by the id and compared in constant time, against a decoy where there is none.
+Or it is the public half of a provider's own key, which signs submissions (`signatures.py`) and no more.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import hmac
 import secrets
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import insert, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
@@ -31,7 +32,7 @@ from auditor.store_schema import provider as provider_table
 from auditor.store_schema import tenant as tenant_table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
 
     from sqlalchemy import Connection
 
@@ -40,10 +41,13 @@ SCOPES = {
     "audits:write": "upload logs, submit and cancel audits",
     "trust": "say who sells which models, whose signatures count, and which profiles no longer do",
     "keys": "make, list and revoke the tenant's keys",
+    "webhooks": "make, list and delete the tenant's webhooks",
+    "disputes": "answer and resolve disputes",
     "operator": "make and list tenants, and keys for any tenant",
 }
 PROVIDER_SCOPE = "provider"
 """Of a key that is given to a provider, the only one it has: to commit, and to open what is challenged."""
+SIGNING_SCOPE = "audits:write"
 MOST_RUNNING = 4
 MOST_KEY_DAYS = 366
 SUBMISSIONS_A_SECOND = 50.0
@@ -66,6 +70,7 @@ class ApiKey:
     """A key without its secret. Times are microseconds since 1970.
 
     Attributes:
+        public_key: a vkey, of a key that signs.
         provider_id: the provider that holds it; None for the tenant's own.
     """
 
@@ -76,6 +81,7 @@ class ApiKey:
     created: int
     expires: int
     revoked: int | None = None
+    public_key: str | None = None
     provider_id: str | None = None
 
     def require(self, *scopes: str) -> None:
@@ -138,16 +144,17 @@ def create_key(
     scopes: Collection[str],
     *,
     days: float,
+    public_key: str | None = None,
     provider_id: str | None = None,
 ) -> tuple[ApiKey, str]:
-    """A new key, and its text, which cannot be had again.
+    """A new key, and its text, which cannot be had again; with a public key there is none.
 
     Args:
         provider_id: whom the key is for, with `PROVIDER_SCOPE` as its only scope.
 
     Raises:
-        RequestInvalidError: an unknown scope, none at all, a life beyond `MOST_KEY_DAYS`, or a provider's
-            key with other scopes.
+        RequestInvalidError: an unknown scope, none at all, one that a signing key has no use for, a life
+            beyond `MOST_KEY_DAYS`, or a provider's key with other scopes.
         NotFoundError: the tenant has no such provider.
     """
     if (provider_id is not None or PROVIDER_SCOPE in scopes) and set(scopes) != {PROVIDER_SCOPE}:
@@ -160,18 +167,19 @@ def create_key(
         raise RequestInvalidError(said, where="scopes", fix=f"choose from {', '.join(SCOPES)}")
     if not 0 < days <= MOST_KEY_DAYS:
         raise RequestInvalidError(f"a key lives up to {MOST_KEY_DAYS} days", where="days")
+    if public_key is not None and set(scopes) != {SIGNING_SCOPE}:
+        raise RequestInvalidError(f"a signing key has the scope {SIGNING_SCOPE} alone", where="scopes")
     now = time_now(connection)
-    expires = now + round(days * 86_400 * SECOND)
-    key = ApiKey(
-        new_id("ak"), tenant_id, name, tuple(sorted(set(scopes))), now, expires, provider_id=provider_id
-    )
+    ends, ordered = now + round(days * 86_400 * SECOND), tuple(sorted(set(scopes)))
+    key = ApiKey(new_id("ak"), tenant_id, name, ordered, now, ends, None, public_key, provider_id)
     secret = secrets.token_urlsafe(32)
     connection.execute(
         insert(key_table).values(
             id=key.id,
             tenant_id=tenant_id,
             name=name,
-            secret_sha256=_digest(secret),
+            secret_sha256=_digest(secret) if public_key is None else b"",
+            public_key=public_key,
             scopes=" ".join(key.scopes),
             created=now,
             expires=key.expires,
@@ -180,7 +188,7 @@ def create_key(
             provider_id=provider_id,
         )
     )
-    return key, f"{key.id}.{secret}"
+    return key, f"{key.id}.{secret}" if public_key is None else ""
 
 
 def _check_provider(connection: Connection, tenant_id: str, provider_id: str | None) -> None:
@@ -206,6 +214,15 @@ def authenticate(connection: Connection, text: str) -> ApiKey:
     if row is None or not right or row.revoked is not None or row.expires <= time_now(connection):
         raise UnauthenticatedError("the key is unknown, expired or revoked")
     return _key(row[:-1])
+
+
+def signing_key(connection: Connection, key_id: str) -> ApiKey | None:
+    """A key that signs; None where it is unknown, expired or revoked, or has a secret instead."""
+    wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id.replace("\0", ""))
+    row = connection.execute(wanted.where(key_table.c.public_key.is_not(None))).one_or_none()
+    if row is None or row.revoked is not None or row.expires <= time_now(connection):
+        return None
+    return _key(row)
 
 
 def keys(
@@ -259,13 +276,16 @@ def take_allowance(connection: Connection, key: ApiKey) -> float:
 
 _KEY_COLUMNS = tuple(
     key_table.c[name]
-    for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked", "provider_id")
+    for name in (
+        *("id", "tenant_id", "name", "scopes", "created", "expires", "revoked"),
+        *("public_key", "provider_id"),
+    )
 )
 
 
-def _key(row: tuple[str, str, str, str, int, int, int | None, str | None]) -> ApiKey:
-    key_id, tenant_id, name, scopes, created, expires, revoked, provider_id = row
-    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), created, expires, revoked, provider_id)
+def _key(row: Sequence[Any]) -> ApiKey:
+    key_id, tenant_id, name, scopes, *others = row
+    return ApiKey(key_id, tenant_id, name, tuple(scopes.split()), *others)
 
 
 def _digest(secret: str) -> bytes:

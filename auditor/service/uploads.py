@@ -23,7 +23,9 @@ from auditor.service.clock import now as time_now
 from auditor.service.containers import check_log
 from auditor.service.errors import ConflictError, DigestMismatchError, NotFoundError
 from auditor.service.identifiers import new_id
+from auditor.service.parquet_check import check_parquet
 from auditor.store_schema import upload as upload_table
+from auditor.trace_streams import container_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -117,6 +119,8 @@ def complete(store: Store, blobs: BlobFolder, folder: Path, upload: Upload) -> T
             raise DigestMismatchError("the parts are not the bytes that were announced", where="digest")
         check_log(_chunks(folder, upload, len(there)))
         blobs.put_all(_chunks(folder, upload, len(there)), expected=upload.digest)
+        if container_of(next(_chunks(folder, upload, len(there)))) == "parquet":
+            check_parquet(blobs.path(upload.digest))
     with store.transaction(writes=True) as connection:
         now = find(connection, upload.tenant_id, upload.id, lock=True)
         if now.trace_log_id is None:

@@ -68,6 +68,15 @@ class Lease:
         if self.stop.is_set():
             raise StopRequestedError
 
+    def renew(self) -> None:
+        """Count the lease from now.
+
+        Raises:
+            LeaseLostError: another worker holds the job, or it was cancelled.
+        """
+        with self.store.transaction(writes=True) as connection:
+            jobs.renew(connection, self.job, self.terms)
+
     def steps(self) -> list[bytes]:
         """What the steps so far made, in order, whoever ran them."""
         with self.store.transaction() as connection:
@@ -137,7 +146,7 @@ class Worker:
         if job is None:
             return False
         lease = Lease(self.store, job, self.terms, self.stopping)
-        with _renewing(lease, self.stall_seconds):
+        with renewing(lease, self.stall_seconds):
             try:
                 self._work(lease)
             except LeaseLostError:
@@ -168,10 +177,22 @@ class Worker:
             jobs.fail(connection, job, self.terms, code=code, error=error, chance=chance, final=final)
 
 
-class _renewing:  # noqa: N801  # used as a word in a `with` line
+class Held(Protocol):
+    """A hold on a piece of work that must be renewed while it lasts."""
+
+    job: Job
+    terms: Terms
+    lost: threading.Event
+    moved: float
+
+    def renew(self) -> None:
+        """Count the lease from now, or raise LeaseLostError."""
+
+
+class renewing:  # noqa: N801  # used as a word in a `with` line
     """Renew a lease in a thread for as long as the block lasts and the work moves."""
 
-    def __init__(self, lease: Lease, stall_seconds: float) -> None:
+    def __init__(self, lease: Held, stall_seconds: float) -> None:
         self._lease, self._stall_seconds = lease, stall_seconds
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
@@ -191,8 +212,7 @@ class _renewing:  # noqa: N801  # used as a word in a `with` line
                 lease.lost.set()
                 return
             try:
-                with lease.store.transaction(writes=True) as connection:
-                    jobs.renew(connection, lease.job, lease.terms)
+                lease.renew()
             except LeaseLostError:
                 lease.lost.set()
                 return

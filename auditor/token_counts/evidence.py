@@ -35,7 +35,7 @@ def count_evidence(counted: Iterable[tuple[Trace, ResponseCount]]) -> CountEvide
     """
     seen: dict[bytes, ResponseCount] = {}
     for trace, count in counted:
-        seen.setdefault(_content(trace), count)
+        seen.setdefault(content_digest(trace), count)
     if not seen:
         return None
     responses = [count.counted for count in seen.values()]
@@ -43,7 +43,8 @@ def count_evidence(counted: Iterable[tuple[Trace, ResponseCount]]) -> CountEvide
     return CountEvidence(len(responses), sum(excess) / len(excess), float(wealth(responses)[-1]))
 
 
-def _content(trace: Trace) -> bytes:
+def content_digest(trace: Trace) -> bytes:
+    """Of what was asked, answered and billed: equal for a response that is logged twice."""
     prompt = trace.prompt_token_ids or trace.messages or trace.prompt_text
     parts = (prompt, trace.text, trace.usage, trace.sampling, trace.seed)
     return hashlib.sha256(repr(parts).encode("utf-8", "surrogatepass")).digest()

@@ -10,14 +10,18 @@ A signal, never proof: an honest service with a length limit, or another system 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.stats import permutation_test
 
 from auditor.errors import OptionError
+
+if TYPE_CHECKING:
+    from auditor.trace import Trace
 
 LENGTHEN = (
     "Answer at the greatest length you can: explain every step, repeat every detail, do not stop early."
@@ -30,11 +34,13 @@ class Lengthening:
     """How much two services lengthen.
 
     Attributes:
+        questions: that both were asked both ways.
         service, trusted: mean log of (lengthened / plain) tokens over the questions.
         p_value: probability that a service like the trusted copy lengthens so much less.
-        limited: questions whose lengthened answer the trusted copy was not let to end.
+        limited: questions of which the trusted copy was not let to end a lengthened answer.
     """
 
+    questions: int
     service: float
     trusted: float
     p_value: float
@@ -55,31 +61,89 @@ def lengthened(messages: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Any], .
     raise OptionError("the conversation has no user message in words", fix="probe with one that has")
 
 
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Output tokens of one question asked both ways, means over its answers.
+
+    Attributes:
+        cut: whether a lengthened answer was ended by its limit and not by the model.
+    """
+
+    plain: float
+    lengthened: float
+    cut: bool = False
+
+
+def lengths_of(traces: Iterable[Trace]) -> dict[str, Lengths]:
+    """Questions that a log has both plainly and with `LENGTHEN`, by what was asked.
+
+    An answer counts as one token at least. Traces without messages or a number of output tokens are skipped.
+    """
+    plain: dict[str, list[int]] = {}
+    longer: dict[str, list[tuple[int, bool]]] = {}
+    for trace in traces:
+        tokens = trace.usage.completion_tokens
+        if tokens is None:
+            tokens = len(trace.output_token_ids) if trace.output_token_ids is not None else None
+        if trace.messages is None or tokens is None:
+            continue
+        question = _question(trace.messages)
+        if question is None:
+            plain.setdefault(_key(trace.messages), []).append(max(1, tokens))
+        else:
+            longer.setdefault(_key(question), []).append((max(1, tokens), trace.finish_reason == "length"))
+    return {
+        key: Lengths(
+            float(np.mean(plain[key])), float(np.mean([n for n, _ in found])), any(cut for _, cut in found)
+        )
+        for key, found in longer.items()
+        if key in plain
+    }
+
+
+def _key(messages: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps(messages, sort_keys=True, default=dict)
+
+
+def _question(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]] | None:
+    """What was asked before it was lengthened; None where it was not."""
+    asked = [dict(message) for message in messages]
+    for message in reversed(asked):
+        content = message.get("content")
+        if message.get("role") == "user" and isinstance(content, str) and content.endswith(f" {LENGTHEN}"):
+            message["content"] = content.removesuffix(f" {LENGTHEN}")
+            return asked
+    return None
+
+
+def compare_lengthening(service: Iterable[Trace], trusted: Iterable[Trace]) -> Lengthening:
+    """Compare two logs on the questions that both have, asked both ways.
+
+    Raises:
+        OptionError: fewer than 5 such questions.
+    """
+    ours, theirs = lengths_of(service), lengths_of(trusted)
+    shared = sorted(ours.keys() & theirs.keys())
+    return lengthening([ours[k] for k in shared], [theirs[k] for k in shared], np.random.default_rng(0))
+
+
 def lengthening(
-    service: Sequence[tuple[int, int]],
-    trusted: Sequence[tuple[int, int]],
-    generator: np.random.Generator,
-    *,
-    limit: int | None = None,
+    service: Sequence[Lengths], trusted: Sequence[Lengths], generator: np.random.Generator
 ) -> Lengthening:
     """Compare how much two services lengthen.
 
     Args:
-        service, trusted: (plain, lengthened) output tokens of the same questions, in the same order.
-        limit: most output tokens; answers that reach it were cut, on either side alike.
+        service, trusted: of the same questions, in the same order.
 
     Raises:
-        OptionError: fewer than 5 questions, different numbers of them, or answers without tokens.
+        OptionError: fewer than 5 questions, or different numbers of them.
     """
     if len(service) != len(trusted) or len(service) < 5:
         raise OptionError(
-            f"{len(service)} and {len(trusted)} questions",
-            fix="ask both sides the same questions, at least 5",
+            f"{len(service)} and {len(trusted)} questions asked both ways",
+            fix="ask both sides the same ones, at least 5: `lengthen = true` in the plan of `audit probe`",
         )
-    pairs = np.array([service, trusted], np.float64)
-    if pairs.min() < 1:
-        raise OptionError("an answer without tokens has no length to compare", fix="leave the question out")
-    gains = np.log(pairs[:, :, 1] / pairs[:, :, 0])
+    gains = np.log([[q.lengthened / q.plain for q in side] for side in (service, trusted)])
     # Question by question the two sides are exchangeable under the null: their labels are swapped.
     found = permutation_test(
         (gains[0], gains[1]),
@@ -90,5 +154,10 @@ def lengthening(
         n_resamples=_PERMUTATIONS,
         rng=generator,
     )
-    cut = 0 if limit is None else int((pairs[1, :, 1] >= limit).sum())
-    return Lengthening(float(gains[0].mean()), float(gains[1].mean()), float(found.pvalue), cut)
+    return Lengthening(
+        len(service),
+        float(gains[0].mean()),
+        float(gains[1].mean()),
+        float(found.pvalue),
+        sum(q.cut for q in trusted),
+    )

@@ -15,7 +15,10 @@ from auditor.reference.canonical_pairs import CanonicalPairs, canonical_pairs
 from auditor.reference.prefix_rows import PrefixRows
 from auditor.reference.token_bytes import TokenBytes
 from auditor.result import e_value, error_to_json
+from auditor.token_counts.bill import token_bytes
+from auditor.token_counts.byte_likelihood import ByteComparison, compare_bytes
 from auditor.token_counts.evidence import CountEvidence, count_evidence
+from auditor.token_counts.honest_bills import AgainstHonest, BillAgainstHonest, HonestBills
 from auditor.token_counts.ladder import (
     Circumstances,
     RoundTrip,
@@ -26,8 +29,9 @@ from auditor.token_counts.ladder import (
     ways_to_split,
 )
 from auditor.token_counts.lattice import F64, Ids
+from auditor.token_counts.lengthening import Lengthening, compare_lengthening
 from auditor.token_counts.manifest import Segmentation, segmentation
-from auditor.token_counts.response import ResponseCount, count_response, path_scores, token_bytes
+from auditor.token_counts.response import ResponseCount, count_response, path_scores
 
 if TYPE_CHECKING:
     from auditor.replay import Reference
@@ -64,6 +68,8 @@ class TokenReport:
     Attributes:
         bills: of responses without ids. split_log_e: of those with ids.
         manifest: reported pieces beside the claimed tokenizer's, over responses with ids; None without any.
+        against_honest: bills beside honest ones; None without any. lengthening: beside a trusted copy.
+        bytes_compared: texts under the claimed model and another.
     """
 
     responses: tuple[ResponseReport, ...]
@@ -74,6 +80,14 @@ class TokenReport:
     billed: int
     canonical: int
     characters: int
+    against_honest: AgainstHonest | None = None
+    lengthening: Lengthening | None = None
+    bytes_compared: ByteComparison | None = None
+
+    @property
+    def convicts(self) -> bool:
+        """Whether honest bills show that this log's are too high, at the stated error rate."""
+        return self.against_honest is not None and self.against_honest.convicts
 
     @property
     def characters_per_token(self) -> float:
@@ -108,12 +122,25 @@ def tokens(
     source: Callable[[], Iterable[Trace | AuditError]],
     reference: Reference,
     *,
+    honest: Iterable[Trace] | None = None,
+    trusted: Iterable[Trace] | None = None,
+    other: Reference | None = None,
+    alpha: float = 0.001,
     on_response: Callable[[ResponseReport], None] = lambda _response: None,
 ) -> TokenReport:
-    """Audit a log's token counts. No verdict: evidence that can convict enters through `verify`.
+    """Audit a log's token counts.
+
+    Args:
+        honest: responses of the same deployment that are known to be honest; the only thing that makes a
+            conviction here (`honest_bills.py`).
+        trusted: answers of a trusted copy to the same questions, plain and lengthened (`lengthening.py`).
+        other: another model that may have written the texts (`byte_likelihood.py`).
+        alpha: false-alarm rate of what `honest` judges.
 
     Raises:
         ModelUnsupportedError: the claimed tokenizer does not spell bytes out.
+        OptionError: no honest response can be counted, fewer than 5 questions asked both ways, or alpha is
+            out of range.
     """
     vocabulary = token_bytes(reference.tokenizer, reference.model.config.vocab_size)
     totals = _Totals()
@@ -126,6 +153,8 @@ def tokens(
         response = _respond(item, reference, vocabulary, totals)
         on_response(response)
         responses.append(response)
+    traces = [response.trace for response in responses]
+    beside = None if honest is None else HonestBills(honest, reference.tokenizer).judge(traces, alpha)
     return TokenReport(
         tuple(responses),
         tuple(errors),
@@ -135,6 +164,9 @@ def tokens(
         totals.billed,
         totals.canonical,
         totals.characters,
+        beside,
+        None if trusted is None else compare_lengthening(traces, trusted),
+        None if other is None else compare_bytes(traces, reference, other),
     )
 
 
@@ -243,8 +275,40 @@ def report_to_json(report: TokenReport, price_per_token: float | None) -> dict[s
         },
         "artefacts": dict(report.artefacts),
         "manifest": None if report.manifest is None else asdict(report.manifest),
+        "against_honest": _against_honest(report.against_honest),
+        "lengthening": None if report.lengthening is None else asdict(report.lengthening),
+        "bytes_compared": None if report.bytes_compared is None else asdict(report.bytes_compared),
         "traces": [_response(response) for response in report.responses],
         "errors": [error_to_json(error) for error in report.errors],
+    }
+
+
+def _against_honest(found: AgainstHonest | None) -> dict[str, Any] | None:
+    if found is None:
+        return None
+    return {
+        "alpha": found.alpha,
+        "convicts": found.convicts,
+        "unmatched": found.unmatched,
+        "conditions": [
+            asdict(result.condition)
+            | {"honest": result.honest, "responses": result.responses, "needed": result.needed}
+            | {"e_value": e_value(result.log_e), "convicts": result.convicts}
+            for result in found.conditions
+        ],
+        "responses": [_bill(bill) for bill in found.responses],
+        "refused": [error_to_json(error) for error in found.refused],
+    }
+
+
+def _bill(bill: BillAgainstHonest) -> dict[str, Any]:
+    return {
+        "id": bill.trace.id,
+        "where": bill.trace.where,
+        "excess": bill.excess,
+        "p_value": bill.p_value,
+        # Infinite bounds are no JSON, and none is: an excess is finite, and what is left of it at least 0.
+        "overbilled_at_least": bill.overbilled,
     }
 
 

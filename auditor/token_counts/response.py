@@ -18,7 +18,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,6 +27,7 @@ from auditor.preparation import without_seed
 from auditor.reference.prefix_rows import PrefixRows
 from auditor.reference.request import Request
 from auditor.reference.token_bytes import TokenBytes
+from auditor.token_counts.bill import bill_of, token_bytes
 from auditor.token_counts.expected_length import unbiased_mean
 from auditor.token_counts.lattice import F64, Ids, Lattice, WeightedLattice
 from auditor.token_counts.martingale import CountedResponse
@@ -37,14 +37,10 @@ if TYPE_CHECKING:
     from auditor.replay import Reference
     from auditor.trace import Trace
 
-_REPLACEMENT = "\ufffd"
 _HELD_BACK = 3  # tokens of an unfinished character, at most
 _SLACK = 0.25  # tokens: the ceiling of an estimate on a text whose tokenization is beyond doubt
 _CAUTION = 4.0  # ... and how far above the lattice's own estimate it lies elsewhere
 _SURPRISE = 3.0  # standard deviations, and nats
-_MARKS = 3  # tokens around hidden reasoning that count as neither reasoning nor answer
-_FEW, _PART = 8, 0.2  # tokens, and share of the text, beyond which hidden tokens must have been billed
-_REFUSED_ENDS = frozenset({"tool_calls", "function_call", "content_filter"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +56,6 @@ class ResponseCount:
     characters: int
     computed: int
     one_pass: int
-
-
-@lru_cache(maxsize=8)
-def token_bytes(tokenizer: Tokenizer, size: int) -> TokenBytes:
-    """A tokenizer's bytes, made once.
-
-    Raises:
-        ModelUnsupportedError: as `TokenBytes.of`.
-    """
-    return TokenBytes.of(tokenizer, size)
 
 
 def is_doubtful(trace: Trace, tokenizer: Tokenizer) -> bool:
@@ -94,16 +80,17 @@ def count_response(trace: Trace, reference: Reference) -> ResponseCount:
         CannotScoreError: the text does not hold all that was generated, or its distribution is not known.
         ModelUnsupportedError: tokens that do not spell bytes out.
     """
-    text, billed = _text_and_bill(trace)
     tokenizer, model = reference.tokenizer, reference.model
     vocabulary = token_bytes(tokenizer, model.config.vocab_size)
-    canonical = _canonical(text, tokenizer, vocabulary, trace)
+    bill = bill_of(trace, tokenizer, vocabulary)
+    if trace.sampling.greedy:
+        raise CannotScoreError(
+            "a greedy request draws nothing, so its tokenization has no distribution", where=trace.where
+        )
+    canonical = bill.canonical
     request = _request(trace, canonical, reference)
     scheme = request.scheme if trace.sampling.filtered else None
     rows = PrefixRows(model, request.prompt, trace.sampling, scheme)
-    allowed = len(canonical) + _forgiven(text, trace, tokenizer)
-    bill = _bill_of_text(billed, trace.usage.reasoning_tokens or 0, allowed)
-    _refuse_hidden(bill, allowed, trace.where)
     lattice = Lattice.of(canonical, vocabulary)
     ends = () if trace.sampling.ignore_eos else tokenizer.eos_ids
     invisible = sorted(tokenizer.special_ids - set(ends))
@@ -120,62 +107,8 @@ def count_response(trace: Trace, reference: Reference) -> ResponseCount:
         generator,
     )
     ceiling = _SLACK + _CAUTION * weighted.departures() + reading.hidden
-    counted = CountedResponse(bill, allowed, estimate.value + reading.hidden, ceiling)
-    return ResponseCount(counted, len(text), rows.computed, one_pass)
-
-
-def _text_and_bill(trace: Trace) -> tuple[str, int]:
-    if not trace.text or trace.usage.completion_tokens is None:
-        raise TraceIncompleteError(
-            "no text or no usage.completion_tokens to compare it with", where=trace.where, fix="log both"
-        )
-    for is_so, why in (
-        (bool(trace.sampling.stop), "stop strings cut the text, not the bill"),
-        (trace.finish_reason in _REFUSED_ENDS, f"finish_reason {trace.finish_reason}: text was taken out"),
-        (_REPLACEMENT in trace.text, "the text has replacement characters for bytes that were lost"),
-        (trace.sampling.greedy, "a greedy request draws nothing, so its tokenization has no distribution"),
-    ):
-        if is_so:
-            raise CannotScoreError(f"its tokens cannot be counted from the text: {why}", where=trace.where)
-    return trace.text, trace.usage.completion_tokens
-
-
-def _bill_of_text(billed: int, reasoning: int, allowed: int) -> int:
-    """What was billed for the text: all, or all but the reasoning where the text cannot hold it.
-
-    Only a text clearly longer than the answer's own bill is taken to show the reasoning too; hidden reasoning
-    cannot be counted from a text, and an honest bill for it must not look like an excess.
-    """
-    answer = max(0, billed - reasoning - (_MARKS if reasoning else 0))
-    return billed if allowed > 1.1 * answer + 8 else answer
-
-
-def _refuse_hidden(bill: int, allowed: int, where: str) -> None:
-    """Far more tokens than the text: padding or undeclared reasoning, which a text cannot tell apart.
-
-    Leaving such a response out forgoes a gain of the bet, never a loss, so it costs no validity.
-    """
-    if bill - allowed > max(_FEW, _PART * allowed):
-        raise CannotScoreError(
-            f"{bill - allowed} tokens are billed beyond the {allowed} of the text: hidden tokens that the "
-            "log does not declare",
-            where=where,
-            fix="have them committed to (audit commit), or log usage.reasoning_tokens",
-        )
-
-
-def _canonical(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: Trace) -> Ids:
-    ids = tuple(tokenizer.encode(text))
-    names = {i: tokenizer.decode([i]).encode() for i in tokenizer.special_ids}
-    if b"".join(names.get(i) or vocabulary.spelled[i] or b"" for i in ids) != text.encode():
-        raise CannotScoreError(
-            "the tokenizer does not give the text back byte for byte (it normalises)", where=trace.where
-        )
-    while ids and ids[-1] in tokenizer.eos_ids:
-        ids = ids[:-1]  # allowed for below
-    if not ids:
-        raise TraceIncompleteError("the text has no tokens", where=trace.where)
-    return ids
+    counted = CountedResponse(bill.billed, bill.allowed, estimate.value + reading.hidden, ceiling)
+    return ResponseCount(counted, len(trace.text or ""), rows.computed, one_pass)
 
 
 def _request(trace: Trace, canonical: Ids, reference: Reference) -> Request:
@@ -269,15 +202,6 @@ def _whole(piece: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def _forgiven(text: str, trace: Trace, tokenizer: Tokenizer) -> int:
-    """The end token unless the limit ended the output, and a leading space that servers strip."""
-    end = trace.finish_reason != "length"
-    if text[0].isspace():
-        return int(end)
-    stripped = len(tokenizer.encode(" " + text)) - len(tokenizer.encode(text))
-    return int(end) + max(0, stripped)
 
 
 def path_scores(paths: Sequence[Ids], rows: PrefixRows, known: Mapping[Ids, float]) -> list[float]:

@@ -13,22 +13,18 @@ from torch import Tensor
 
 from auditor.reference.architecture import Rope
 from auditor.reference.batch import Attending
-from auditor.reference.deviations.attending import everything
 from auditor.reference.deviations.base import Deviation
-from auditor.reference.deviations.key_value import rounded
 from auditor.reference.layers.rotary import frequencies, rotate
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.model import Model
+from auditor.reference.policies.rounding import integer_cache
+from auditor.reference.policies.selection import everything
 
 Change = Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel]
 
 
 def _cache(keys_bits: int | None, values_bits: int | None) -> Change:
-    def hook(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        del layer
-        keys = keys if keys_bits is None else rounded(keys, bits=keys_bits)
-        return keys, values if values_bits is None else rounded(values, bits=values_bits)
-
+    hook = integer_cache(keys_bits, values_bits)
     return lambda model, _other: model.replace(key_value=hook)
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from auditor.reference.deviations.base import Deviation
-from auditor.reference.deviations.weights import float8_rows, grouped, int4_groups, integers, projections
+from auditor.reference.deviations.weights import float8_rows, int4_groups, projections
 from auditor.reference.loading import ReferenceModel
+from auditor.reference.quantizer import grouped, integers
 
 Change = Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel]
 

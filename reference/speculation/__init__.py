@@ -6,6 +6,7 @@ from auditor.reference.speculation.admissible import SpeculatedRows, draw_specul
 from auditor.reference.speculation.block import draw_step, judge_step
 from auditor.reference.speculation.rules import (
     LOSSLESS,
+    LOSSY,
     RULES,
     Speculated,
     SpeculationRule,
@@ -16,6 +17,7 @@ from auditor.reference.speculation.steps import NO_DRAFT, Step, drafts_of_steps,
 
 __all__ = [
     "LOSSLESS",
+    "LOSSY",
     "NO_DRAFT",
     "RULES",
     "Speculated",

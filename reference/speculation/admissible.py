@@ -24,7 +24,7 @@ from auditor.kernels.splitmix import F64, U64
 from auditor.reference.head import RowStats, score_rows
 from auditor.reference.noise import NoiseScheme
 from auditor.reference.sampling import SamplingSpec
-from auditor.reference.speculation.race_rows import noise_doubt, race_rows
+from auditor.reference.speculation.race_rows import RaceRow, noise_doubt, race_rows
 from auditor.reference.support import claimed_logits, log_normaliser
 
 I64 = npt.NDArray[np.int64]
@@ -40,11 +40,20 @@ class SpeculatedRows:
         coins: float64 [R], in (0, 1).
         drafts: int64 [R], negative where there was none; None when not logged.
         doubt: of the engine's log-likelihoods, nats.
+        typical: (epsilon, delta) of typical acceptance, which looks at the row instead of the coin.
     """
 
     coins: F64
     drafts: I64 | None
     doubt: float
+    typical: tuple[float, float] | None = None
+
+    def threshold(self, r: int, row: RaceRow) -> float:
+        """What p(d) must exceed in row r."""
+        if self.typical is None:
+            return float(self.coins[r])
+        epsilon, delta = self.typical
+        return float(min(epsilon, delta * np.exp(-row.entropy())))
 
 
 def score_speculated(
@@ -68,7 +77,7 @@ def score_speculated(
     outside, edge = np.zeros(count, np.bool_), np.zeros(count)
     for r, row in enumerate(rows):
         draft = None if speculated.drafts is None else int(speculated.drafts[r])
-        coin = float(speculated.coins[r])
+        coin = speculated.threshold(r, row)
         cost = row.costs(coin, draft)
         own = int(np.flatnonzero(row.ids == claimed[r])[0])
         outside[r], edge[r] = row.edge[own] < 0, row.entrance[own]
@@ -111,6 +120,5 @@ def draw_speculated(
     drafts = likeliest if speculated.drafts is None else speculated.drafts
     rows = race_rows(logits, likeliest, spec, scheme, draws)
     return np.array(
-        [row.legal(float(u), int(d)) for row, u, d in zip(rows, speculated.coins, drafts, strict=True)],
-        np.int64,
+        [row.legal(speculated.threshold(r, row), int(drafts[r])) for r, row in enumerate(rows)], np.int64
     )

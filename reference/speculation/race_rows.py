@@ -50,6 +50,12 @@ class RaceRow:
         """What it costs to be let in."""
         return np.asarray(np.maximum(-self.edge, 0.0))
 
+    def entropy(self) -> float:
+        """Of what filters keep, nats."""
+        odds = self.log_odds[self.inside]
+        log_p = -np.logaddexp(0.0, -odds)
+        return float(-(np.exp(log_p) * log_p)[np.isfinite(log_p)].sum())
+
     def winner(self, without: int = -1) -> int:
         """Where the winner of the race stands, that of `without` left out."""
         running = np.where(self.inside & (self.ids != without), self.scores, -np.inf)

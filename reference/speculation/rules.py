@@ -6,6 +6,10 @@
   else the noise of that position chooses among the other tokens. With one-hot drafts (an n-gram, or a draft
   model's likeliest token) one token is legal where the draft was logged, and few where it was not.
   `block` judges the drafts of a step together (`block.py`), so it is keyed where they were logged.
+* *Lossy, keyed*: `lenient` keeps a draft iff p(d) > u / 2, `typical` iff p(d) > min(0.09, 0.3 exp(-H(p))),
+  else as `standard`. Known of our own engine only, and where the drafts were logged: with them one token is
+  legal, so a provider that declares such a rule can be held to it. Undeclared they are deviations
+  (`deviations/acceptance/`).
 * *Distribution-lossless*: tokens follow the model's distribution, but the seed does not decide which (block
   verification without its drafts, generators with a state, drafts that were drawn at random and not logged).
   Only the distribution can be tested.
@@ -17,7 +21,8 @@ all its drafts, and the next step again at those beyond its end, which by then a
 after a rejection do not follow the model's distribution, and without drafts nothing is said of them. Our own
 `block` flips fresh coins in each step.
 
-Sources: Leviathan, Kalman, Matias, arXiv 2211.17192; block verification, arXiv 2403.10444; vLLM's
+Sources: Leviathan, Kalman, Matias, arXiv 2211.17192, whose appendix has lenience; block verification,
+arXiv 2403.10444; typical acceptance, arXiv 2401.10774 (Medusa's defaults); vLLM's
 `v1/worker/gpu/spec_decode/rejection_sampler_utils.py` of the releases named (read; `block`'s kernels were run
 in Triton's interpreter, `tests/vectors/block_verification.py`; none was recorded on a GPU).
 """
@@ -44,6 +49,8 @@ SYNCHRONISED = frozenset({"none", "coupled", "strict"})
 
 LOSSLESS = frozenset({"standard", "block", "target-only", "k-seq"})
 """Rules whose tokens follow the model's distribution; those of them that `find_rule` knows are keyed."""
+LOSSY = frozenset({"lenient", "typical"})
+"""Rules that are keyed and follow another distribution."""
 
 # First eight bytes of SHA-256 of "gumbel-pos-v1/coin" and of "gumbel-pos-v1/block-coin".
 _DOMAIN_COIN = np.uint64(0xBF9604AD9121BDD5)
@@ -65,6 +72,8 @@ class SpeculationRule:
         doubt: by how much the engine's log-likelihoods may be rounded, nats.
         by_step: for a rule that judges a step's drafts together: (seed, position of the last token consumed
             before the step, number of drafts) -> float64 [drafts]; None where each draft is judged alone.
+        lenience: what coins are multiplied by. typical: (epsilon, delta) of typical acceptance, which flips
+            no coin.
     """
 
     name: str
@@ -73,15 +82,17 @@ class SpeculationRule:
     coins: Callable[[int, U64], F64]
     doubt: float
     by_step: Callable[[int, int, int], F64] | None = None
+    lenience: float = 1.0
+    typical: tuple[float, float] | None = None
 
     @property
     def needs_drafts(self) -> bool:
         """Whether nothing is known of a token where the drafts were not logged."""
-        return self.by_step is not None
+        return self.by_step is not None or self.name in LOSSY
 
     def row_coins(self, seed: int, prompt_tokens: int, start: int, stop: int) -> F64:
         """Coins of output tokens start..stop-1 of a prompt of that length, float64 [stop - start]."""
-        return self.coins(seed, positions(prompt_tokens - 1, start, stop))
+        return self.lenience * self.coins(seed, positions(prompt_tokens - 1, start, stop))
 
     def step_coins(self, seed: int, prompt_tokens: int, first: int, drafts: int) -> F64:
         """Coins of a step whose first token is output token `first`, float64 [drafts]."""
@@ -133,6 +144,8 @@ RULES = (
     SpeculationRule("standard", (), "gumbel-pos-v1", _own_coins, 0.0),
     SpeculationRule("standard", _PHILOX32, "vllm-gpu-v2/", _triton_rand32, _FLOAT32_DOUBT),
     SpeculationRule("standard", ("0.24.0",), "vllm-gpu-v2/", _triton_rand64, _FLOAT32_DOUBT),
+    SpeculationRule("lenient", (), "gumbel-pos-v1", _own_coins, 0.0, lenience=0.5),
+    SpeculationRule("typical", (), "gumbel-pos-v1", _own_coins, 0.0, typical=(0.09, 0.3)),
     SpeculationRule("block", (), "gumbel-pos-v1", _own_coins, 0.0, _own_step_coins),
     SpeculationRule("block", _PHILOX32, "vllm-gpu-v2/", _triton_rand32, _FLOAT32_DOUBT, _triton_step_rand32),
 )
@@ -177,4 +190,4 @@ class Speculated:
         """Coins and drafts of output tokens start..stop-1."""
         coins = self.rule.row_coins(seed, prompt_tokens, start, stop)
         drafts = None if self.drafts is None else self.drafts[start:stop]
-        return SpeculatedRows(coins, drafts, self.rule.doubt)
+        return SpeculatedRows(coins, drafts, self.rule.doubt, self.rule.typical)

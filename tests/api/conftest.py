@@ -13,6 +13,7 @@ from auditor.api.application import create_application
 from auditor.api.service import Service
 from auditor.service import audits, tenants
 from auditor.service.blobs import BlobFolder
+from auditor.service.webhook_signing import WebhookSigner
 from auditor.service.worker import Worker
 from auditor.store import Store
 
@@ -76,7 +77,13 @@ class World:
 @pytest.fixture
 def world(database_url, tmp_path):
     with Store.open(database_url) as store:
-        service = Service(store, BlobFolder(tmp_path / "blobs"), tmp_path / "uploads", tmp_path / "log")
+        service = Service(
+            store,
+            BlobFolder(tmp_path / "blobs"),
+            tmp_path / "uploads",
+            tmp_path / "log",
+            WebhookSigner(bytes(32)),
+        )
         with TestClient(create_application(service), raise_server_exceptions=False) as client:
             world = World(service, client, None, None)
             world.alice, world.bob = world.party("alice"), world.party("bob")

@@ -78,6 +78,13 @@ def test_spans_say_where_the_evidence_lies_and_leave_out_traces_without_any(worl
     assert world.alice.get(f"{path}?limit=1&after=0").json() == {"items": [found], "next": None}
 
 
+@pytest.mark.parametrize("query", ["alhpa=0.5", "alpha=0.5&alpha=0.1", "Alpha=0.5", "=1"])
+def test_a_misspelt_or_repeated_parameter_is_not_overlooked(world, query):
+    refused(world.alice.submit(query=f"?{query}"), 422, "request-invalid")
+    refused(world.alice.get(f"/v1/audits?{query}"), 422, "request-invalid")
+    assert world.alice.get("/v1/audits").json()["items"] == []
+
+
 def test_an_audit_that_did_not_change_is_not_sent_again(world):
     path = f"/v1/audits/{world.alice.submit().json()['id']}"
     tag = world.alice.get(path).headers["etag"]

@@ -23,7 +23,7 @@ class Inside(Client):
     """The client, spoken to the application in this process."""
 
     def __init__(self, party):
-        self.url = "http://testserver"
+        self.url, self._signer = "http://testserver", None
         headers = {"Authorization": f"Bearer {party.key}"}
         self._http = TestClient(party.client.app, headers=headers, raise_server_exceptions=False)
 

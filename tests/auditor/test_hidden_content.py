@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from auditor.commitment_errors import EmbedderUnknownError
 from auditor.errors import OptionError
 from auditor.hidden_tokens.checking import canonical_excess
-from auditor.hidden_tokens.decisions import ResponseTest, p_values, responses_needed, worst_of
+from auditor.hidden_tokens.decisions import ResponseTest, p_values, responses_needed, tail_log_p, worst_of
 from auditor.hidden_tokens.embedders import (
     HashingEmbedder,
     MiniLm,
@@ -23,9 +23,16 @@ from auditor.hidden_tokens.embedders import (
     quantised,
     same_embedding,
 )
-from auditor.hidden_tokens.features import BLOCK_FEATURES, OpenedResponse, Vectoriser, longest_copy, rules
+from auditor.hidden_tokens.features import (
+    BLOCK_FEATURES,
+    Lexicon,
+    OpenedResponse,
+    Vectoriser,
+    longest_copy,
+    rules,
+)
 from auditor.hidden_tokens.matching import CosineHead, PerceptronHead, fit_extractor, mixed_up
-from auditor.hidden_tokens.reexecution import isolated_log_probabilities, replay_blocks
+from auditor.hidden_tokens.reexecution import least_log_probability, replay_blocks
 from auditor.hidden_tokens.verifiers import CoinRule, CrossFitted, DeepSets, Example
 from auditor.reference.demo.prompts import TARGET, demo_conversations
 from auditor.reference.deviations.accounting import INFLATIONS, Served
@@ -195,8 +202,8 @@ def test_trained_verifiers_tell_garbage_from_reasoning_and_rules_tell_copies(tok
     copied = INFLATIONS["accounting/copied-blocks"]
     for tokens, answer in fresh:
         more = copied.inflate(Served((1,), tokens, (2,), tokenizer, BLOCK), 1.0, 5)
-        before = rules(response_of(tokens, tokenizer, answer))["copied-run"]
-        assert rules(response_of(more, tokenizer, answer))["copied-run"] >= max(before, BLOCK)
+        before = rules(response_of(tokens, tokenizer, answer), model.lexicons)["copied-run"]
+        assert rules(response_of(more, tokenizer, answer), model.lexicons)["copied-run"] >= max(before, BLOCK)
     with pytest.raises(OptionError):
         fit_extractor(clean[:1], vectoriser.vectors(clean[:1]), tokenizer.vocab_size, 2)
 
@@ -243,10 +250,12 @@ def test_replay_by_seed_sees_filler_that_is_honest_text(tokenizer):
     )
     assert min(s.suspicion for s in spliced) > 0.2
     assert all(s.margins[:3].max() < 0.05 for s in spliced)
-    alone = isolated_log_probabilities(
-        runner, traces[0].prompt_token_ids, [traces[0].output_token_ids[:16], (17,) * 16]
-    )
-    assert alone[0] > alone[1]
+    first, second = traces[0], traces[1]
+    own = least_log_probability(runner, first.prompt_token_ids, [first.output_token_ids], BLOCK)
+    assert own > least_log_probability(runner, first.prompt_token_ids, [(17,) * 16], BLOCK)
+    # Another request's reasoning is likely text, but not after this prompt; the worst block tells.
+    apart = [first.output_token_ids[:32], second.output_token_ids[:16]]
+    assert own > least_log_probability(runner, first.prompt_token_ids, apart, BLOCK)
 
 
 def test_conformal_p_values_are_at_most_uniform_ties_included():
@@ -268,6 +277,27 @@ def test_several_tests_become_one_score_that_any_of_them_raises():
     far = worst_of([(honest, np.array([20.0, 44.0, 47.0, 49.0, 60.0, 600.0]))])
     assert (np.diff(far) > 0).all()
     assert np.isfinite(worst_of([(np.zeros(50), np.array([0.0, 1e-9, 5.0]))])).all()
+
+
+def test_a_rare_honest_score_is_no_more_extreme_than_it_is_rare():
+    """Most honest responses have no excess at all; the few that have must not outrank every other test."""
+    honest = np.array([0.0] * 146 + [0.011, 0.012, 0.013, 0.02])
+    scores = np.array([0.0, 0.011, 0.012, 0.3])
+    found = tail_log_p(honest, scores)
+    assert found[0] > math.log(0.9)
+    assert (found[1:3] > math.log(1 / 151)).all()
+    assert found[3] < -10.0, "what no honest response has is beyond all ranks"
+    assert np.isfinite(tail_log_p(np.zeros(50), np.array([0.0, 1.0]))).all()
+
+
+def test_pairs_that_honest_reasoning_never_has_are_counted_block_by_block():
+    lexicon = Lexicon([OpenedResponse(((1, 2, 3, 4),), (0,), ("",), "")], 9)
+    more = Lexicon([OpenedResponse(((4, 5),), (0,), ("",), "")], 9)
+    seen = OpenedResponse(((1, 2, 3), (3, 4, 5)), (0, 1), ("", ""), "")
+    assert rules(seen, [lexicon, more])["unseen-pairs"] == 0
+    assert rules(seen, [lexicon])["unseen-pairs"] == 1
+    garbage = OpenedResponse(((1, 2, 3), (4, 2, 1)), (0, 1), ("", ""), "")
+    assert rules(garbage, [lexicon, more])["unseen-pairs"] == 2
 
 
 def test_honest_sequences_are_hardly_ever_convicted_whatever_the_calibrations_luck():
@@ -298,6 +328,7 @@ def test_evidence_adds_up_over_responses_and_the_quick_way_agrees():
 
 def made_up_log(count, seed, tokenizer, attack=None):
     """Full traces of made-up reasoning, inflated by an attack."""
+    from auditor.reference.checkpoint.digests import tokenizer_digest
     from auditor.trace import Trace, Usage
 
     found = []
@@ -305,7 +336,7 @@ def made_up_log(count, seed, tokenizer, attack=None):
         prompt, visible = (1, 2, 3), tuple(tokenizer.encode(answer))
         served = Served(prompt, tokens, visible, tokenizer, BLOCK)
         hidden = tokens if attack is None else INFLATIONS[attack].inflate(served, 1.0, i)
-        digest = "sha256:" + "ab" * 32
+        digest = tokenizer_digest(TARGET)
         found.append(
             Trace(
                 f"req-{seed}-{i}",
@@ -321,8 +352,15 @@ def made_up_log(count, seed, tokenizer, attack=None):
     return found
 
 
-@pytest.mark.parametrize("attack", [None, "accounting/random-vocabulary", "accounting/copied-blocks"])
-def test_audit_check_judges_content_against_honest_traces(attack, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("attack", "weights"),
+    [
+        (None, True),
+        ("accounting/random-vocabulary", True),
+        ("accounting/copied-blocks", False),
+    ],
+)
+def test_audit_check_judges_content_against_honest_traces(attack, weights, tokenizer, tmp_path):
     import json
 
     from click.testing import CliRunner
@@ -349,7 +387,7 @@ def test_audit_check_judges_content_against_honest_traces(attack, tokenizer, tmp
     run("open", at("ask"), "--kept", at("kept"), *session, "--out", at("answer"))
     done = run(
         "check", at("c.jsonl"), "--challenge", at("ask"), "--opening", at("answer"), "--vkey", vkey, "--honest",
-        at("honest.jsonl"), "--alpha", 0.05, "--format", "json",
+        at("honest.jsonl"), "--alpha", 0.05, "--format", "json", *(["--likelihood"] if weights else []),
     )  # fmt: skip
     content = json.loads(done.output)["content"]
     assert len(content["p_values"]) == 12

@@ -94,8 +94,8 @@ def test_texts_alone_are_tested_and_said_so_and_accuse_nobody(name):
     found = log_e(verdict)
     assert set(found) == {"text-surprise", "text-rank", "token-count"}
     assert (max(found["text-surprise"], found["text-rank"]) > 5.0) == (name != PLAIN)
-    # Of these only the bill counts, and it is that of the text.
-    assert result.log_e == found["token-count"] < 0.1
+    assert found["token-count"] < 0.1, "the bill is that of the text"
+    assert result.log_e == 0.0, "nothing of this is fused"
     assert any("those ids are assumed" in reason for reason in verdict.reasons)
     assert SPLIT_ANEW in verdict.traces[0].scored.notes
     assert {t.scored.trace.grade for t in verdict.traces} == {"C"}

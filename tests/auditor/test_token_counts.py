@@ -17,14 +17,14 @@ from scipy.special import logsumexp
 
 import auditor
 from auditor.commands import cli
-from auditor.errors import CannotScoreError, OptionError, TraceIncompleteError
+from auditor.errors import CannotScoreError, TraceIncompleteError
 from auditor.profiles import shipped_profiles
 from auditor.reference.demo.prompts import TARGET
 from auditor.reference.token_bytes import TokenBytes
 from auditor.replay import Reference
+from auditor.token_counts.bill import token_bytes
 from auditor.token_counts.evidence import TOKEN_COUNT, count_evidence
 from auditor.token_counts.expected_length import unbiased_mean
-from auditor.token_counts.honest_excess import Condition, ExcessBound, bounds_by_condition
 from auditor.token_counts.ladder import (
     ARTEFACTS,
     SPLIT_RATES,
@@ -35,10 +35,9 @@ from auditor.token_counts.ladder import (
     ways_to_split,
 )
 from auditor.token_counts.lattice import Lattice
-from auditor.token_counts.lengthening import LENGTHEN, lengthened, lengthening
 from auditor.token_counts.manifest import edit_distance, segmentation
 from auditor.token_counts.martingale import SHARES, TOLERANCE, CountedResponse, responses_to_flag, wealth
-from auditor.token_counts.response import count_response, is_doubtful, token_bytes
+from auditor.token_counts.response import count_response, is_doubtful
 from auditor.trace_files import read_traces
 
 TRACES = Path(__file__).parent.parent / "traces"
@@ -275,17 +274,21 @@ def outcome(traces, reference, profile):
     return verdict, bills
 
 
-def test_padded_bills_of_texts_convict_and_honest_ones_are_never_acquitted(reference, honest, profile):
+def test_padded_bills_of_texts_are_told_and_convict_nobody_with_or_without_a_profile(
+    reference, honest, profile
+):
+    """A deployment that counts two marks more than any text shows bills every response so: that is no fraud."""
     texts = [bare(t) for t in honest[:8]]
     fair, bills = outcome(texts, reference, profile)
     assert fair.outcome == "inconclusive"
     assert bills.log_e < 0.0
-    padded, bills = outcome([billed(t, 2) for t in texts], reference, profile)
-    assert padded.outcome == "inconsistent"
-    assert bills.statistic == pytest.approx(2.0, abs=0.5)
-    unprofiled, bills = outcome([billed(t, 2) for t in texts], reference, None)
-    assert unprofiled.outcome == "inconclusive"
-    assert any("billed beyond" in reason for reason in unprofiled.reasons)
+    for known in (profile, None):
+        habit, bills = outcome([billed(t, 2) for t in texts], reference, known)
+        assert habit.outcome == "inconclusive"
+        assert habit.log_e == 0.0
+        assert bills.statistic == pytest.approx(2.0, abs=0.5)
+        assert bills.log_e > np.log(1000)
+        assert any("reason to look" in reason for reason in habit.reasons)
 
 
 def split_tokens(ids, vocabulary, share, generator):
@@ -304,6 +307,21 @@ def split_tokens(ids, vocabulary, share, generator):
         else:
             reported.append(token)
     return tuple(reported)
+
+
+def test_a_padded_bill_beside_honest_ids_is_named_as_such(reference, honest, profile):
+    """The tokens are what was sold: replaying them under every known cause would name a wrong one."""
+    traces = [billed(t, 6) for t in honest]
+    result = auditor.verify(lambda: iter(traces), reference, find_profile=lambda _key: profile)
+    assert result.outcome == "inconsistent"
+    assert result.verdicts[0].diagnosis == (("accounting/bill", 1.0),)
+
+
+def test_a_bill_far_beyond_the_logged_ids_is_never_acquitted(reference, honest, profile):
+    traces = [billed(t, 100) for t in honest]
+    result = auditor.verify(lambda: iter(traces), reference, find_profile=lambda _key: profile)
+    assert result.outcome == "inconclusive"
+    assert "bill more than the log accounts for" in " ".join(result.verdicts[0].reasons)
 
 
 def test_tokens_split_afterwards_are_found_and_convict_while_honest_ids_do_not(reference, honest, tmp_path):
@@ -431,47 +449,3 @@ def plain_distance(a, b):
 @given(st.text("ab", max_size=5), st.text("ab", max_size=5))
 def test_edit_distance_is_the_plain_recursion(a, b):
     assert edit_distance(a, b) == plain_distance(a, b)
-
-
-def test_a_saturated_service_lengthens_less_and_an_honest_one_is_not_blamed():
-    generator = np.random.default_rng(7)
-    plain = generator.integers(60, 120, size=20)
-    trusted = [(int(n), int(n * generator.uniform(3, 6))) for n in plain]
-    alike = [(int(n), int(n * generator.uniform(3, 6))) for n in plain]
-    rambling = [(int(n * 8), int(n * 8 * generator.uniform(1.0, 1.3))) for n in plain]
-    assert lengthening(rambling, trusted, generator).p_value < 0.001
-    fair = lengthening(alike, trusted, generator, limit=400)
-    assert fair.p_value > 0.05
-    assert fair.limited == sum(b >= 400 for _, b in trusted)
-
-
-def test_lengthening_refuses_what_it_cannot_compare():
-    generator = np.random.default_rng(0)
-    with pytest.raises(OptionError):
-        lengthening([(1, 2)] * 4, [(1, 2)] * 4, generator)
-    with pytest.raises(OptionError):
-        lengthening([(0, 2)] * 5, [(1, 2)] * 5, generator)
-    asked = lengthened([{"role": "system", "content": "s"}, {"role": "user", "content": "Why?"}])
-    assert asked[1]["content"] == f"Why? {LENGTHEN}"
-    with pytest.raises(OptionError):
-        lengthened([{"role": "user", "content": [{"type": "image"}]}])
-
-
-def test_conformal_excess_is_valid_and_knows_when_it_knows_too_little():
-    generator = np.random.default_rng(4)
-    alpha, runs = 0.1, 2000
-    wrong = 0
-    for _ in range(runs):
-        drawn = generator.poisson(0.5, size=30)
-        wrong += ExcessBound(tuple(drawn[:29].tolist())).p_value(drawn[29]) <= alpha
-    assert wrong / runs <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / runs)
-    bound = ExcessBound((0.0,) * 998 + (2.0,))
-    assert bound.quantile(0.999) == 2.0
-    assert bound.overbilled_at_least(7.0) == 5.0
-    assert bound.p_value(7.0) == 0.001
-    assert ExcessBound((0.0,)).quantile(0.999) == float("inf")
-    assert ExcessBound((0.0,)).overbilled_at_least(9.0) == 0.0
-    with pytest.raises(OptionError):
-        ExcessBound(())
-    english = Condition("demo", "en", 1.0, constrained=False)
-    assert bounds_by_condition([(english, 1.0)])[english].honest == (1.0,)

@@ -61,6 +61,15 @@ def test_submitting_and_curl_work_as_the_readme_says(tmp_path):
             assert opened.returncode == 0, opened.stderr
             assert opened.stdout.count("  held      ") == 2
             assert opened.stdout.splitlines()[-1].startswith("aud_")
+            (reports,) = re.findall(
+                r"```bash\n(.+?)```", README.split("## Reports that can be checked")[1], flags=re.DOTALL
+            )
+            done = shell(reports)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "verified  report rep_" in done.stdout
+            assert "acme: inconsistent, grade F" in done.stdout
+            for name in ("report.html", "public.zip", "assessment-results.json"):
+                assert (tmp_path / name).stat().st_size > 1000
         finally:
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0

@@ -17,9 +17,12 @@ from auditor.commitment_errors import (
     CommitmentHeadError,
     ExposureError,
     HeadChainError,
+    LeafMismatchError,
     OpeningIncompleteError,
+    SaltForeignError,
 )
 from auditor.errors import (
+    AuditError,
     KeyUnknownError,
     LeafIndexError,
     ProofLengthError,
@@ -233,10 +236,12 @@ def test_every_way_to_cheat_in_an_opening_has_its_error():
             with_leaf(replace(LEAVES[first], token_id=LEAVES[first].token_id + 1)),
             HEAD,
             challenge,
-            ProofRootError,
+            LeafMismatchError,
         ),
-        (with_leaf(replace(LEAVES[first], salt=foreign)), HEAD, challenge, ProofRootError),
-        (with_leaf(replace(LEAVES[first], fingerprint=b"")), HEAD, challenge, ProofRootError),
+        (with_leaf(replace(LEAVES[first], fingerprint=b"")), HEAD, challenge, SaltForeignError),
+        (with_leaf(replace(LEAVES[first], salt=foreign)), HEAD, challenge, LeafMismatchError),
+        (replace(good, hashes={**good.hashes, first: bytes(32)}), HEAD, challenge, ProofRootError),
+        (replace(good, hashes=dict(list(good.hashes.items())[1:])), HEAD, challenge, OpeningIncompleteError),
         (replace(good, proof=good.proof[:-1]), HEAD, challenge, ProofLengthError),
         (replace(good, proof=(*good.proof, good.proof[0])), HEAD, challenge, ProofLengthError),
         (good, other_head, challenge, ChallengeMismatchError),
@@ -266,10 +271,73 @@ def test_every_way_to_cheat_in_an_opening_has_its_error():
     ]
     for opening, head, asked, error in cases:
         with pytest.raises(error):
-            check_opening(opening, head, asked)
+            check_opening(opening, head, asked, vocabulary=VOCABULARY)
     check_opening(good, HEAD, challenge)
     with pytest.raises(ChallengeMismatchError):
         open_blocks(TREE.node, LEAVES, other_head, challenge)
+
+
+def test_a_wrong_token_is_told_from_a_foreign_salt():
+    """Leaves without an embedding: beside its own salt a dictionary finds the token that was committed to."""
+    leaves = [replace(leaf, fingerprint=b"") for leaf in LEAVES]
+    tree = Tree(b"".join(leaf.hash() for leaf in leaves))
+    head = replace(HEAD, root=tree.root())
+    challenge = draw_challenge(head, b"nonce", 2)
+    good = open_blocks(tree.node, leaves, head, challenge)
+    other_session, other_request = Salts(b"z" * 32, "req-1"), Salts(b"k" * 32, "req-2")
+    place = min(good.leaves)
+
+    def with_each(change):
+        return replace(good, leaves={i: change(i, leaf) for i, leaf in good.leaves.items()})
+
+    for salts in (other_session, other_request):
+        foreign = with_each(lambda i, leaf, salts=salts: replace(leaf, salt=salts.salt(i)))
+        with pytest.raises(SaltForeignError):
+            check_opening(foreign, head, challenge, vocabulary=VOCABULARY)
+    shifted = with_each(lambda i, leaf: replace(leaf, salt=leaves[(i + 1) % 100].salt))
+    with pytest.raises(SaltForeignError):
+        check_opening(shifted, head, challenge, vocabulary=VOCABULARY)
+    lied = with_each(lambda i, leaf: replace(leaf, token_id=3) if i == place else leaf)
+    with pytest.raises(LeafMismatchError, match="another one"):
+        check_opening(lied, head, challenge, vocabulary=VOCABULARY)
+    # Hashes that fit the foreign leaves do not lead to the signed root.
+    both = replace(foreign, hashes={i: leaf.hash() for i, leaf in foreign.leaves.items()})
+    with pytest.raises(ProofRootError):
+        check_opening(both, head, challenge, vocabulary=VOCABULARY)
+    check_opening(good, head, challenge, vocabulary=VOCABULARY)
+
+
+def flips(value):
+    for bit in range(8 * len(value)):
+        flipped = bytearray(value)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bytes(flipped)
+
+
+def test_every_single_bit_flip_of_an_opening_or_of_what_was_signed_is_refused():
+    small = TREE.node, LEAVES, HEAD
+    challenge = draw_challenge(HEAD, b"nonce", 1)
+    good = open_blocks(*small, challenge)
+    index = min(good.leaves)
+    leaf = good.leaves[index]
+    bad = [replace(good, proof=(*good.proof[:n], value, *good.proof[n + 1 :]))
+           for n, own in enumerate(good.proof) for value in flips(own)]  # fmt: skip
+    bad += [replace(good, hashes={**good.hashes, index: value}) for value in flips(good.hashes[index])]
+    bad += [replace(good, head=value) for value in flips(good.head)]
+    bad += [replace(good, nonce=value) for value in flips(good.nonce)]
+    leaves = [replace(leaf, salt=value) for value in flips(leaf.salt)]
+    leaves += [replace(leaf, fingerprint=value) for value in flips(leaf.fingerprint)]
+    leaves += [replace(leaf, token_id=leaf.token_id ^ 1 << bit) for bit in range(63)]
+    leaves += [replace(leaf, index=leaf.index ^ 1 << bit) for bit in range(63)]
+    bad += [replace(good, leaves={**good.leaves, index: other}) for other in leaves]
+    for opening in bad:
+        with pytest.raises(AuditError):
+            check_opening(opening, HEAD, challenge)
+    for head in [*(replace(HEAD, root=root) for root in flips(HEAD.root)),
+                 *(replace(HEAD, hidden=HEAD.hidden ^ 1 << bit) for bit in range(62))]:  # fmt: skip
+        with pytest.raises(AuditError):
+            check_opening(good, head, challenge)
+    check_opening(good, HEAD, challenge)
 
 
 def test_exposure_is_bounded_over_challenges():

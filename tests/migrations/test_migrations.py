@@ -15,9 +15,9 @@ from sqlalchemy import inspect, text
 
 from auditor.errors import StoreError
 from auditor.store import Store
+from auditor.store_commitments import metadata
 from auditor.store_engine import connect_to, find_place, for_writing
 from auditor.store_migrations import REVISIONS, downgrade, prepare, read_revision
-from auditor.store_schema import metadata
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 INSERT = (
@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0004"
+NEWEST = "0008"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -226,14 +226,12 @@ def test_a_developer_can_generate_a_revision(tmp_path):
 SERVICE_ROWS = (
     "INSERT INTO tenant VALUES ('ten_1', 'acme', 1, 4)",
     (
-        "INSERT INTO api_key (id, tenant_id, name, secret_sha256, scopes, created, expires, allowance,"
-        " allowance_at) VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, 5.5, 1)"
+        "INSERT INTO api_key"
+        " (id, tenant_id, name, secret_sha256, scopes, created, expires, revoked, allowance, allowance_at)"
+        " VALUES ('ak_1', 'ten_1', 'first', 'x', 'keys', 1, 9, NULL, 5.5, 1)"
     ),
     "INSERT INTO trace_log VALUES ('log_1', 'ten_1', 'sha256:0', 'a.jsonl', 7, 1)",
-    (
-        "INSERT INTO audit (id, tenant_id, trace_log_id, created, options)"
-        " VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')"
-    ),
+    "INSERT INTO audit (id, tenant_id, trace_log_id, created, options) VALUES ('aud_1', 'ten_1', 'log_1', 2, '{}')",
     (
         "INSERT INTO job (audit_id, tenant_id, state, run_at, attempts, lost_leases, token)"
         " VALUES ('aud_1', 'ten_1', 'done', 1, 0, 0, 1)"
@@ -245,10 +243,25 @@ SERVICE_ROWS = (
     "INSERT INTO log_entry (audit_id, kind, body, position) VALUES ('aud_1', 'verdict', '{}', NULL)",
     "INSERT INTO upload VALUES ('upl_1', 'ten_1', 'a', 'sha256:0', 7, 1, 'log_1')",
     "INSERT INTO idempotency_key VALUES ('ten_1', 'k', 'x', 'aud_1', 2)",
+    "INSERT INTO webhook VALUES ('whk_1', 'ten_1', 'https://example.com/', '', 1, NULL)",
+    (
+        "INSERT INTO delivery VALUES"
+        " ('msg_1', 'ten_1', 'whk_1', 'audit.done', '{}', 1, 'pending', 0, 1, 0, NULL, NULL)"
+    ),
+    "INSERT INTO nonce VALUES ('ak_1', 'n', 9)",
 )
+LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
+LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
+LATER += ("dispute", "dispute_event", "nonce", "provider", "provider_key", "model", "tenant_profile")
+LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening")
+"""Tables that came after the service's first release."""
 
 
-FIRST_TABLES = {row.split()[2] for row in SERVICE_ROWS} - {"upload"}
+def rows_before(*tables):
+    """Rows of a database in which these tables are not there yet."""
+    return [row for row in SERVICE_ROWS if not any(f"INTO {table} " in row for table in tables)]
+
+
 COMMITMENT_ROWS = (
     "INSERT INTO provider VALUES ('prv_1', 'ten_1', 'acme', 1, 1)",
     "INSERT INTO provider_key VALUES ('ten_1', 'acme+00+AA', 'prv_1')",
@@ -259,8 +272,8 @@ COMMITMENT_ROWS = (
     "INSERT INTO streaming_head VALUES ('cmt_1', 0, 'ten_1', 'note', '[]', NULL, 1)",
     "INSERT INTO challenge VALUES ('chl_1', 'ten_1', 'cmt_1', 1, 2, 'open', '{}', 'c', NULL, NULL)",
     "INSERT INTO opening VALUES ('chl_1', 'ten_1', 2, 'sha256:3', '{}')",
-    "INSERT INTO log_entry (commitment_id, kind, body) VALUES ('cmt_1', 'head-0', '{}')",
-    "INSERT INTO log_entry (challenge_id, kind, body) VALUES ('chl_1', 'challenge', '{}')",
+    "INSERT INTO log_entry (subject, kind, body) VALUES ('cmt_1', 'head-0', '{}')",
+    "INSERT INTO log_entry (subject, kind, body) VALUES ('chl_1', 'challenge', '{}')",
     (
         "INSERT INTO api_key (id, tenant_id, name, secret_sha256, scopes, created, expires, allowance,"
         " allowance_at, provider_id) VALUES ('ak_2', 'ten_1', 'acme', 'x', 'provider', 1, 9, 5.5, 1, 'prv_1')"
@@ -271,15 +284,19 @@ COMMITMENT_ROWS = (
 
 def test_audits_survive_the_coming_and_going_of_commitments(database):
     database.prepare()
-    for row in (*SERVICE_ROWS, *COMMITMENT_ROWS):
-        database.execute(row)
     downgrade(database.place, "0003")
+    for row in rows_before(*LATER[1:]):
+        database.execute(row)
+    database.prepare(move_older=True)
+    for row in COMMITMENT_ROWS:
+        database.execute(row)
+    downgrade(database.place, "0007")
     assert "commitment" not in database.tables()
-    for table in (*FIRST_TABLES, "upload"):
+    for table in metadata.tables.keys() - {"profile", *LATER}:
         assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
     database.prepare(move_older=True)
     assert database.rows("SELECT id, provider_id FROM audit") == [("aud_1", None)]
-    assert database.rows("SELECT audit_id, commitment_id FROM log_entry") == [("aud_1", None)]
+    assert database.rows("SELECT subject FROM log_entry") == [("aud_1",)]
     for row in COMMITMENT_ROWS:
         database.execute(row)
 
@@ -287,19 +304,33 @@ def test_audits_survive_the_coming_and_going_of_commitments(database):
 def test_the_services_first_database_moves_to_the_newest_with_its_data(database):
     database.prepare()
     downgrade(database.place, "0002")
-    for row in SERVICE_ROWS:
-        if "upload" not in row:
-            database.execute(row)
+    for row in rows_before(*LATER):
+        database.execute(row)
     database.prepare(move_older=True)
-    for table in FIRST_TABLES:
+    for table in metadata.tables.keys() - {"profile", *LATER}:
         assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
+    assert database.rows("SELECT provider FROM audit") == [("",)]
+    assert database.rows("SELECT subject, kind FROM log_entry") == [("aud_1", "verdict")]
+
+
+def test_entries_of_reports_leave_with_the_reports(database):
+    database.prepare()
+    downgrade(database.place, "0003")
+    for row in rows_before(*LATER[1:]):
+        database.execute(row)
+    database.prepare(move_older=True)
+    database.execute("INSERT INTO log_entry (subject, kind, body) VALUES ('rep_1', 'report', '{}')")
+    downgrade(database.place, "0003")
+    assert database.rows("SELECT audit_id, kind FROM log_entry") == [("aud_1", "verdict")]
 
 
 def test_profiles_survive_the_coming_and_going_of_the_service(database):
     database.prepare()
     database.execute(INSERT)
-    for row in SERVICE_ROWS:
+    downgrade(database.place, "0003")
+    for row in rows_before(*LATER[1:]):
         database.execute(row)
+    database.prepare(move_older=True)
     downgrade(database.place, "0001")
     assert database.tables() == {"profile", "alembic_version"}
     assert database.rows("SELECT id, honest_tokens FROM profile") == [("sha256:1", 5)]

@@ -38,13 +38,13 @@ from auditor.reference.tokenizer import Tokenizer
 from tests.proofs.inflation_commitments import structural
 from tests.proofs.inflation_pool import BLOCK, SPEC, honest, inflated
 
-STAGES = ("replayed", "trained", "published")
+STAGES = ("replayed", "likelihoods", "trained", "published")
 RATES = (0.1, 0.5, 1.0, 2.0)
 ALPHA = 0.001
 STRUCTURAL = ("accounting/naive-count", "accounting/forged-embeddings", "accounting/late-commit")
 CONTENT = tuple(name for name in INFLATIONS if name not in STRUCTURAL)
-SIZES = {"train": 160, "calibration": 300, "test": 60}
-PUBLISHED_TEST = 30  # the sentence encoder is slow
+SIZES = {"train": 160, "calibration": 600, "test": 60, "honest": 400}
+PUBLISHED = {"calibration": 300, "test": 30, "honest": 200}  # the sentence encoder is slow
 
 
 class Study:
@@ -66,10 +66,12 @@ class Study:
         return OpenedResponse(blocks, tuple(range(len(blocks))), texts, answer, excess)
 
     def test_cells(self):
-        yield "honest", 0.0, [r.hidden for r in self.pools["test"]]
+        """Cell, split, hidden tokens: honest responses of their own, and the test's inflated ones."""
+        for split in ("calibration", "honest"):
+            yield split, split, [r.hidden for r in self.pools[split]]
         for name in CONTENT:
             for rate in RATES:
-                yield name, rate, self.variants("test", name, rate)
+                yield f"{name} {rate}", "test", self.variants("test", name, rate)
 
     def once(self, name, make):
         """A stage's scores, made at most once."""
@@ -84,41 +86,34 @@ class Study:
     # With weights ----------------------------------------------------------------------------------
 
     def replayed(self):
-        """Mean clipped margins of every block: {cell: [responses][blocks]}; kept cell by cell.
+        """Mean clipped margins of every block, by the seed: {cell: [responses][blocks]}."""
+        return self._scored("replayed", lambda scores: scores.margins.tolist())
+
+    def likelihoods(self):
+        """Mean log-probability of each response's unlikeliest block, no seed used: {cell: [responses]}."""
+        return self._scored("likelihoods", lambda scores: float(scores.log_probabilities.min()))
+
+    def _scored(self, name, of):
+        """What a replay of every cell gives; kept cell by cell.
 
         Tail garbage may outgrow the context by some tokens; the replay ends where the context does.
         """
-        path = self.out / "replayed.cells.jsonl"
+        path = self.out / f"{name}.cells.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         found = dict(map(json.loads, lines))
-        model = load_model(TARGET)
+        model, scheme = load_model(TARGET), noise_scheme("gumbel-pos-v1")
         runner, context = Runner(model), model.config.context_length
-
-        def margins(pool, hiddens):
+        for cell, split, hiddens in self.test_cells():
+            if cell in found:
+                continue
             requests = [
-                Request(
-                    r.prompt,
-                    hidden[: context - len(r.prompt)],
-                    SPEC,
-                    r.seed,
-                    noise_scheme("gumbel-pos-v1"),
-                    self.tokenizer,
-                )
-                for r, hidden in zip(pool, hiddens, strict=True)
+                Request(r.prompt, hidden[: context - len(r.prompt)], SPEC, r.seed, scheme, self.tokenizer)
+                for r, hidden in zip(self.pools[split], hiddens, strict=True)
             ]
-            return [s.margins.tolist() for s in replay_blocks(runner, requests, BLOCK)]
-
-        pool = self.pools["calibration"]
-        cells = [("calibration", pool, [r.hidden for r in pool])]
-        cells += [
-            (f"{name} {rate}", self.pools["test"], hiddens) for name, rate, hiddens in self.test_cells()
-        ]
-        for cell, pool, hiddens in cells:
-            if cell not in found:
-                found[cell] = margins(pool, hiddens)
-                with path.open("a") as stream:
-                    stream.write(json.dumps([cell, found[cell]]) + "\n")
-                self.say(f"replayed {cell}")
+            found[cell] = [of(scores) for scores in replay_blocks(runner, requests, BLOCK)]
+            with path.open("a") as stream:
+                stream.write(json.dumps([cell, found[cell]]) + "\n")
+            self.say(f"{name}: {cell}")
         return found
 
     # Without weights -------------------------------------------------------------------------------
@@ -136,22 +131,19 @@ class Study:
                     found.append(Example(origin, self.opened(r, hidden), True))
         return found
 
-    def cells_opened(self, limit=None):
-        pool = self.pools["calibration"]
-        yield "calibration", [self.opened(r, r.hidden) for r in pool]
-        for name, rate, hiddens in self.test_cells():
-            pairs = list(zip(self.pools["test"], hiddens, strict=True))[:limit]
-            yield f"{name} {rate}", [self.opened(r, h) for r, h in pairs]
+    def cells_opened(self, sizes=SIZES):
+        for cell, split, hiddens in self.test_cells():
+            pairs = list(zip(self.pools[split], hiddens, strict=True))[: sizes[split]]
+            yield cell, [self.opened(r, h) for r, h in pairs]
 
     def trained(self):
         """Cross-fitted gradient boosting, trained on all attacks and without each of them; and the rules."""
         vectoriser = Vectoriser(HashingEmbedder(), self.tokenizer.decode)
         found = {"all": {}, "left-out": {}, "rules": {}}
         cells = list(self.cells_opened())
-        for cell, responses in cells:
-            found["rules"][cell] = [rules(r) for r in responses]
         model = CrossFitted(self.examples(), vectoriser, self.tokenizer.vocab_size, 1)
         for cell, responses in cells:
+            found["rules"][cell] = [rules(r, model.lexicons) for r in responses]
             found["all"][cell] = model.score(responses).tolist()
         self.say("gradient boosting: trained on all attacks")
         for left_out in CONTENT:
@@ -159,7 +151,7 @@ class Study:
             found["left-out"][left_out] = {
                 cell: model.score(responses).tolist()
                 for cell, responses in cells
-                if cell.split()[0] in {left_out, "calibration", "honest"}
+                if cell.split()[0] in {left_out, "calibration"}
             }
             self.say(f"gradient boosting: without {left_out}")
         return found
@@ -192,7 +184,7 @@ class Study:
         deep = DeepSets(3)
         deep.fit(features(train), np.array(labels))
         found = {"rule": {}, "deepsets": {}}
-        for cell, responses in self.cells_opened(PUBLISHED_TEST):
+        for cell, responses in self.cells_opened(PUBLISHED):
             blocks = features(responses)
             found["rule"][cell] = CoinRule().score(blocks).tolist()
             found["deepsets"][cell] = deep.score(blocks).tolist()
@@ -210,14 +202,15 @@ def worst_of_prefix(margins, seed):
     return np.array([max(m[: source.randrange(len(m)) + 1]) for m in margins])
 
 
-def without_weights(verifier, by_rule):
+def fused(verifier, by_rule, likelihoods=None):
     """Cell -> scores of the fused test; the calibration's second half is calibration, the first ranks the tests."""
     half = len(verifier["calibration"]) // 2
 
     def tests(cell, part):
         columns = [
             verifier[cell],
-            *([r[k] for r in by_rule[cell]] for k in ("copied-run", "canonical-excess")),
+            *([r[k] for r in by_rule[cell]] for k in by_rule[cell][0]),
+            *([] if likelihoods is None else [-np.array(likelihoods[cell])]),
         ]
         return [np.array(c, float)[part] for c in columns]
 
@@ -236,19 +229,39 @@ def without_weights(verifier, by_rule):
     }
 
 
+def false_alarms(trained, splits=400):
+    """Rates of the fused test without weights over random splits of all honest responses, [splits, 2].
+
+    One calibration has its luck; the conformal promise is of the mean.
+    """
+    rng, half = np.random.default_rng(0), SIZES["calibration"] // 2
+    by_rule = trained["rules"]["calibration"] + trained["rules"]["honest"]
+    columns = [np.array(trained["all"]["calibration"] + trained["all"]["honest"])]
+    columns += [np.array([r[k] for r in by_rule]) for k in by_rule[0]]
+    found = []
+    for _ in range(splits):
+        places = rng.permutation(len(by_rule))
+        ranks, calibration, fresh = np.split(places, [half, 2 * half])
+        scores = [worst_of([(c[ranks], c[part]) for c in columns]) for part in (calibration, fresh)]
+        p = p_values(*scores)
+        found.append([(p <= 0.01).mean(), (p <= 0.05).mean()])
+    return np.array(found)
+
+
 def methods(study):
     replayed = study.once("replayed", study.replayed)
+    likelihoods = study.once("likelihoods", study.likelihoods)
     trained = study.once("trained", study.trained)
     found = {
-        "replay, all opened": {c: worst(m) for c, m in replayed.items()},
-        "replay, one prefix": {c: worst_of_prefix(m, c) for c, m in replayed.items()},
-        "no weights": without_weights(trained["all"], trained["rules"]),
-        "boosting alone": {c: np.array(s) for c, s in trained["all"].items()},
+        "weights, all opened": {c: worst(m) for c, m in replayed.items()},
+        "weights, one prefix": {c: worst_of_prefix(m, c) for c, m in replayed.items()},
+        "weights, no seed": fused(trained["all"], trained["rules"], likelihoods),
+        "no weights": fused(trained["all"], trained["rules"]),
     }
     left_out = {}
     for name, cells in trained["left-out"].items():
-        fused = without_weights(cells, trained["rules"])
-        left_out |= {(name, cell): scores for cell, scores in fused.items()}
+        unseen = fused(cells, trained["rules"])
+        left_out |= {(name, cell): scores for cell, scores in unseen.items()}
     found["no weights, attack unseen"] = left_out
     published = study.once("published", study.published)
     found["CoIn DeepSets"] = {c: np.array(s) for c, s in published["deepsets"].items()}
@@ -263,13 +276,13 @@ def wilson(hits, n, z=1.96):
 
 
 def row(calibration, scores, seed):
-    """Detections at both rates, and responses needed."""
+    """Detections at both rates, response by response, and responses needed."""
     p = p_values(calibration, scores)
     needed = responses_needed(calibration, scores, ALPHA, limit=400, draws=41, seed=seed)
     return {
         "n": len(scores),
-        "at_1": int((p <= 0.01).sum()),
-        "at_5": int((p <= 0.05).sum()),
+        "hits_1": (p <= 0.01).astype(int).tolist(),
+        "hits_5": (p <= 0.05).astype(int).tolist(),
         "needed": None if np.isinf(needed) else int(needed),
     }
 
@@ -284,45 +297,78 @@ def table(study):
                 scores, calibration = (cells[(name, c)] if keyed else cells[c] for c in (own, base))
                 rows[f"{method}|{name}|{rate}"] = row(calibration, scores, len(rows))
         if method != "no weights, attack unseen":
-            rows[f"{method}|honest|0"] = row(cells["calibration"], cells["honest 0.0"], len(rows))
+            rows[f"{method}|honest|0"] = row(cells["calibration"], cells["honest"], len(rows))
     return rows
 
 
 def print_tables(rows, checks, n_test):
+    """One table an inflation rate: attacks down, methods side by side; then the averages."""
     names = list(dict.fromkeys(key.split("|")[0] for key in rows))
-    for method in names:
-        print(
-            f"\n### {method}\n\n| attack | "
-            + " | ".join(f"{r:g}" for r in RATES)
-            + " |\n|---|"
-            + "---|" * len(RATES)
-        )
+    head = "| attack | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
+    for rate in RATES:
+        print(f"\n### Inflation {rate:g}\n\n{head}")
         for name in CONTENT:
-            cells = [cell(rows[f"{method}|{name}|{r}"]) for r in RATES]
+            cells = [cell(rows[f"{method}|{name}|{rate}"]) for method in names]
             print(f"| {name.removeprefix('accounting/')} | " + " | ".join(cells) + " |")
-        if f"{method}|honest|0" in rows:
-            print(f"| honest | {cell(rows[f'{method}|honest|0'])} | | | |")
-    print("\n### Checks that know no error rate\n\n| attack | refused | honest refused |\n|---|---|---|")
-    for name, result in checks.items():
-        low, high = wilson(result["refused"], result["n"])
-        print(
-            f"| {name.removeprefix('accounting/')} | {result['refused']} of {result['n']} ({low:.2f} to {high:.2f}) "
-            f"[{', '.join(result['codes'])}] | {result['honest_refused']} of {n_test} |"
-        )
+        for name, result in checks.items():
+            cells = ["" if m.startswith("CoIn") else sure(result["refused"][f"{rate}"]) for m in names]
+            print(f"| {name.removeprefix('accounting/')} | " + " | ".join(cells) + " |")
+    print(f"\n### No inflation\n\n{head}")
+    honest = [cell(rows[key]) if (key := f"{m}|honest|0") in rows else "" for m in names]
+    print("| content | " + " | ".join(honest) + " |")
+    refused = next(iter(checks.values()))["honest_refused"]
     print(
-        "\n### Averages over attacks at inflation 0.5, false-alarm rate at most 5 %\n\n| method | content attacks | all ten |\n|---|---|---|"
+        "| commitment | "
+        + " | ".join("" if m.startswith("CoIn") else sure([refused, n_test]) for m in names)
+        + " |"
+    )
+    print_averages(rows, checks, names)
+
+
+def print_averages(rows, checks, names):
+    """Detection per response at inflation 0.5, a mean over attacks; its interval resamples responses."""
+    rng = np.random.default_rng(9)
+    print(
+        "\n### Averages at inflation 0.5\n\n| method | 7 contents, 1 % | 5 % | all ten, 1 % | 5 % |\n|---|---|---|---|---|"
     )
     for method in names:
-        shares = [rows[f"{method}|{n}|0.5"]["at_5"] / rows[f"{method}|{n}|0.5"]["n"] for n in CONTENT]
-        sure = [c["refused"] / c["n"] for c in checks.values()]
-        everything = f"{np.mean([*shares, *sure]):.3f}" if not method.startswith("CoIn") else ""
-        print(f"| {method} | {np.mean(shares):.3f} | {everything} |")
+        line = []
+        for attacks in (CONTENT, (*CONTENT, *checks)):
+            for rate in ("hits_1", "hits_5"):
+                hits = [
+                    rows[f"{method}|{a}|0.5"][rate] if a in CONTENT else caught(checks[a]["refused"]["0.5"])
+                    for a in attacks
+                ]
+                line.append("" if method.startswith("CoIn") and attacks != CONTENT else mean_of(hits, rng))
+        print(f"| {method} | " + " | ".join(line) + " |")
+
+
+def caught(counted):
+    refused, n = counted
+    return [1] * refused + [0] * (n - refused)
+
+
+def mean_of(hits, rng):
+    """Mean over attacks; all attacks were made of the same responses, so these are drawn together."""
+    n = min(map(len, hits))
+    table = np.array([h[:n] for h in hits], float)
+    drawn = [table[:, rng.integers(n, size=n)].mean() for _ in range(2_000)]
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return f"{table.mean():.3f} ({low:.3f} to {high:.3f})"
+
+
+def share(hits, n):
+    low, high = wilson(hits, n)
+    return f"{hits / n:.2f} ({low:.2f} to {high:.2f})"
+
+
+def sure(counted):
+    return f"{share(*counted)}, 1" if counted[0] else share(*counted)
 
 
 def cell(r):
-    low, high = wilson(r["at_5"], r["n"])
     needed = "over 400" if r["needed"] is None else r["needed"]
-    return f"{r['at_1'] / r['n']:.2f} / {r['at_5'] / r['n']:.2f} ({low:.2f} to {high:.2f}), {needed}"
+    return f"{share(sum(r['hits_1']), r['n'])} / {share(sum(r['hits_5']), r['n'])}, {needed}"
 
 
 def main():
@@ -349,6 +395,12 @@ def main():
     rows = table(study)
     (options.out / "table.json").write_text(json.dumps({"rows": rows, "checks": checks}, indent=1))
     print_tables(rows, checks, len(study.pools["test"]))
+    rates = false_alarms(study.once("trained", study.trained))
+    low, high = np.percentile(rates, [5, 95], axis=0)
+    for name, mean, a, b in zip(("1 %", "5 %"), rates.mean(axis=0), low, high, strict=True):
+        print(
+            f"\nFalse alarms without weights at {name}, {len(rates)} splits: {mean:.4f} ({a:.4f} to {b:.4f})"
+        )
     say("done")
 
 

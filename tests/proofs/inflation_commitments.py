@@ -10,13 +10,15 @@ from auditor.merkle.keys import Algorithm, SeedSigner
 from auditor.merkle.token_leaves import Salts
 from auditor.merkle.token_openings import draw_challenge, open_blocks
 from auditor.merkle.token_stream import Declared, TokenStream
+from auditor.reference.checkpoint.digests import tokenizer_digest
+from auditor.reference.demo.prompts import TARGET
 from auditor.reference.deviations.accounting import INFLATIONS
 from auditor.reference.sampling import SamplingSpec
 from auditor.trace import Trace, Usage
 from tests.proofs.inflation_pool import BLOCK, inflated
 
 SIGNER = SeedSigner("provider.example/tokens", Algorithm.ED25519, b"\x07" * 32)
-DIGEST = "sha256:" + "ab" * 32
+DIGEST = tokenizer_digest(TARGET)
 EMBEDDER = HashingEmbedder()
 
 
@@ -82,6 +84,7 @@ def audit(provider, nonce):
             opening,
             provider.tokenizer,
             EMBEDDER,
+            tokenizer_digest=DIGEST,
             vocabulary=provider.tokenizer.vocab_size,
         )
     except AuditError as problem:
@@ -103,17 +106,17 @@ def play(attack, rate, response, others, tokenizer):
 
 
 def structural(pool, names, tokenizer, rates=(0.1, 0.5, 1.0, 2.0)):
-    """How many of each attack's responses are refused, all rates together; and how many honest ones."""
+    """How many of each attack's responses are refused, rate by rate; and how many honest ones."""
     honest = sum(audit(Provider(r, r.hidden, tokenizer), b"n") is not None for r in pool)
     found = {}
     for name in names:
-        codes = [
-            audit(play(INFLATIONS[name], rate, r, pool, tokenizer), b"n") for rate in rates for r in pool
-        ]
+        codes = {
+            rate: [audit(play(INFLATIONS[name], rate, r, pool, tokenizer), b"n") for r in pool]
+            for rate in rates
+        }
         found[name] = {
-            "n": len(codes),
-            "refused": sum(code is not None for code in codes),
-            "codes": sorted({code for code in codes if code}),
+            "refused": {f"{rate}": [sum(c is not None for c in cs), len(cs)] for rate, cs in codes.items()},
+            "codes": sorted({code for cs in codes.values() for code in cs if code}),
             "honest_refused": honest,
         }
     return found

@@ -25,11 +25,8 @@ from auditor.reference.sampling import SamplingSpec
 BLOCK = 16
 LEAST_HIDDEN = 32
 SPEC = SamplingSpec(max_tokens=200)
-SPLITS = {
-    "train": (811, 0),
-    "calibration": (812, 1),
-    "test": (813, 2),
-}  # master seeds: no request in two of them
+# Master seeds: no request is in two splits.
+SPLITS = {"train": 811, "calibration": 812, "test": 814, "honest": 816}
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def honest(split, count, out, say):
     (answer,) = provider.tokenizer.encode("<|answer|>")
     found, asked = [], 0
     while len(found) < count:
-        master = SPLITS[split][0] + 1000 * asked
+        master = SPLITS[split] + 1000 * asked
         asked += 1
         for trace in generate(
             provider, demo_conversations(64, master), deviation=HONEST, seed=master, sampling=SPEC

@@ -3,7 +3,7 @@
 1. The sequential test of bills. Fresh responses of the demo provider, ids thrown away; sequences of 100 responses are
    drawn from them with replacement. Honest: how many sequences ever reach 1/alpha? Inflated by k tokens a response
    (on top of the honest bill; in every response, or in a tenth): how many responses until they do?
-2. The conformal bound on honest excess, calibrated on responses of other seeds.
+2. Bills beside honest ones of other seeds (`audit tokens --honest`).
 3. What an audit costs beside one forward pass.
 4. Byte-level: largest distance of the symbols' sum from 1, and its cost, at random cuts of the same texts.
 """
@@ -21,6 +21,7 @@ CALIBRATION_SEED, REPORT_SEED = 81_001, 82_002
 SEQUENCES, LENGTH = 1_000, 100
 PUBLISHED = {1: 30.1, 2: 15.8, 3: 11.1}
 BATCH = 32
+ROUNDS = 3
 
 
 def interval(hits, total):
@@ -90,18 +91,58 @@ def martingale(responses):
     return worst
 
 
-def conformal(calibration, report):
-    from auditor.token_counts.honest_excess import ExcessBound
+def beside_honest(tokenizer, calibration, report):
+    """What `audit tokens --honest` makes of one response, and of sequences of them; honest ones of other seeds."""
+    from auditor.token_counts.honest_bills import HonestBills
 
-    bound = ExcessBound(tuple(r.counted.excess for r in calibration))
-    ps = np.array([bound.p_value(r.counted.excess) for r in report])
-    print(
-        f"conformal excess: {len(calibration)} calibration responses, {interval((ps <= 0.01).sum(), len(ps))} of other "
-        f"seeds at p <= 0.01, 99.9 % quantile {bound.quantile(0.999)}"
-    )
-    for extra in (1, 3):
-        caught = sum(bound.p_value(r.counted.excess + extra) <= 0.01 for r in report)
-        print(f"  +{extra} tokens: {interval(caught, len(report))} at p <= 0.01, each by itself")
+    bills = HonestBills(calibration, tokenizer)
+    generator = np.random.default_rng(REPORT_SEED + 1)
+    for extra in (0, 1, 2, 3):
+        found = bills.judge(padded(report, extra), 0.001)
+        ps = [r.p_value for r in found.responses if r.p_value is not None]
+        over = sum(r.overbilled > 0 for r in found.responses if r.overbilled is not None)
+        print(
+            f"beside honest bills, +{extra} tokens: {interval(sum(p <= 0.01 for p in ps), len(ps))} responses at p <= "
+            f"0.01, {over} overbilled for sure, {found.unmatched} unmatched, {len(found.refused)} refused"
+        )
+    condition, bound = max(bills.bounds.items(), key=lambda pair: len(pair[1].honest))
+    print(f"sequences are of the largest condition: {condition}, {len(bound.honest)} honest responses")
+    excess = report_excess(bills, report, condition)
+    for n in (50, 100, 200):
+        luck = [flags(bound.honest, excess, n, generator) for _ in range(SEQUENCES)]
+        print(f"{n} honest bills, honest sequences flagged: {interval(sum(luck), SEQUENCES)} at alpha 0.05")
+        for extra in (1, 2, 3):
+            stops = [stop(bound.honest, excess + extra, n, generator) for _ in range(201)]
+            print(f"  +{extra} tokens: {np.median(stops):.0f} responses (median) at alpha 0.001")
+
+
+def padded(traces, extra):
+    return [
+        replace(t, usage=replace(t.usage, completion_tokens=t.usage.completion_tokens + extra))
+        for t in traces
+    ]
+
+
+def report_excess(bills, traces, condition):
+    judged = bills.judge(traces, 0.001).responses
+    return np.array([r.excess for r in judged if r.condition == condition], float)
+
+
+def drawn_test(honest, excess, n, alpha, generator):
+    """Log e-values along a sequence, calibrated on n honest bills drawn anew: the calibration's luck is in it."""
+    from auditor.hidden_tokens.decisions import ResponseTest
+
+    test = ResponseTest(generator.choice(np.array(honest, float), size=n), alpha)
+    return test.log_e_along(generator.choice(excess, size=LENGTH)) - np.log(2.0 / alpha)
+
+
+def flags(honest, excess, n, generator):
+    return bool((drawn_test(honest, excess, n, 0.05, generator) >= 0.0).any())
+
+
+def stop(honest, excess, n, generator):
+    reached = drawn_test(honest, excess, n, 0.001, generator) >= 0.0
+    return reached.argmax() + 1 if reached.any() else np.inf
 
 
 def cost(reference, traces, responses):
@@ -111,7 +152,7 @@ def cost(reference, traces, responses):
 
     model = reference.model
     seconds = {"audit": 0.0, "pass": 0.0}
-    for trace in traces[:100]:
+    for trace in traces[:60]:
         ids = torch.tensor([*prompt_ids(trace, reference), *reference.tokenizer.encode(trace.text)])
         for name, work in (
             ("audit", lambda t=trace: count_response(t, reference)),
@@ -139,28 +180,28 @@ def byte_level(reference, traces):
     model, tokenizer = reference.model, reference.tokenizer
     vocabulary = token_bytes(tokenizer, model.config.vocab_size)
     follow = canonical(canonical_pairs(tokenizer))
-    off, positions, passes, seconds, pass_seconds = [], [], [], 0.0, 0.0
-    for trace in traces[:200]:
+    off, positions, passes, rounds = [], [], [], np.zeros((ROUNDS, 2))
+    for trace in traces[:150]:
         body = trace.text.split("<|")[0].encode()
         whole = generator.random() < 0.5
         data = body if whole else body[: int(generator.integers(len(body) // 2, len(body) + 1))]
         prompt = tuple(prompt_ids(trace, reference))
-        rows = PrefixRows(model, prompt)
-        started = time.process_time()
-        law = byte_law(data, vocabulary, rows, follow)
-        seconds += time.process_time() - started
         ids = torch.tensor([*prompt, *tokenizer.encode(data.decode(errors="ignore"))])
-        started = time.process_time()
-        model.logits(model.prefill([ids]))
-        pass_seconds += time.process_time() - started
+        for turn in range(ROUNDS):
+            rows = PrefixRows(model, prompt)
+            started = time.process_time()
+            law = byte_law(data, vocabulary, rows, follow)
+            between = time.process_time()
+            model.logits(model.prefill([ids]))
+            rounds[turn] += between - started, time.process_time() - between
         off.append(abs(law.total - 1.0))
         positions.append(rows.computed)
         passes.append(len(ids))
-    ratio = np.array(positions) / np.array(passes)
+    ratio, times = np.array(positions) / np.array(passes), rounds[:, 0] / rounds[:, 1]
     print(
         f"byte-level, {len(off)} texts (half of them cut anywhere): |sum of symbols - 1| at most {max(off):.1e}; cost "
-        f"{sum(positions) / sum(passes):.3f} passes in positions ({ratio.max():.2f} at most), "
-        f"{seconds / pass_seconds:.2f} in processor time"
+        f"{sum(positions) / sum(passes):.3f} passes in positions ({ratio.max():.2f} at most), in processor time "
+        f"{np.median(times):.2f} ({times.min():.2f} to {times.max():.2f} over {ROUNDS} interleaved rounds)"
     )
     return max(off)
 
@@ -173,7 +214,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--responses", type=int, default=1_000, help="fresh responses for the report")
+    parser.add_argument("--responses", type=int, default=400, help="fresh responses for the report")
     count = parser.parse_args().responses
     reference = Reference.load(TARGET)
     provider = Provider.load(TARGET, dtype="bfloat16", batch_size=BATCH)
@@ -188,8 +229,8 @@ def main():
         flush=True,
     )
     worst = martingale(responses)
-    calibration = [r for _, r, _ in counted(reference, provider, CALIBRATION_SEED, max(100, count // 2))]
-    conformal(calibration, responses)
+    calibration = [t for t, _, _ in counted(reference, provider, CALIBRATION_SEED, max(100, count // 2))]
+    beside_honest(reference.tokenizer, calibration, traces)
     cost(reference, traces, responses)
     off = byte_level(reference, traces)
     raise SystemExit(0 if worst <= 1.0 and off <= 1e-9 else 1)

@@ -51,7 +51,7 @@ def by_brute_force(data, vocabulary, model, follow):
         if not data.startswith(spelled):
             return 0.0
         p = np.exp(model.row(context))
-        p[list(follow(context[-1] if context else None))] = 0.0
+        p[follow(context[-1] if context else None).ids] = 0.0
         p /= p.sum()
         return sum(
             p[t] * mass((*context, t), spelled + b) for t, b in enumerate(vocabulary.spelled) if b is not None

@@ -12,9 +12,9 @@ import torch
 from auditor.errors import OptionError
 from auditor.generation import Provider, generate
 from auditor.reference.deviations import CATALOGUE, DEVIATIONS, HONEST, Prompt
-from auditor.reference.deviations.attending import Scores, heavy_hitters, last_query, lazy, selecting
 from auditor.reference.model import Model
 from auditor.reference.noise import SCHEMES
+from auditor.reference.policies.selection import Scores, heavy_hitters, last_query, lazy, selecting
 from auditor.reference.request import Request
 from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
@@ -143,7 +143,7 @@ def test_selecting_everything_is_the_models_own_attention(target, request_of):
 
 
 def test_one_that_sees_whole_sequences_does_not_decode(target):
-    deviant = CATALOGUE["kv/h2o-32"].model(target, None)
+    deviant = CATALOGUE["depth/skip-decode"].model(target, None)
     cache = deviant.new_cache()
     from auditor.reference.batch import extend
     from auditor.reference.slots import Sequence
@@ -157,5 +157,5 @@ def test_one_that_sees_whole_sequences_does_not_decode(target):
 
 def test_a_deviation_that_cannot_serve_is_refused_by_name():
     provider = Provider.load(DEMO / "target", dtype="float32", batch_size=1)
-    with pytest.raises(OptionError, match="kv/h2o-32 is measured on logs"):
-        next(generate(provider, [MESSAGES], deviation=CATALOGUE["kv/h2o-32"], seed=1))
+    with pytest.raises(OptionError, match="depth/skip-decode is measured on logs"):
+        next(generate(provider, [MESSAGES], deviation=CATALOGUE["depth/skip-decode"], seed=1))

@@ -24,10 +24,10 @@ from auditor.reference.deviations import (
     weights,
 )
 from auditor.reference.deviations.inputs import HIDDEN_INSTRUCTION
-from auditor.reference.deviations.key_value import float8_cache, int4_cache
 from auditor.reference.deviations.weights import float8_rows, int4_groups, int8_rows
 from auditor.reference.model import Model
 from auditor.reference.noise import SCHEMES
+from auditor.reference.policies.rounding import float8_cache, integer_cache
 from auditor.reference.request import Request
 from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
@@ -278,7 +278,7 @@ def test_only_projections_are_quantized(target):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_rounded_caches_keep_shape_and_dtype_and_err_by_their_step(dtype):
     keys, values = matrix(1, (6, 2, 64), 2.0).to(dtype), matrix(2, (6, 2, 64), 0.1).to(dtype)
-    for stored, exact in zip(int4_cache(0, keys, values), (keys, values), strict=True):
+    for stored, exact in zip(integer_cache(4, 4)(0, keys, values), (keys, values), strict=True):
         assert stored.dtype == dtype
         step = exact.float().abs().amax(dim=-1, keepdim=True) / 7
         assert ((stored.float() - exact.float()).abs() <= step * 0.51).all()

@@ -17,6 +17,7 @@ from auditor.probing.schedule import AskedPrompt, schedule
 from auditor.reference.sampling import SamplingSpec
 from auditor.seed_files import read_key
 from auditor.seeds import SeedKey
+from auditor.token_counts.lengthening import LENGTHEN
 from auditor.trace import Trace
 from auditor.trace_files import read_traces, write_traces
 
@@ -71,6 +72,18 @@ def test_schedule_is_a_function_of_the_key_and_every_prompt_comes_before_any_ret
     assert {body["temperature"] for body in bodies} == {0.0, 1.0}
     assert {body["max_tokens"] for body in bodies} <= {5, 6, 7, 8, 9, 200}
     assert 0 < sum("stream" in body for body in bodies) < 20
+
+
+def test_questions_are_asked_plainly_and_for_length():
+    plan = a_plan(8).model_copy(update={"lengthen": True})
+    prompts = prompts_of(plan, 3)
+    assert len(prompts) == 8
+    asked = [json.loads(item.body)["messages"][-1]["content"] for item in schedule(plan, prompts, KEY)]
+    plain = {text for text in asked if not text.endswith(LENGTHEN)}
+    assert {f"{text} {LENGTHEN}" for text in plain} == set(asked) - plain
+    assert len(plain) == 4
+    with pytest.raises(OptionError, match="chat"):
+        plan_from_toml('model = "m"\napi = "completions"\nlengthen = true', where="plan")
 
 
 def test_gaps_have_mean_one_and_the_spread_of_independent_arrivals():

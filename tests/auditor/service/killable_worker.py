@@ -1,20 +1,14 @@
 """A worker process for kill tests: real queue, real database, and work that takes a few committed steps.
 
-    python killable_worker.py URL LEASE_SECONDS STEP_SECONDS [STATEMENT]
-
-With STATEMENT it kills itself right before or after the SQL statement of that number (2n: before the n-th,
-2n+1: after it), once it holds a job.
+python -m tests.auditor.service.killable_worker URL LEASE_SECONDS STEP_SECONDS
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import signal
 import sys
 import time
-
-from sqlalchemy import event
 
 from auditor.service import audits
 from auditor.service.queue import Terms
@@ -50,25 +44,9 @@ def new_work(step_seconds):
     return work
 
 
-def die_at(engine, boundary):
-    """Kill this process at a statement boundary: a commit counts as a statement."""
-    count = 0
-
-    def pass_one(*_):
-        nonlocal count
-        if count == boundary:
-            os.kill(os.getpid(), signal.SIGKILL)
-        count += 1
-
-    for name in ("before_cursor_execute", "after_cursor_execute", "commit"):
-        event.listen(engine, name, pass_one)
-
-
 def main():
-    url, lease_seconds, step_seconds, *boundary = sys.argv[1:]
+    url, lease_seconds, step_seconds = sys.argv[1:]
     with Store.open(url) as store:
-        if boundary:
-            die_at(store._engine, int(boundary[0]))
         terms = Terms(lease_seconds=float(lease_seconds), most_lost_leases=1000)
         worker = Worker(store, new_work(float(step_seconds)), terms=terms, poll_seconds=0.05)
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())

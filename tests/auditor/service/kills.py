@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import random
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from pathlib import Path
 
+import httpx
 from sqlalchemy import text
 
+from auditor.merkle.checkpoints import parse_checkpoint
+from auditor.merkle.tree import Tree
+from auditor.transparency_log import TransparencyLog
 from tests.auditor.service.killable_worker import STEPS, output_of, verdict_of
 
 WORKER = Path(__file__).with_name("killable_worker.py")
 
 
-def start_worker(url, *, lease, step, boundary=()):
+def start_worker(url, *, lease, step):
     command = [sys.executable, "-m", "tests.auditor.service.killable_worker", url, str(lease), str(step)]
     root = WORKER.parents[3]
-    return subprocess.Popen([*command, *map(str, boundary)], stdout=subprocess.PIPE, cwd=root)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root)
 
 
 def rows(store, sql):
@@ -55,12 +63,12 @@ def check_invariants(store, acknowledged, *, all_done=True):
         assert bytes(row.output) == output_of(audits[row.audit_id].digest, row.step)
         steps[row.audit_id] += 1
     assert {audit_id: steps[audit_id] for audit_id in done} == dict.fromkeys(done, STEPS)
-    entries = Counter((r.audit_id, r.kind) for r in rows(store, "SELECT audit_id, kind FROM log_entry"))
+    entries = Counter((r.subject, r.kind) for r in rows(store, "SELECT subject, kind FROM log_entry"))
     wanted = {(a, "submission") for a in audits} | {(a, "verdict") for a in done}
     assert entries == dict.fromkeys(wanted, 1), "an entry too many or too few in the log"
-    for row in rows(store, "SELECT audit_id, body FROM log_entry WHERE kind = 'verdict'"):
+    for row in rows(store, "SELECT subject, body FROM log_entry WHERE kind = 'verdict'"):
         entry = json.loads(bytes(row.body))
-        assert entry["verdict"] == "sha256:" + hashlib.sha256(bytes(verdicts[row.audit_id].body)).hexdigest()
+        assert entry["verdict"] == "sha256:" + hashlib.sha256(bytes(verdicts[row.subject].body)).hexdigest()
     ends = Counter(r.audit_id for r in rows(store, "SELECT audit_id FROM event WHERE kind = 'done'"))
     assert ends == dict.fromkeys(done, 1)
     told = rows(store, "SELECT audit_id, count(*) AS n, max(sequence) AS last FROM event GROUP BY audit_id")
@@ -80,21 +88,124 @@ def takeovers(store, killed):
     return sorted(waits)
 
 
-def soak(store, url, submit, *, jobs, kills, workers, lease, step, seed, seconds):
-    """Submit and kill at random, mostly those at work; returns (acknowledged, kills made, [(job, when)])."""
+def heads_of(folder):
+    """(size, root) of the head that a log shows at this moment."""
+    try:
+        _, head = parse_checkpoint((folder / "checkpoint").read_bytes())
+    except FileNotFoundError:
+        return []
+    return [(head.size, head.root)]
+
+
+def check_log(store, folder, heads):
+    """Every entry has one place, the log holds them in order, and no head that was ever shown is of another tree."""
+    placed = rows(store, "SELECT position, body FROM log_entry ORDER BY position")
+    assert [row.position for row in placed] == list(range(len(placed))), "an entry without its place"
+    entries = [bytes(row.body) for row in placed]
+    log, tree = TransparencyLog(folder), Tree.of_entries(entries)
+    _, newest = log.checkpoint()
+    assert (log.size, newest.size, newest.root) == (len(entries), len(entries), tree.root())
+    assert all(
+        log.entry(index) == entries[index] for index in range(max(0, len(entries) - 300), len(entries))
+    )
+    for size, root in heads:
+        assert tree.root(size) == root, "a fork"
+
+
+class Server:
+    """The server process, on one port however often it is killed."""
+
+    def __init__(self, url, blobs):
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.listen = f"127.0.0.1:{free.getsockname()[1]}"
+        self.command = [
+            sys.executable,
+            "-m",
+            "tests.auditor.service.killable_server",
+            url,
+            str(blobs),
+            self.listen,
+        ]
+        self.heads, self.kills = [], 0
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, cwd=WORKER.parents[3])
+        self.started = time.monotonic()
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+        self.kills += 1
+
+    def submit(self, key, number):
+        """Send one submission until it is acknowledged; returns its id. Sees what head the log shows, too."""
+        headers = {
+            "Authorization": f"Bearer {key}",
+            "Idempotency-Key": f"key-{number}",
+            "Content-Type": "application/jsonl",
+        }
+        body, deadline = b'{"number": %d}\n' % number, time.monotonic() + 120
+        while True:
+            assert time.monotonic() < deadline, "no server answers"
+            try:
+                with httpx.Client(base_url=f"http://{self.listen}", timeout=30, trust_env=False) as client:
+                    answer = client.post("/v1/audits", content=body, headers=headers)
+                    if answer.status_code == 202:
+                        self.see(client)
+                        return answer.json()["id"]
+                    assert answer.status_code in (409, 503), answer.text
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+
+    def see(self, client):
+        with contextlib.suppress(httpx.TransportError):
+            shown = client.get("/log/checkpoint")
+            if shown.status_code == 200:
+                _, head = parse_checkpoint(shown.content)
+                self.heads.append((head.size, head.root))
+
+
+def soak(store, url, server, key, *, jobs, kills, workers, lease, step, seed, seconds):
+    """Submit over HTTP and kill at random: workers, mostly those at work, and the server while it is asked.
+
+    Returns (acknowledged, kills made, [(job, when)]).
+    """
     chance = random.Random(seed)
     alive = [start_worker(url, lease=lease, step=step) for _ in range(workers)]
     for process in alive:
         assert process.stdout.readline() == b"ready\n"
     acknowledged, made, killed, deadline = set(), 0, [], time.monotonic() + seconds
+    ending, numbers, failures = threading.Event(), itertools.count(), []
+
+    def supply():
+        try:
+            while not ending.is_set():
+                acknowledged.add(server.submit(key, next(numbers)))
+                while rows(store, "SELECT count(*) FROM job WHERE state = 'queued'")[0][0] > 1:
+                    if ending.wait(0.1):
+                        return
+        except BaseException as error:
+            failures.append(error)
+
+    suppliers = [threading.Thread(target=supply) for _ in range(2)]
+    for thread in suppliers:
+        thread.start()
+    patience = 1.5
     try:
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not failures:
+            if made >= kills and len(acknowledged) >= jobs:
+                ending.set()
             running = rows(store, "SELECT audit_id, worker FROM job WHERE state = 'running'")
             waiting = rows(store, "SELECT count(*) FROM job WHERE state = 'queued'")[0][0]
-            if made >= kills and len(acknowledged) >= jobs and not running and not waiting:
+            supplied = ending.is_set() and not any(thread.is_alive() for thread in suppliers)
+            if supplied and not running and not waiting:
                 break
-            if len(acknowledged) < jobs or (made < kills and waiting < workers):
-                acknowledged.add(submit(len(acknowledged)))
+            if made < kills and time.monotonic() - server.started > patience:
+                server.kill()
+                made, patience = made + 1, 3.0 + chance.random() * 9.0
+                server.start()
             at_work = {int(row.worker.rpartition(":")[2]): row.audit_id for row in running}
             busy = [n for n, process in enumerate(alive) if process.pid in at_work]
             if made < kills and chance.random() < 0.5 and (busy or chance.random() < 0.1):
@@ -108,7 +219,12 @@ def soak(store, url, submit, *, jobs, kills, workers, lease, step, seed, seconds
                 alive[number] = start_worker(url, lease=lease, step=step)
             time.sleep(chance.random() * 0.3)
     finally:
+        ending.set()
+        for thread in suppliers:
+            thread.join()
         for process in alive:
             process.kill()
             process.communicate()
+        server.kill()
+    assert not failures, failures
     return acknowledged, made, killed

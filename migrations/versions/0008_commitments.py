@@ -9,8 +9,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0004"
-down_revision = "0003"
+revision = "0008"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 
@@ -150,28 +150,12 @@ def upgrade() -> None:
         table.create_index("ix_audit_provider", ["provider_id"], unique=False)
         table.create_foreign_key("fk_audit_provider_id", "provider", ["provider_id"], ["id"])
 
-    with op.batch_alter_table("log_entry") as table:
-        table.add_column(sa.Column("commitment_id", sa.Text(), nullable=True))
-        table.add_column(sa.Column("challenge_id", sa.Text(), nullable=True))
-        table.alter_column("audit_id", existing_type=sa.TEXT(), nullable=True)
-        table.create_unique_constraint("uq_log_entry_challenge_id", ["challenge_id", "kind"])
-        table.create_unique_constraint("uq_log_entry_commitment_id", ["commitment_id", "kind"])
-        table.create_foreign_key("fk_log_entry_challenge_id", "challenge", ["challenge_id"], ["id"])
-        table.create_foreign_key("fk_log_entry_commitment_id", "commitment", ["commitment_id"], ["id"])
-
 
 def downgrade() -> None:
-    op.execute("DELETE FROM log_entry WHERE audit_id IS NULL")
+    op.execute(
+        "DELETE FROM log_entry WHERE subject LIKE 'cmt\\_%' ESCAPE '\\' OR subject LIKE 'chl\\_%' ESCAPE '\\'"
+    )
     op.execute("DELETE FROM api_key WHERE provider_id IS NOT NULL")
-    with op.batch_alter_table("log_entry") as table:
-        table.drop_constraint("fk_log_entry_commitment_id", type_="foreignkey")
-        table.drop_constraint("fk_log_entry_challenge_id", type_="foreignkey")
-        table.drop_constraint("uq_log_entry_commitment_id", type_="unique")
-        table.drop_constraint("uq_log_entry_challenge_id", type_="unique")
-        table.alter_column("audit_id", existing_type=sa.TEXT(), nullable=False)
-        table.drop_column("challenge_id")
-        table.drop_column("commitment_id")
-
     with op.batch_alter_table("audit") as table:
         table.drop_constraint("fk_audit_provider_id", type_="foreignkey")
         table.drop_index("ix_audit_provider")

@@ -1,0 +1,23 @@
+"""Symmetric rounding to integers: the one quantizer of deviations and declared caches."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def integers(x: Tensor, *, bits: int, group: int | None) -> Tensor:
+    """Symmetric round to nearest of [rows, columns], a scale for `group` columns of a row, or for all of `x`.
+
+    A group that does not divide the columns is the whole row.
+    """
+    most = 2 ** (bits - 1) - 1
+    flat = x.reshape(1, -1) if group is None else grouped(x, group)
+    scale = (flat.abs().amax(dim=-1, keepdim=True) / most).clamp_min(1e-8)
+    grid: Tensor = (flat / scale).round().clamp(-most - 1, most) * scale
+    return grid.reshape(x.shape)
+
+
+def grouped(x: Tensor, group: int) -> Tensor:
+    """[rows, columns] as [rows, groups, group]; one group a row where they do not divide."""
+    rows, columns = x.shape
+    return x.reshape(rows, -1, group if columns % group == 0 else columns)

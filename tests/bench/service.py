@@ -1,0 +1,254 @@
+"""The service under load: submissions beside bare commits, reads while jobs run, and a large upload in little memory.
+
+    python -m tests.bench.service [submissions] [reads] [upload]      # `make bench-service` does all three
+
+One JSON object a line. Rates are of this machine at this moment: only what was measured in the same run compares.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import itertools
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import httpx
+from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, insert
+
+from auditor.service import tenants
+from auditor.store import Store
+from tests.conftest import _postgres_programs, _start
+
+ROOT = Path(__file__).parents[2]
+STREAMS = 8
+SECONDS = 8.0
+ROUNDS = 3
+READS_A_SECOND, READ_SECONDS = 50, 30
+UPLOAD_BYTES = int(os.environ.get("AUDITOR_BENCH_UPLOAD_GIB", "10")) << 30
+PART_BYTES = 8 << 20
+_numbers = itertools.count()
+
+
+@contextmanager
+def database(kind, folder):
+    """The URL of an empty database that does put commits on disk."""
+    if kind == "sqlite":
+        yield f"sqlite:///{folder / 'store.sqlite3'}"
+        return
+    with tempfile.TemporaryDirectory(prefix="auditor-pg-", ignore_cleanup_errors=True) as place:
+        process, server = _start(_postgres_programs()[0], Path(place), fsync="on")
+        try:
+            yield server.new_database()
+        finally:
+            process.terminate()
+            process.wait()
+
+
+@contextmanager
+def server(url, folder):
+    """The server process on a database; yields (client, process id)."""
+    Store.upgrade(url)
+    with Store.open(url) as store, store.transaction(writes=True) as connection:
+        tenant = tenants.create_tenant(connection, "bench", most_running=100)
+        _, key = tenants.create_key(connection, tenant.id, "k", tenants.SCOPES, days=1)
+    code = (
+        "import sys; from pathlib import Path; from auditor.api import serving; from auditor.service import tenants;"
+        "from auditor.service.egress import Egress;"
+        "tenants.SUBMISSIONS_A_SECOND = tenants.SUBMISSIONS_AT_ONCE = 1e9;"
+        "serving.serve_all(url=sys.argv[1], folder=Path(sys.argv[2]), listen='127.0.0.1:0', workers=0,"
+        " worker_options=[], new_key=False, egress=Egress(), on_start=lambda a, _: print(a, flush=True))"
+    )
+    command = [sys.executable, "-c", code, url, str(folder / "blobs")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            address = process.stdout.readline().strip()
+            limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
+            headers = {"Authorization": f"Bearer {key}"}
+            with httpx.Client(
+                base_url=address, headers=headers, timeout=300, trust_env=False, limits=limits
+            ) as client:
+                yield client, process.pid
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def rate(call, streams, seconds):
+    """Calls a second of so many streams, each one after the other."""
+    ending, counts = time.monotonic() + seconds, []
+
+    def stream():
+        count = 0
+        while time.monotonic() < ending:
+            call()
+            count += 1
+        counts.append(count)
+
+    started = time.monotonic()
+    threads = [threading.Thread(target=stream) for _ in range(streams)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return sum(counts) / (time.monotonic() - started)
+
+
+def submissions(kind, folder):
+    """Acknowledged submissions beside bare inserts and commits, in turn on one database."""
+    scratch = Table("bench", MetaData(), Column("n", Integer, primary_key=True), Column("body", LargeBinary))
+    with database(kind, folder) as url, server(url, folder) as (client, _), Store.open(url) as store:
+        scratch.metadata.create_all(store._engine)
+
+        def bare():
+            with store.transaction(writes=True) as connection:
+                connection.execute(insert(scratch).values(body=b"x" * 200))
+
+        def submit():
+            number = next(_numbers)
+            headers = {"Idempotency-Key": f"bench-{number}", "Content-Type": "application/jsonl"}
+            body = b'{"schema": "auditor.trace/v1", "id": "r-%d"}\n' % number
+            answer = client.post("/v1/audits", content=body, headers=headers)
+            assert answer.status_code == 202, answer.text
+
+        rate(submit, STREAMS, 2.0)
+        pairs = [(rate(bare, STREAMS, SECONDS), rate(submit, STREAMS, SECONDS)) for _ in range(ROUNDS)]
+    shares = [told / plain for plain, told in pairs]
+    return {
+        "what": "submissions",
+        "database": kind,
+        "streams": STREAMS,
+        "bare_per_second": [round(plain, 1) for plain, _ in pairs],
+        "submissions_per_second": [round(told, 1) for _, told in pairs],
+        "share_median": round(statistics.median(shares), 3),
+        "share_range": [round(min(shares), 3), round(max(shares), 3)],
+    }
+
+
+def reads(kind, folder):
+    """Latency of reads that arrive 50 a second, whatever became of those before, while a worker audits."""
+    log = (ROOT / "tests/traces/vllm-cpu-bf16-plain.jsonl.gz").read_bytes()
+    with ExitStack() as stack:
+        url = stack.enter_context(database(kind, folder))
+        client, _ = stack.enter_context(server(url, folder))
+        program = "from auditor.commands import main; main()"
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            "worker",
+            "--blobs",
+            str(folder / "blobs"),
+            "--threads",
+            "1",
+        ]
+        environment = os.environ | {"AUDITOR_DATABASE_URL": url, "OMP_NUM_THREADS": "1"}
+        worker = stack.enter_context(
+            subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+        )
+        stack.callback(worker.terminate)
+        ids = []
+        for number in range(12):
+            headers = {"Idempotency-Key": f"reads-{number}", "Content-Type": "application/jsonl"}
+            ids.append(client.post("/v1/audits", content=log, headers=headers).json()["id"])
+        while client.get(f"/v1/audits/{ids[0]}").json()["state"] != "done":
+            time.sleep(0.5)
+        kinds = ["/v1/audits?limit=20", f"/v1/audits/{ids[0]}", f"/v1/audits/{ids[0]}/verdict"]
+        kinds += [f"/v1/audits/{ids[0]}/evidence?limit=20", "/v1/keys", f"/v1/audits/{ids[-1]}"]
+        started, took = time.monotonic() + 0.5, []
+
+        def one(number):
+            due = started + number / READS_A_SECOND
+            time.sleep(max(0.0, due - time.monotonic()))
+            answer = client.get(kinds[number % len(kinds)])
+            took.append(time.monotonic() - due)
+            assert answer.status_code == 200
+
+        with ThreadPoolExecutor(48) as pool:
+            list(pool.map(one, range(READS_A_SECOND * READ_SECONDS)))
+        page = client.get("/v1/audits?limit=50").json()["items"]
+    took.sort()
+    quantile = lambda q: round(1000 * took[min(len(took) - 1, int(q * len(took)))], 1)  # noqa: E731
+    return {
+        "what": "reads",
+        "database": kind,
+        "per_second": READS_A_SECOND,
+        "requests": len(took),
+        "milliseconds": {
+            "p50": quantile(0.5),
+            "p95": quantile(0.95),
+            "p99": quantile(0.99),
+            "most": quantile(1),
+        },
+        "audits_done_meanwhile": sum(item["state"] == "done" for item in page),
+        "audits": len(page),
+    }
+
+
+def memory(pid, field):
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) >> 10
+
+
+def upload(kind, folder):
+    """A log of `UPLOAD_BYTES` in parts, and the most memory the server held."""
+    line = b'{"schema": "auditor.trace/v1", "id": "x", "model": "demo", "filler": "' + b"y" * 180 + b'"}\n'
+    part = line * (PART_BYTES // len(line))
+    count = UPLOAD_BYTES // len(part) + 1
+    running = hashlib.sha256()
+    for _ in range(count):
+        running.update(part)
+    digest = base64.b64encode(hashlib.sha256(part).digest()).decode()
+    order = {"name": "large", "digest": f"sha256:{running.hexdigest()}", "bytes": len(part) * count}
+    with database(kind, folder) as url, server(url, folder) as (client, pid):
+        idle, started = memory(pid, "VmHWM"), time.monotonic()
+        path = client.post("/v1/uploads", json=order, headers={"Idempotency-Key": "u"}).headers["location"]
+
+        def put(number):
+            headers = {"Content-Digest": f"sha-256=:{digest}:"}
+            assert client.put(f"{path}/parts/{number}", content=part, headers=headers).status_code == 204
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(put, range(count)))
+        sent, mebibytes = time.monotonic() - started, memory(pid, "VmHWM")
+        answer = client.post(f"{path}/complete", timeout=3600)
+        assert answer.status_code == 200, answer.text
+        return {
+            "what": "upload",
+            "database": kind,
+            "gibibytes": round(len(part) * count / (1 << 30), 2),
+            "streams": 4,
+            "put_seconds": round(sent, 1),
+            "complete_seconds": round(time.monotonic() - started - sent, 1),
+            "most_resident_mebibytes": {"idle": idle, "putting": mebibytes, "all": memory(pid, "VmHWM")},
+        }
+
+
+def main():
+    runs = {
+        "submissions": [(submissions, "sqlite"), (submissions, "postgresql")],
+        "reads": [(reads, "sqlite"), (reads, "postgresql")],
+        "upload": [(upload, "sqlite")],
+    }
+    for name in sys.argv[1:] or runs:
+        for run, kind in runs[name]:
+            folder = Path(tempfile.mkdtemp(prefix="auditor-bench-"))
+            try:
+                print(json.dumps(run(kind, folder) | {"load_average": os.getloadavg()[0]}), flush=True)
+            finally:
+                shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()
