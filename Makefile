@@ -7,9 +7,9 @@ PEER := .venv-peer
 OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation \
-        bench-service bench-report report-page proof inflation token-counts fingerprints study matrix cross-checks \
-        profiles engines soak schedule-proof clean
+.PHONY: setup demo test test-pages fuzz lint types bench bench-core bench-merkle bench-fingerprints \
+        bench-speculation bench-service bench-report report-page proof inflation token-counts fingerprints study \
+        matrix cross-checks profiles engines soak schedule-proof clean
 
 setup: $(STAMP)
 
@@ -25,6 +25,14 @@ demo: setup
 # A file's tests stay together: they share what is slow to make.
 test: setup lint types
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# The service's pages in a real Chromium (Debian's `chromium`, or AUDITOR_TEST_CHROMIUM): a minute.
+test-pages: $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser tests/browser
+
+$(VENV)/.browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,service]'
+	@touch $@
 
 # The property tests again, with examples that no run has seen; repeat at will.
 fuzz: setup

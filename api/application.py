@@ -28,6 +28,12 @@ from auditor.api import (
 from auditor.api.bodies import refuse_unknown_query
 from auditor.api.description import complete
 from auditor.api.metrics import count_answer
+from auditor.api.pages import audits as audit_pages
+from auditor.api.pages import files, overview, problem_codes, signing_in, submitting
+from auditor.api.pages import keys as key_pages
+from auditor.api.pages import log as log_page
+from auditor.api.pages import profiles as profile_pages
+from auditor.api.pages.negotiation import refuse
 from auditor.api.problems import add_handlers, problem_response
 from auditor.api.service import Service
 from auditor.service.errors import NotFoundError
@@ -39,8 +45,19 @@ Refusals are problem documents (RFC 9457). What makes something takes an `Idempo
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+_PAGES = (
+    overview,
+    audit_pages,
+    submitting,
+    profile_pages,
+    log_page,
+    key_pages,
+    signing_in,
+    problem_codes,
+    files,
+)
 
 
 def create_application(service: Service) -> FastAPI:
@@ -64,7 +81,9 @@ def create_application(service: Service) -> FastAPI:
     application.include_router(health.router)
     application.include_router(log.router)
     complete(application)
-    add_handlers(application)
+    for page in _PAGES:
+        application.include_router(page.router)
+    add_handlers(application, refuse)
     application.add_middleware(_Observed)
     return application
 

@@ -108,9 +108,9 @@ def submit(
     with service.store.transaction(writes=True) as connection:
         if submitter.signed is not None:
             signatures.use_up(connection, submitter.signed)
-        left = tenants.take_allowance(connection, caller)
         audit_id, again = audits.once(connection, caller.tenant_id, key, told, make)
         audit = audits.find(connection, caller.tenant_id, audit_id)
+        left = tenants.take_allowance(connection, caller)
     response.headers["Location"] = f"{request.url.path}/{audit_id}"
     response.headers["RateLimit"] = f'"submissions";r={int(left)}'
     response.headers["RateLimit-Policy"] = f'"submissions";q={int(tenants.SUBMISSIONS_AT_ONCE)}'

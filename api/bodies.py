@@ -56,7 +56,7 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     return b"".join(parts)
 
 
-def refuse_unknown_query(request: Request) -> None:
+async def refuse_unknown_query(request: Request) -> None:
     """A dependency: every query parameter is one that the route knows, and comes once.
 
     Whoever misspells `alpha` must not be judged at the default.
@@ -93,9 +93,20 @@ def parsed(model: type[Model], raw: bytes, most_bytes: int = MOST_JSON_BYTES) ->
         RequestInvalidError: a field that is missing, mistyped or unknown.
     """
     try:
-        return model.model_validate(load_object(raw, where="body", max_bytes=most_bytes))
+        value = load_object(raw, where="body", max_bytes=most_bytes)
     except TraceSyntaxError as error:
         raise BodyMalformedError(error.message, where="body") from None
+    return validated(model, value)
+
+
+def validated(model: type[Model], value: dict[str, Any]) -> Model:
+    """Plain values as this model.
+
+    Raises:
+        RequestInvalidError: a field that is missing, mistyped or unknown.
+    """
+    try:
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise RequestInvalidError(first["msg"], where=".".join(map(str, first["loc"]))) from None

@@ -309,7 +309,10 @@ def receipt(
     kind: Literal["challenge", "result"],
 ) -> Response:
     """A C2SP tlog-proof, for the entry of the same name."""
-    return receipt_at(service, _entry(service, caller, challenge_id, kind)[0])
+    return Response(
+        receipt_at(service, _entry(service, caller, challenge_id, kind)[0]),
+        media_type="text/plain; charset=utf-8",
+    )
 
 
 @router.get(

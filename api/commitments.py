@@ -227,7 +227,10 @@ def receipt(
     service: TheService, caller: ReaderOrProvider, commitment_id: str, sequence: Sequence
 ) -> Response:
     """A C2SP tlog-proof, for the entry of the same number."""
-    return receipt_at(service, _entry(service, caller, commitment_id, sequence)[0])
+    return Response(
+        receipt_at(service, _entry(service, caller, commitment_id, sequence)[0]),
+        media_type="text/plain; charset=utf-8",
+    )
 
 
 @router.get(

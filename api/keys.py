@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -99,9 +100,7 @@ def create_key(response: Response, service: TheService, caller: KeyKeeper, body:
 
     To rotate: make one, use it, revoke the old one.
     """
-    more = sorted(set(body.scopes) & tenants.SCOPES.keys() - set(caller.scopes))
-    if more:
-        raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
+    require_no_more(caller, body.scopes)
     with service.store.transaction(writes=True) as connection:
         key, text = _make(connection, caller.tenant_id, body)
     return _shown_once(response, key, text)
@@ -129,6 +128,17 @@ def revoke_key(service: TheService, caller: KeyKeeper, key_id: str) -> KeyView:
     """At once and for good; again is the same as once."""
     with service.store.transaction(writes=True) as connection:
         return view_key(tenants.revoke_key(connection, caller.tenant_id, key_id))
+
+
+def require_no_more(key: tenants.ApiKey, scopes: Collection[str]) -> None:
+    """Raise where a key would give what it lacks.
+
+    Raises:
+        ScopeMissingError: it would.
+    """
+    more = sorted(set(scopes) & tenants.SCOPES.keys() - set(key.scopes))
+    if more:
+        raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
 
 
 def _make(connection: Connection, tenant_id: str, body: NewKey) -> tuple[tenants.ApiKey, str]:

@@ -24,6 +24,7 @@ _FOREVER = {"Cache-Control": "public, max-age=31536000, immutable"}
 
 
 CHECKPOINT_EXAMPLE = f"auditor.localhost/log\n4\n{'A' * 43}=\n\n\u2014 auditor.localhost/log {'A' * 90}==\n"
+PROOF_TYPE = "text/plain; charset=utf-8"
 _TEXT = {"schema": {"type": "string"}}
 PROOF: dict[int | str, Any] = {
     200: {
@@ -117,12 +118,25 @@ def receipt(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]
 ) -> Response:
     """A C2SP tlog-proof; `audit log verify` checks it offline with the entry's bytes."""
+    raw = receipt_of(service, caller.tenant_id, audit_id, kind)
+    return Response(raw, media_type=PROOF_TYPE)
+
+
+def receipt_of(
+    service: Service, tenant_id: str, audit_id: str, kind: Literal["submission", "verdict"]
+) -> bytes:
+    """The receipt of an audit's entry.
+
+    Raises:
+        NotFoundError: the tenant has no such audit.
+        NotFinishedError: there is no such entry, or no signed tree holds it yet.
+    """
     with service.store.transaction() as connection:
-        position, _ = audits.log_entry(connection, caller.tenant_id, audit_id, kind)
+        position, _ = audits.log_entry(connection, tenant_id, audit_id, kind)
     return receipt_at(service, position)
 
 
-def receipt_at(service: Service, position: int | None) -> Response:
+def receipt_at(service: Service, position: int | None) -> bytes:
     """The proof for the entry in this place.
 
     Raises:
@@ -135,7 +149,7 @@ def receipt_at(service: Service, position: int | None) -> Response:
         head = None
     if head is None or position is None or position >= head.size:
         raise NotFinishedError("the entry is not in a signed tree yet", retry_after=3)
-    return Response(log.prove(position).serialize(), media_type="text/plain; charset=utf-8")
+    return log.prove(position).serialize()
 
 
 @router.get(

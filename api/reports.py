@@ -115,10 +115,10 @@ def pack(
     texts: Annotated[bool, Query(description="Put prompts, outputs and reproductions in.")] = False,
 ) -> Response:
     """`audit report verify` checks it offline; there is none until the log's signed tree holds the report."""
-    if service.report_signer is None:
-        raise NotReadyError("this service has no report key")
     with service.store.transaction() as connection:
         find_report(connection, caller.tenant_id, report_id)
+    if service.report_signer is None:
+        raise NotReadyError("this service has no report key")
     try:
         log = TransparencyLog(service.log)
         log.checkpoint()

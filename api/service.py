@@ -33,6 +33,7 @@ class Service:
         webhooks: signs what is sent to webhooks.
         report_signer: signs reports' evidence packs; without one there are none.
         checker: what openings of challenges are checked with.
+        log_key: the log's public key, as a vkey; empty where it is not known.
     """
 
     store: Store
@@ -42,9 +43,10 @@ class Service:
     webhooks: WebhookSigner
     report_signer: ReportSigner | None = None
     checker: OpeningChecker = field(default_factory=OpeningChecker)
+    log_key: str = ""
 
 
-def service_of(request: Request) -> Service:
+async def service_of(request: Request) -> Service:
     """The service of the application that answers."""
     found = request.app.state.service
     if not isinstance(found, Service):
@@ -52,6 +54,7 @@ def service_of(request: Request) -> Service:
     return found
 
 
+# Dependencies that wait for nothing are coroutines: a plain function costs a change of threads.
 TheService = Annotated[Service, Depends(service_of)]
 _bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`.")
 
@@ -66,7 +69,7 @@ def _caller(
 
 
 def _with_scope(*scopes: str) -> object:
-    def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
+    async def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
         caller.require(*scopes)
         return caller
 
@@ -112,7 +115,7 @@ HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 
 
-def _idempotency_key(request: Request) -> str:
+async def _idempotency_key(request: Request) -> str:
     key = request.headers.get("idempotency-key", "")
     if not key or len(key) > MOST_KEY_CHARACTERS or not key.isprintable():
         raise IdempotencyKeyMissingError(

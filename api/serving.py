@@ -71,13 +71,16 @@ def serve_all(
         log = open_log(folder.parent / "log", folder.parent / "log.key")
         report_signer = open_report_key(folder.parent / "report.key")
         signer = open_webhook_key(folder.parent / "webhook.key")
+        blobs = BlobFolder(folder)
+        blobs.prepare()
         service = Service(
             store,
-            BlobFolder(folder),
+            blobs,
             folder / "uploads",
             log.folder,
             signer,
             report_signer,
+            log_key=log.signer.public.vkey,
             checker=OpeningChecker.of_model(model),
         )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]

@@ -61,7 +61,11 @@ def _opened(database: str | None) -> Store:
 @click.option("--from", "start", required=True, help="Begin of the period: a day (UTC) or a time with zone.")
 @click.option("--to", "end", default=None, help="End of the period, not included. [default: now]")
 @click.option(
-    "--policy", "policy_file", type=click.Path(path_type=Path), default=None, help="auditor.policy/v1, TOML."
+    "--policy",
+    "policy_file",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="TOML: a report's or a schedule's.",
 )
 @OUT
 def make(
@@ -80,7 +84,7 @@ def make(
     from auditor.reports import make_report  # noqa: PLC0415
     from auditor.service.clock import now  # noqa: PLC0415
 
-    began, policy = _moment(start, "--from"), read_policy(policy_file)
+    began, policy = _moment(start, "--from"), read_policy(policy_file, provider)
     with _opened(database) as store:
         with store.transaction() as connection:
             owner = tenant_of(connection, tenant)
@@ -88,11 +92,21 @@ def make(
         save(make_report(store, owner, provider, began, ended, policy), out)
 
 
-def read_policy(path: Path | None) -> Policy:
-    """A policy file, or the default policy."""
+def read_policy(path: Path | None, provider: str) -> Policy:
+    """A report's policy file, or a schedule's as reports print it, or the default policy."""
     from auditor.reports.policy import MAX_POLICY_BYTES, Policy, parse_policy  # noqa: PLC0415
 
-    return Policy() if path is None else parse_policy(read_file(path, MAX_POLICY_BYTES), str(path))
+    if path is None:
+        return Policy()
+    raw = read_file(path, MAX_POLICY_BYTES)
+    if b'"auditor.policy/v1"' in raw:
+        from auditor.schedules import policy as schedules  # noqa: PLC0415
+        from auditor.schedules.period_work import report_policy  # noqa: PLC0415
+
+        return report_policy(
+            schedules.parse_policy(raw.decode("utf-8", "replace"), provider, where=str(path))
+        )
+    return parse_policy(raw, str(path))
 
 
 def _moment(text: str, where: str) -> int:

@@ -20,8 +20,9 @@ from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
 from auditor.schedules import likelihoods
-from auditor.service import audits, providers, tenant_profiles
+from auditor.service import audits, exhibits, providers, tenant_profiles
 from auditor.service.clock import SECOND
+from auditor.service.exhibit import exhibit_of
 from auditor.service.opened_traces import with_openings
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
@@ -78,9 +79,11 @@ class AuditWork:
         )
         steps.flush()
         body, traces = documents(result)
+        exhibit = exhibit_of(result)
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            exhibits.record(connection, audit, exhibit)
             likelihoods.record(connection, audit.id, result.verdicts)
 
         return effects

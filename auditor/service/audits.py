@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import func, insert, select, tuple_
 
 from auditor.service import jobs, log_entries, providers, webhooks
-from auditor.service.clock import now as time_now
+from auditor.service.clock import stamp
 from auditor.service.errors import (
     ConflictError,
     IdempotencyKeyReusedError,
@@ -28,6 +28,7 @@ from auditor.store_engine import insert_if_absent
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import event as event_table
 from auditor.store_schema import evidence as evidence_table
+from auditor.store_schema import exhibit as exhibit_table
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import job as job_table
 from auditor.store_schema import log_entry as log_entry_table
@@ -112,7 +113,7 @@ class Event:
 
 def keep_log(connection: Connection, tenant_id: str, digest: str, name: str, size: int) -> TraceLog:
     """The tenant's log with these bytes, which are in the blob folder already; the same bytes are one log."""
-    made = TraceLog(new_id("log"), tenant_id, digest, name, size, time_now(connection))
+    made = TraceLog(new_id("log"), tenant_id, digest, name, size, stamp(connection))
     if insert_if_absent(connection, log_table, asdict(made)):
         return made
     found = _find_log(connection, tenant_id, log_table.c.digest == digest)
@@ -168,7 +169,7 @@ def once(
         return found, True
     made = make()
     values = {"tenant_id": tenant_id, "key": key, "request_sha256": request_sha256, "resource_id": made}
-    if insert_if_absent(connection, idempotency_table, {**values, "created": time_now(connection)}):
+    if insert_if_absent(connection, idempotency_table, {**values, "created": stamp(connection)}):
         return made, False
     raise ConflictError("a request with this key is under way", where="Idempotency-Key", retry_after=1)
 
@@ -178,7 +179,7 @@ def submit(connection: Connection, log: TraceLog, options: AuditOptions, provide
 
     A name that is registered now stands for that provider, whatever it is called later.
     """
-    now = time_now(connection)
+    now = stamp(connection)
     audit_id = new_id("aud")
     registered = providers.named(connection, log.tenant_id, provider)
     values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "options": options.text()}
@@ -235,14 +236,26 @@ def listed(
     after: tuple[int, str] | None,
     limit: int,
     state: str | None = None,
+    outcome: str | None = None,
+    provider: str | None = None,
 ) -> list[Audit]:
-    """A tenant's audits, newest first, after the (created, id) of another."""
+    """A tenant's audits, newest first, after the (created, id) of another.
+
+    Args:
+        provider: audits of logs that name this provider and no other.
+    """
     column = audit_table.c
     wanted = _audits(tenant_id)
     if after is not None:
         wanted = wanted.where(tuple_(column.created, column.id) < after)
     if state is not None:
         wanted = wanted.where(job_table.c.state == state)
+    if outcome is not None:
+        wanted = wanted.where(verdict_table.c.outcome == outcome)
+    if provider is not None:
+        shown = exhibit_table.c
+        named = select(shown.audit_id).where(shown.tenant_id == tenant_id, shown.provider == provider)
+        wanted = wanted.where(column.id.in_(named))
     rows = connection.execute(wanted.order_by(column.created.desc(), column.id.desc()).limit(limit))
     return [_audit(row) for row in rows]
 

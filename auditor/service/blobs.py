@@ -28,6 +28,19 @@ class BlobFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    def prepare(self) -> None:
+        """Make the folders, so that no blob has to wait for its own to be on disk.
+
+        Raises:
+            StoreError: they cannot be made.
+        """
+        try:
+            for number in range(256):
+                (self.folder / "sha256" / f"{number:02x}").mkdir(parents=True, exist_ok=True)
+            flush_folder(self.folder / "sha256")
+        except OSError as error:
+            raise StoreError(f"cannot be made: {error.strerror}", where=str(self.folder)) from error
+
     def path(self, digest: str) -> Path:
         """Where a blob lies.
 

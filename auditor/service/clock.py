@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from weakref import WeakKeyDictionary
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, RootTransaction, text
 
 SECOND = 1_000_000
 _SERVER_TIME = text("SELECT CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000000 AS BIGINT)")
@@ -25,12 +26,26 @@ def unsafe_shift(by: Callable[[], int] | None) -> None:
     _shift = by
 
 
+_stamps: WeakKeyDictionary[RootTransaction, int] = WeakKeyDictionary()
+
+
 def now(connection: Connection) -> int:
     """The time, in microseconds."""
     ahead = 0 if _shift is None else _shift()
     if connection.dialect.name == "sqlite":
         return time.time_ns() // 1000 + ahead
     return int(connection.execute(_SERVER_TIME).scalar_one()) + ahead
+
+
+def stamp(connection: Connection) -> int:
+    """When this transaction first asked: for what it makes, never for what others may change meanwhile."""
+    transaction = connection.get_transaction()
+    if transaction is None:
+        return now(connection)
+    found = _stamps.get(transaction)
+    if found is None:
+        found = _stamps[transaction] = now(connection)
+    return found
 
 
 def to_text(moment: int) -> str:

@@ -46,6 +46,19 @@ class UnauthenticatedError(ServiceError):
     status = 401
 
 
+class SignInNeededError(UnauthenticatedError):
+    """A page that is for those who are signed in."""
+
+    code = "sign-in-needed"
+
+
+class FormForgedError(ServiceError):
+    """A form that does not come from a page of the same session, or comes from one that is over."""
+
+    code = "form-forged"
+    status = 403
+
+
 class SignatureRefusedError(UnauthenticatedError):
     """A signed request whose signature is incomplete, wrong, too old or by an unknown key."""
 

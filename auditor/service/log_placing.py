@@ -26,6 +26,8 @@ from auditor.store_schema import log_entry as entry_table
 from auditor.transparency_log import TransparencyLog, read_head
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from auditor.store import Store
 
 ORIGIN = "auditor.localhost/log"
@@ -102,6 +104,14 @@ def _shown(tree: TransparencyLog) -> int | None:
     if not (tree.folder / "checkpoint").exists():
         return None
     return tree.checkpoint()[1].size
+
+
+def newest_entries(connection: Connection, below: int, limit: int) -> list[tuple[int, bytes]]:
+    """(place, bytes) of the last entries of a tree of that size, the newest first; they are public."""
+    column = entry_table.c
+    wanted = select(column.position, column.body).where(column.position < below)
+    rows = connection.execute(wanted.order_by(column.position.desc()).limit(limit))
+    return [(row.position, bytes(row.body)) for row in rows]
 
 
 def _give_places(store: Store) -> int:

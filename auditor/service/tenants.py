@@ -13,10 +13,10 @@ import secrets
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import insert, select, tuple_, update
+from sqlalchemy import Double, func, insert, literal, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
-from auditor.service.clock import SECOND
+from auditor.service.clock import SECOND, stamp
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ConflictError,
@@ -216,6 +216,14 @@ def authenticate(connection: Connection, text: str) -> ApiKey:
     return _key(row[:-1])
 
 
+def living_key(connection: Connection, key_id: str) -> ApiKey | None:
+    """The key of this id, which its holder has proved before; None once it is expired or revoked."""
+    row = connection.execute(select(*_KEY_COLUMNS).where(key_table.c.id == key_id)).one_or_none()
+    if row is None or row.revoked is not None or row.expires <= time_now(connection):
+        return None
+    return _key(row)
+
+
 def signing_key(connection: Connection, key_id: str) -> ApiKey | None:
     """A key that signs; None where it is unknown, expired or revoked, or has a secret instead."""
     wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id.replace("\0", ""))
@@ -255,23 +263,27 @@ def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> ApiKey:
 def take_allowance(connection: Connection, key: ApiKey) -> float:
     """Count one submission against a key's token bucket; returns what is left.
 
+    Last in its transaction: others who use the key wait from here on until it ends.
+
     Raises:
         RateLimitedError: nothing is left.
     """
-    column = key_table.c
-    wanted = select(column.allowance, column.allowance_at).where(column.id == key.id)
-    left, reckoned = connection.execute(wanted.with_for_update(key_share=True)).one()
-    now = time_now(connection)
+    column, now = key_table.c, stamp(connection)
+    least, most = (func.min, func.max) if connection.dialect.name == "sqlite" else (func.least, func.greatest)
     # A clock that was set back gives nothing, and takes nothing away.
-    gained = max(0, now - reckoned) / SECOND * SUBMISSIONS_A_SECOND
-    left = min(SUBMISSIONS_AT_ONCE, left + gained)
-    if left < 1.0:
-        wait = int((1.0 - left) / SUBMISSIONS_A_SECOND) + 1
-        raise RateLimitedError("too many submissions with this key", retry_after=wait)
-    connection.execute(
-        update(key_table).where(column.id == key.id).values(allowance=left - 1.0, allowance_at=now)
+    gained = most(0, now - column.allowance_at) * (SUBMISSIONS_A_SECOND / SECOND)
+    left = least(literal(SUBMISSIONS_AT_ONCE, Double), column.allowance + gained)
+    taken = (
+        update(key_table)
+        .where(column.id == key.id, left >= 1.0)
+        .values(allowance=left - 1.0, allowance_at=most(now, column.allowance_at))
+        .returning(column.allowance)
     )
-    return float(left - 1.0)
+    found = connection.execute(taken).scalar_one_or_none()
+    if found is None:
+        wait = int(1.0 / SUBMISSIONS_A_SECOND) + 1
+        raise RateLimitedError("too many submissions with this key", retry_after=wait)
+    return float(found)
 
 
 _KEY_COLUMNS = tuple(

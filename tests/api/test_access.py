@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 
+from auditor.reports import Policy, make_report
 from auditor.service import tenants
 from tests.api import test_challenges, test_providers
 from tests.api.conftest import Party, refused
 
-OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json", "/log/checkpoint", "/log/tile/{path}"}
+OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json"}
+OPEN |= {"/log/checkpoint", "/log/tile/{path}", "/log/report-key"}
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
 SAID = {"by": "Jo", "statement": "it was declared"}
 SCOPE = {
@@ -121,6 +124,11 @@ def belongings(world):
     named |= {"challenge_id": ring.draw(commitment).json()["id"]}
     named |= {"model_id": world.alice.get("/v1/models").json()["items"][0]["id"]}
     named |= {"profile_id": test_providers.trusted_profile(world.alice)}
+    now = time.time_ns() // 1000
+    report = json.loads(
+        make_report(world.service.store, world.alice.tenant.id, "", now - 2, now - 1, Policy())
+    )
+    named |= {"schedule_id": made["id"], "dispute_id": filed["id"], "report_id": report["id"]}
     return named, [audit["log"]["id"], *named.values(), delivery["id"], world.alice.tenant.id]
 
 

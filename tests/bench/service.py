@@ -62,7 +62,10 @@ def server(url, folder):
     Store.upgrade(url)
     with Store.open(url) as store, store.transaction(writes=True) as connection:
         tenant = tenants.create_tenant(connection, "bench", most_running=100)
-        _, key = tenants.create_key(connection, tenant.id, "k", tenants.SCOPES, days=1)
+        made = [
+            tenants.create_key(connection, tenant.id, "k", tenants.SCOPES, days=1) for _ in range(STREAMS)
+        ]
+    keys = [text for _, text in made]
     code = (
         "import sys; from pathlib import Path; from auditor.api import serving; from auditor.service import tenants;"
         "from auditor.service.egress import Egress;"
@@ -75,11 +78,11 @@ def server(url, folder):
         try:
             address = process.stdout.readline().strip()
             limits = httpx.Limits(max_connections=64, max_keepalive_connections=64)
-            headers = {"Authorization": f"Bearer {key}"}
+            headers = {"Authorization": f"Bearer {keys[0]}"}
             with httpx.Client(
                 base_url=address, headers=headers, timeout=300, trust_env=False, limits=limits
             ) as client:
-                yield client, process.pid
+                yield client, process.pid, keys
         finally:
             process.terminate()
             process.wait()
@@ -108,7 +111,7 @@ def rate(call, streams, seconds):
 def submissions(kind, folder):
     """Acknowledged submissions beside bare inserts and commits, in turn on one database."""
     scratch = Table("bench", MetaData(), Column("n", Integer, primary_key=True), Column("body", LargeBinary))
-    with database(kind, folder) as url, server(url, folder) as (client, _), Store.open(url) as store:
+    with database(kind, folder) as url, server(url, folder) as (client, pid, keys), Store.open(url) as store:
         scratch.metadata.create_all(store._engine)
 
         def bare():
@@ -118,12 +121,18 @@ def submissions(kind, folder):
         def submit():
             number = next(_numbers)
             headers = {"Idempotency-Key": f"bench-{number}", "Content-Type": "application/jsonl"}
+            headers["Authorization"] = f"Bearer {keys[number % len(keys)]}"
             body = b'{"schema": "auditor.trace/v1", "id": "r-%d"}\n' % number
             answer = client.post("/v1/audits", content=body, headers=headers)
             assert answer.status_code == 202, answer.text
 
         rate(submit, STREAMS, 2.0)
-        pairs = [(rate(bare, STREAMS, SECONDS), rate(submit, STREAMS, SECONDS)) for _ in range(ROUNDS)]
+        pairs, spent = [], 0.0
+        for _ in range(ROUNDS):
+            plain, before, numbered = rate(bare, STREAMS, SECONDS), processor_seconds(pid), next(_numbers)
+            told = rate(submit, STREAMS, SECONDS)
+            spent = (processor_seconds(pid) - before) / (next(_numbers) - numbered)
+            pairs.append((plain, told))
     shares = [told / plain for plain, told in pairs]
     return {
         "what": "submissions",
@@ -131,6 +140,7 @@ def submissions(kind, folder):
         "streams": STREAMS,
         "bare_per_second": [round(plain, 1) for plain, _ in pairs],
         "submissions_per_second": [round(told, 1) for _, told in pairs],
+        "server_processor_milliseconds_each": round(1000 * spent, 2),
         "share_median": round(statistics.median(shares), 3),
         "share_range": [round(min(shares), 3), round(max(shares), 3)],
     }
@@ -141,7 +151,7 @@ def reads(kind, folder):
     log = (ROOT / "tests/traces/vllm-cpu-bf16-plain.jsonl.gz").read_bytes()
     with ExitStack() as stack:
         url = stack.enter_context(database(kind, folder))
-        client, _ = stack.enter_context(server(url, folder))
+        client, _, _ = stack.enter_context(server(url, folder))
         program = "from auditor.commands import main; main()"
         command = [
             sys.executable,
@@ -196,6 +206,11 @@ def reads(kind, folder):
     }
 
 
+def processor_seconds(pid):
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def memory(pid, field):
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) >> 10
@@ -211,7 +226,7 @@ def upload(kind, folder):
         running.update(part)
     digest = base64.b64encode(hashlib.sha256(part).digest()).decode()
     order = {"name": "large", "digest": f"sha256:{running.hexdigest()}", "bytes": len(part) * count}
-    with database(kind, folder) as url, server(url, folder) as (client, pid):
+    with database(kind, folder) as url, server(url, folder) as (client, pid, _):
         idle, started = memory(pid, "VmHWM"), time.monotonic()
         path = client.post("/v1/uploads", json=order, headers={"Idempotency-Key": "u"}).headers["location"]
 

@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0008"
+NEWEST = "0009"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -243,6 +243,8 @@ SERVICE_ROWS = (
     "INSERT INTO log_entry (audit_id, kind, body, position) VALUES ('aud_1', 'verdict', '{}', NULL)",
     "INSERT INTO upload VALUES ('upl_1', 'ten_1', 'a', 'sha256:0', 7, 1, 'log_1')",
     "INSERT INTO idempotency_key VALUES ('ten_1', 'k', 'x', 'aud_1', 2)",
+    "INSERT INTO exhibit VALUES ('aud_1', 'ten_1', 'acme', NULL, 'consistent', 7, 0.001, '{}')",
+    "INSERT INTO session VALUES ('x', 'ak_1', 1, 9)",
     "INSERT INTO webhook VALUES ('whk_1', 'ten_1', 'https://example.com/', '', 1, NULL)",
     (
         "INSERT INTO delivery VALUES"
@@ -252,7 +254,8 @@ SERVICE_ROWS = (
 )
 LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
 LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
-LATER += ("dispute", "dispute_event", "nonce", "provider", "provider_key", "model", "tenant_profile")
+LATER += ("dispute", "dispute_event", "nonce", "exhibit", "session")
+LATER += ("provider", "provider_key", "model", "tenant_profile")
 LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening")
 """Tables that came after the service's first release."""
 
@@ -290,7 +293,7 @@ def test_audits_survive_the_coming_and_going_of_commitments(database):
     database.prepare(move_older=True)
     for row in COMMITMENT_ROWS:
         database.execute(row)
-    downgrade(database.place, "0007")
+    downgrade(database.place, "0008")
     assert "commitment" not in database.tables()
     for table in metadata.tables.keys() - {"profile", *LATER}:
         assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table

@@ -217,7 +217,9 @@ def test_the_command_line_from_rows_to_a_verified_pack(tmp_path):
         OptionError,
     )
     period = ("--tenant", "tenant", "--from", "2026-11-02", "--to", "2026-11-09T00:00:00Z")
-    (tmp_path / "strict.toml").write_text('schema = "auditor.policy/v1"\nname = "strict"\nversion = "3"\n')
+    (tmp_path / "strict.toml").write_text(
+        'schema = "auditor.report-policy/v1"\nname = "strict"\nversion = "3"\n'
+    )
     audit("report", "make", *period, "--policy", tmp_path / "strict.toml", "--out", tmp_path / "report.json")
     document = json.loads((tmp_path / "report.json").read_bytes())
     assert document["policy"]["name"] == "strict"

@@ -292,12 +292,12 @@ def test_policies_round_trip_and_are_refused_in_one_line():
     for raw in (
         b"",
         b"\xff",
-        b'schema = "auditor.policy/v1"\nalpha = 2.0',
-        b'schema = "auditor.policy/v1"\nalpha = "x"',
-        b'schema = "auditor.policy/v1"\nmore = 1',
-        b'schema = "auditor.policy/v1"\nmust_detect = [1]',
-        b'schema = "auditor.policy/v1"\nbudget_tokens = 0',
-        b'schema = "auditor.policy/v1"\nname = ""',
+        b'schema = "auditor.report-policy/v1"\nalpha = 2.0',
+        b'schema = "auditor.report-policy/v1"\nalpha = "x"',
+        b'schema = "auditor.report-policy/v1"\nmore = 1',
+        b'schema = "auditor.report-policy/v1"\nmust_detect = [1]',
+        b'schema = "auditor.report-policy/v1"\nbudget_tokens = 0',
+        b'schema = "auditor.report-policy/v1"\nname = ""',
         b"x" * 200_000,
     ):
         with pytest.raises(OptionError) as caught:
