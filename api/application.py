@@ -10,24 +10,31 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from auditor.api import (
     audits,
+    challenges,
+    commitments,
     disputes,
     health,
     keys,
     log,
     logs,
+    plans,
+    profiles,
     progress,
+    providers,
     reports,
     schedules,
     uploads,
     webhooks,
 )
 from auditor.api.bodies import refuse_unknown_query
+from auditor.api.description import complete
 from auditor.api.metrics import count_answer
 from auditor.api.pages import audits as audit_pages
 from auditor.api.pages import disputes as dispute_pages
-from auditor.api.pages import files, overview, problem_codes, profiles, signing_in, submitting
+from auditor.api.pages import files, overview, problem_codes, signing_in, submitting
 from auditor.api.pages import keys as key_pages
 from auditor.api.pages import log as log_page
+from auditor.api.pages import profiles as profile_pages
 from auditor.api.pages import reports as report_pages
 from auditor.api.pages import schedules as schedule_pages
 from auditor.api.pages.negotiation import refuse
@@ -51,7 +58,7 @@ _PAGES = (
     schedule_pages,
     report_pages,
     dispute_pages,
-    profiles,
+    profile_pages,
     log_page,
     key_pages,
     signing_in,
@@ -73,11 +80,14 @@ def create_application(service: Service) -> FastAPI:
     )
     application.state.service = service
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
-    for module in (audits, progress, uploads, logs, reports, schedules, disputes, keys, webhooks):
+    judged = (audits, progress, uploads, logs, reports, schedules, disputes)
+    sold = (providers, profiles, plans, commitments, challenges)
+    for module in (*judged, *sold, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)
     application.include_router(log.router)
+    complete(application)
     for page in _PAGES:
         application.include_router(page.router)
     add_handlers(application, refuse)

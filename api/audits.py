@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
 
-from auditor.api.bodies import LOG_TYPES, log_body, media_type_of, parsed, read_body
+from auditor.api.bodies import LOG_TYPES, log_body, media_type_of, parsed, read_body, schema_of
 from auditor.api.bodies import MOST_JSON_BYTES as MOST_JSON
 from auditor.api.caching import immutable, unchanged
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
@@ -20,8 +20,10 @@ from auditor.api.views import (
     AuditView,
     EvidencePage,
     Label,
+    SpanPage,
     State,
     view_audit,
+    view_spans,
 )
 from auditor.input_formats import InputFormat
 from auditor.service import audits, erasure, signatures, tenants
@@ -30,6 +32,7 @@ from auditor.service.parquet_check import check_inline_log
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
+_EXAMPLE_VERDICT = {"schema": "auditor.result/v1", "verdict": "consistent", "alpha": 0.001, "e_value": 0.02}
 _ORDER_BODY = {
     "parameters": [IDEMPOTENCY_PARAMETER],
     "requestBody": {
@@ -37,7 +40,7 @@ _ORDER_BODY = {
         "description": "A log of at most 8 MiB as it is (JSON Lines, plain, gzip or zstd; or Parquet) and "
         "the query's options; or, as JSON, an audit of a log that was uploaded before.",
         "content": {
-            "application/json": {"schema": AuditOrder.model_json_schema()},
+            "application/json": {"schema": schema_of(AuditOrder)},
             **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in LOG_TYPES},
             "application/jsonl": {"schema": {"type": "string"}, "example": _EXAMPLE_LINE},
         },
@@ -84,7 +87,7 @@ def submit(
     options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     if media_type_of(request) == "application/json":
         order = parsed(AuditOrder, body)
-        options = order.options()
+        options, provider = order.options(), order.provider
     else:
         check_inline_log(body)
         digest = service.blobs.put(body)
@@ -95,7 +98,7 @@ def submit(
         else:
             erasure.keep(connection, digest, service.blobs, lambda: service.blobs.put(body))
             log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
-        return audits.submit(connection, log, options, (order.provider if order else provider) or "")
+        return audits.submit(connection, log, options, provider or "")
 
     said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
     told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
@@ -131,7 +134,12 @@ def listed(
     return AuditPage(items=[view_audit(audit) for audit in page], next=following)
 
 
-@router.get("/audits/{audit_id}", summary="Look at an audit", responses=responses(401, 403, 404))
+@router.get(
+    "/audits/{audit_id}",
+    response_model=AuditView,
+    summary="Look at an audit",
+    responses=responses(401, 403, 404),
+)
 def look(request: Request, response: Response, service: TheService, caller: Reader, audit_id: str) -> Any:
     """Has an ETag: `If-None-Match` makes polling cheap."""
     with service.store.transaction() as connection:
@@ -156,7 +164,7 @@ def cancel(service: TheService, caller: Writer, audit_id: str) -> AuditView:
     responses={
         200: {
             "description": "`auditor.result/v1` without its traces, the very bytes whose digest was logged",
-            "content": {"application/json": {"schema": {"type": "object"}}},
+            "content": {"application/json": {"schema": {"type": "object"}, "example": _EXAMPLE_VERDICT}},
         },
         **responses(401, 403, 404, 409),
     },
@@ -185,3 +193,24 @@ def evidence(
     page = [json.loads(body) for _, body in found[:limit]]
     items = [trace for trace in page if verdict in (None, trace["verdict"])]
     return EvidencePage(items=items, next=found[limit - 1][0] if len(found) > limit else None)
+
+
+@router.get(
+    "/audits/{audit_id}/spans", summary="Read suspicious spans", responses=responses(401, 403, 404, 409, 422)
+)
+def spans(
+    service: TheService,
+    caller: Reader,
+    audit_id: str,
+    limit: Limit = 50,
+    after: Annotated[int, Query(ge=-1, lt=1 << 31, description="Number of the last trace seen.")] = -1,
+) -> SpanPage:
+    """Where in its outputs the evidence lies, trace by trace; those without any are left out.
+
+    A page looks at `limit` traces and may hold fewer. Places only: no text, hidden or not.
+    """
+    with service.store.transaction() as connection:
+        found = audits.evidence(connection, caller.tenant_id, audit_id, after=after, limit=limit + 1)
+    items = [view_spans(number, json.loads(body)) for number, body in found[:limit]]
+    following = found[limit - 1][0] if len(found) > limit else None
+    return SpanPage(items=[item for item in items if item.spans], next=following)

@@ -71,7 +71,7 @@ async def refuse_unknown_query(request: Request) -> None:
         raise RequestInvalidError("a query parameter is unknown, or comes twice", where="query", fix=choice)
 
 
-def json_body(model: type[Model]) -> Any:
+def json_body(model: type[Model], most_bytes: int = MOST_JSON_BYTES) -> Any:
     """A dependency: the body as this model."""
 
     async def read(request: Request) -> Model:
@@ -79,12 +79,12 @@ def json_body(model: type[Model]) -> Any:
             raise MediaTypeError("the body must be application/json", where="Content-Type")
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise MediaTypeError("JSON is not read compressed", where="Content-Encoding")
-        return parsed(model, await read_body(request, MOST_JSON_BYTES))
+        return parsed(model, await read_body(request, most_bytes), most_bytes)
 
     return Depends(read)
 
 
-def parsed(model: type[Model], raw: bytes | bytearray) -> Model:
+def parsed(model: type[Model], raw: bytes | bytearray, most_bytes: int = MOST_JSON_BYTES) -> Model:
     """Bytes as this model.
 
     Raises:
@@ -92,7 +92,7 @@ def parsed(model: type[Model], raw: bytes | bytearray) -> Model:
         RequestInvalidError: a field that is missing, mistyped or unknown.
     """
     try:
-        value = load_object(bytes(raw), where="body", max_bytes=MOST_JSON_BYTES)
+        value = load_object(bytes(raw), where="body", max_bytes=most_bytes)
     except TraceSyntaxError as error:
         raise BodyMalformedError(error.message, where="body") from None
     return validated(model, value)
@@ -116,9 +116,27 @@ def json_content(model: type[BaseModel]) -> dict[str, Any]:
     return {
         "requestBody": {
             "required": True,
-            "content": {"application/json": {"schema": model.model_json_schema()}},
+            "content": {"application/json": {"schema": schema_of(model)}},
         }
     }
+
+
+def schema_of(model: type[BaseModel]) -> dict[str, Any]:
+    """A model's JSON schema without references, which would not resolve inside the description."""
+    schema = model.model_json_schema()
+    definitions = schema.pop("$defs", {})
+
+    def inlined(value: Any) -> Any:
+        if isinstance(value, list):
+            return [inlined(part) for part in value]
+        if not isinstance(value, dict):
+            return value
+        if "$ref" in value:
+            return inlined(definitions[value["$ref"].rsplit("/", 1)[1]])
+        return {name: inlined(part) for name, part in value.items()}
+
+    found: dict[str, Any] = inlined(schema)
+    return found
 
 
 async def log_body(request: Request) -> bytes:

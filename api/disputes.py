@@ -34,7 +34,12 @@ class StatementBody(Body):
     """What somebody says in a dispute."""
 
     by: Label = Field(examples=["Jo Doe, acme"], description="Who says it.")
-    statement: str = Field(min_length=1, max_length=MOST_STATEMENT, pattern=r"^[^\x00]*$")
+    statement: str = Field(
+        examples=["the log is of another endpoint"],
+        min_length=1,
+        max_length=MOST_STATEMENT,
+        pattern=r"^[^\x00]*$",
+    )
     evidence: list[Label] = Field(
         default=[],
         max_length=MOST_EVIDENCE,
@@ -63,9 +68,9 @@ class StatementView(BaseModel):
     """A line of a dispute, and the subject of its entry in the log."""
 
     kind: Literal["filed", "answered", "resolved"]
-    by: str
-    statement: str
-    evidence: list[str]
+    by: str = Field(examples=["provider"])
+    statement: str = Field(examples=["the log is of another endpoint"])
+    evidence: list[str] = Field(examples=[[]])
     at: Time
     entry: str = Field(examples=["dsp_019acb7d3f4b7d0f8e6a0c1b2d3e4f50/1"])
 
@@ -74,8 +79,8 @@ class DisputeView(BaseModel):
     """A dispute about an audit's verdict."""
 
     id: str = Field(examples=["dsp_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
-    audit: str
-    provider: str
+    audit: str = Field(examples=["aud_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    provider: str = Field(examples=["acme"])
     state: Literal["filed", "answered", "resolved"]
     outcome: Literal["upheld", "rejected", "withdrawn"] | None
     created: Time
@@ -87,7 +92,7 @@ class DisputePage(BaseModel):
     """Disputes, newest first, without what was said."""
 
     items: list[DisputeView]
-    next: str | None
+    next: str | None = Field(examples=[None])
 
 
 def _view(dispute: Dispute) -> DisputeView:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Response
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -16,7 +18,17 @@ from auditor.service.standing import at_newest_revision
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/livez", summary="Is the process alive?", response_class=PlainTextResponse)
+def _shown(media_type: str, example: str) -> dict[int | str, Any]:
+    content = {media_type: {"schema": {"type": "string"}, "example": example}}
+    return {200: {"description": "As it is shown", "content": content}}
+
+
+@router.get(
+    "/livez",
+    summary="Is the process alive?",
+    response_class=PlainTextResponse,
+    responses=_shown("text/plain", "ok"),
+)
 def alive() -> str:
     """Touches nothing."""
     return "ok"
@@ -26,7 +38,7 @@ def alive() -> str:
     "/readyz",
     summary="Can it serve?",
     response_class=PlainTextResponse,
-    responses=responses(503),
+    responses={**_shown("text/plain", "ok"), **responses(503)},
 )
 def ready(service: TheService) -> str:
     """Database reachable and at this program's schema. What is wrong is in the service's log, not here."""
@@ -40,7 +52,12 @@ def ready(service: TheService) -> str:
     return "ok"
 
 
-@router.get("/metrics", summary="Prometheus metrics", response_class=Response, responses=responses(401, 403))
+@router.get(
+    "/metrics",
+    summary="Prometheus metrics",
+    response_class=Response,
+    responses={**_shown("text/plain", 'audit_jobs{state="queued"} 0.0\n'), **responses(401, 403)},
+)
 def metrics(service: TheService, _caller: Operator) -> Response:
     """For the operator's key; no label names a tenant."""
     return Response(generate_latest(registry_of(service)), media_type=CONTENT_TYPE_LATEST)

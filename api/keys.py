@@ -162,7 +162,13 @@ def _make(connection: Connection, tenant_id: str, body: NewKey) -> tuple[tenants
     if body.public_key is not None:
         check_public_key(body.public_key)
     return tenants.create_key(
-        connection, tenant_id, body.name, body.scopes, days=body.days, public_key=body.public_key
+        connection,
+        tenant_id,
+        body.name,
+        body.scopes,
+        days=body.days,
+        public_key=body.public_key,
+        provider_id=body.provider,
     )
 
 

@@ -66,6 +66,6 @@ class _Requests(Collector):
 def count_answer(scope: Scope, status: int, started: float) -> None:
     """Count and time an answer by route, never by path (a path names things of tenants)."""
     route = getattr(scope.get("route"), "path", "none")
-    method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "DELETE") else "other"
+    method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "PATCH", "DELETE") else "other"
     _answered.labels(method, route, str(status)).inc()
     _seconds.labels(method, route).observe(time.perf_counter() - started)

@@ -17,7 +17,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from auditor import errors
+from auditor import commitment_errors, errors
 from auditor.service import errors as service_errors
 from auditor.service.errors import (
     InternalError,
@@ -42,12 +42,12 @@ class Problem(BaseModel):
     code: str = Field(examples=["not-found"])
     detail: str = Field(examples=["no such audit"])
     where: str | None = Field(default=None, examples=["Idempotency-Key"])
-    fix: str | None = None
+    fix: str | None = Field(default=None, examples=["a fresh UUID for each thing you mean to do once"])
 
 
 def _families() -> dict[str, type[errors.AuditError]]:
     found: dict[str, type[errors.AuditError]] = {}
-    for module in (errors, service_errors):
+    for module in (errors, commitment_errors, service_errors):
         for value in vars(module).values():
             if isinstance(value, type) and issubclass(value, errors.AuditError):
                 found.setdefault(value.code, value)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterable
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Request
 from fastapi.concurrency import run_in_threadpool
@@ -26,6 +26,16 @@ LOOK_SECONDS = 0.5
 LONGEST_SECONDS = 600.0
 """A stream ends after so long; the client comes back with Last-Event-ID."""
 _PAGE = 200
+_STREAM: dict[int | str, Any] = {
+    200: {
+        "description": "Progress, one event each",
+        "content": {
+            "text/event-stream": {
+                "example": 'id: 4\nevent: done\ndata: {"at": "2026-11-28T12:00:00.000000Z"}\n\n'
+            }
+        },
+    }
+}
 _LAST = ("done", "dead", "quarantined", "cancelled")
 
 
@@ -51,7 +61,7 @@ def _first(
     "/audits/{audit_id}/events",
     summary="Follow an audit",
     response_class=EventSourceResponse,
-    responses=responses(401, 403, 404, 422),
+    responses={**_STREAM, **responses(401, 403, 404, 422)},
 )
 async def follow(
     request: Request,

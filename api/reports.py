@@ -30,6 +30,8 @@ _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"
 }
 
+_EXAMPLE = {"schema": "auditor.report/v1", "provider": "acme", "grade": "A"}
+
 
 @router.get("/reports", summary="List reports", responses=responses(401, 403, 422))
 def listed(
@@ -61,7 +63,7 @@ def _binary(kind: str, said: str, *more: int) -> dict[int | str, dict[str, Any]]
     responses={
         200: {
             "description": "`auditor.report/v1`, the very bytes that are signed",
-            "content": {"application/json": {"schema": {"type": "object"}}},
+            "content": {"application/json": {"schema": {"type": "object"}, "example": _EXAMPLE}},
         },
         **responses(401, 403, 404),
     },

@@ -49,34 +49,40 @@ class PeriodView(BaseModel):
 
     id: str = Field(examples=["slt_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
     slot: Time
-    missed: int = Field(description="Slots before it that nobody was there to fire.")
+    missed: int = Field(examples=[0], description="Slots before it that nobody was there to fire.")
     state: Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
-    number: int | None = Field(description="Of the period, in the provider's standing.")
+    number: int | None = Field(examples=[0], description="Of the period, in the provider's standing.")
     finished: Time | None
-    drawn: dict[str, int] | None = Field(description="Requests and tokens that came in, and of the sample.")
-    seed: str | None = Field(description="Of the sample; drawn when the period's logs were fixed.")
-    budget_tokens: int | None
-    audit: str | None
+    drawn: dict[str, int] | None = Field(
+        examples=[None], description="Requests and tokens that came in, and of the sample."
+    )
+    seed: str | None = Field(
+        examples=[None], description="Of the sample; drawn when the period's logs were fixed."
+    )
+    budget_tokens: int | None = Field(examples=[20000])
+    audit: str | None = Field(examples=["aud_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
     verdict: Verdict | None = Field(description="On the provider, after this period.")
-    log10_e: float | None = Field(description="Of its standing over all periods.")
-    reasons: list[str]
-    causes: list[dict[str, Any]]
-    report: str | None
-    error: str | None
+    log10_e: float | None = Field(examples=[0.3], description="Of its standing over all periods.")
+    reasons: list[str] = Field(examples=[[]])
+    causes: list[dict[str, Any]] = Field(examples=[[]])
+    report: str | None = Field(examples=["rep_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    error: str | None = Field(examples=[None])
 
 
 class ScheduleView(BaseModel):
     """A schedule, with its newest period."""
 
     id: str = Field(examples=["sch_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
-    provider: str
-    cron: str
-    zone: str
+    provider: str = Field(examples=["acme"])
+    cron: str = Field(examples=["0 6 * * 1"])
+    zone: str = Field(examples=["UTC"])
     state: Literal["active", "paused", "removed"]
     created: Time
     next: Time | None = Field(description="Its next slot; null unless it is active.")
-    policy: dict[str, Any] = Field(description="What the policy says, with every default.")
-    policy_digest: str
+    policy: dict[str, Any] = Field(
+        examples=[{"name": "weekly"}], description="What the policy says, with every default."
+    )
+    policy_digest: str = Field(examples=["sha256:" + "0" * 64])
     last: PeriodView | None
 
 
@@ -84,14 +90,14 @@ class SchedulePage(BaseModel):
     """Schedules in order of making."""
 
     items: list[ScheduleView]
-    next: str | None
+    next: str | None = Field(examples=[None])
 
 
 class PeriodPage(BaseModel):
     """Periods, newest first."""
 
     items: list[PeriodView]
-    next: str | None
+    next: str | None = Field(examples=[None])
 
 
 def view_period(slot: Slot) -> PeriodView:

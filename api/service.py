@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +15,7 @@ from auditor.service import signatures, tenants
 from auditor.service.blobs import Blobs
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
 from auditor.service.oidc import Issuer
+from auditor.service.opening_checks import OpeningChecker
 from auditor.service.signatures import Message, Signed
 from auditor.service.tenants import ApiKey
 from auditor.service.webhook_signing import WebhookSigner
@@ -33,6 +34,7 @@ class Service:
         webhooks: signs what is sent to webhooks.
         report_signer: signs reports' evidence packs; without one there are none.
         issuer: whose tokens people may come with; None where only keys are taken.
+        checker: what openings of challenges are checked with.
         log_key: the log's public key, as a vkey; empty where it is not known.
     """
 
@@ -43,6 +45,7 @@ class Service:
     webhooks: WebhookSigner
     report_signer: ReportSigner | None = None
     issuer: Issuer | None = None
+    checker: OpeningChecker = field(default_factory=OpeningChecker)
     log_key: str = ""
 
 
@@ -72,9 +75,9 @@ def _caller(
         return tenants.authenticate(connection, bearer.credentials)
 
 
-def _with_scope(scope: str) -> object:
+def _with_scope(*scopes: str) -> object:
     async def check(caller: Annotated[ApiKey, Depends(_caller)]) -> ApiKey:
-        caller.require(scope)
+        caller.require(*scopes)
         return caller
 
     return Depends(check)
@@ -110,6 +113,9 @@ def _submission(
 
 
 Submitter = Annotated[Submission, Depends(_submission)]
+Truster = Annotated[ApiKey, _with_scope("trust")]
+ReaderOrProvider = Annotated[ApiKey, _with_scope("audits:read", tenants.PROVIDER_SCOPE)]
+WriterOrProvider = Annotated[ApiKey, _with_scope("audits:write", tenants.PROVIDER_SCOPE)]
 KeyKeeper = Annotated[ApiKey, _with_scope("keys")]
 Arbiter = Annotated[ApiKey, _with_scope("disputes")]
 HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]

@@ -16,12 +16,13 @@ from auditor.api.application import create_application
 from auditor.api.service import Service
 from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
-from auditor.service import erasure, tenants
+from auditor.service import challenges, erasure, tenants
 from auditor.service.blobs import Blobs
 from auditor.service.delivering import Sender
 from auditor.service.egress import Egress
 from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
 from auditor.service.oidc import Issuer
+from auditor.service.opening_checks import OpeningChecker
 from auditor.service.places import BLOB_STORE_VARIABLE, open_blobs, open_store
 from auditor.service.webhook_signing import open_webhook_key
 from auditor.store import Store
@@ -33,6 +34,8 @@ _MOST_REST = 30.0
 SWEEP_SECONDS = 600.0
 PLACE_SECONDS = 2.0
 """An entry is in a signed tree after about so long."""
+SETTLE_SECONDS = 10.0
+"""Between two looks at the deadlines of challenges."""
 
 
 def serve_all(
@@ -42,6 +45,7 @@ def serve_all(
     blob_store: str | None,
     listen: str,
     workers: int,
+    model: Path,
     worker_options: Sequence[str],
     new_key: bool,
     issuer: Issuer | None,
@@ -56,6 +60,7 @@ def serve_all(
         blob_store: of blobs where they are not in the folder.
         listen: `HOST:PORT`.
         workers: worker processes on this machine; 0 where they run elsewhere.
+        model: folder of the model whose tokenizer openings are checked with.
         worker_options: of `audit worker`.
         new_key: make a key for the first tenant although there are some.
         issuer: whose tokens people may come with.
@@ -82,7 +87,8 @@ def serve_all(
             signer,
             report_signer,
             issuer,
-            log.signer.public.vkey,
+            checker=OpeningChecker.of_model(model),
+            log_key=log.signer.public.vkey,
         )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
@@ -93,6 +99,7 @@ def serve_all(
         # The server passes the signal that ended it on when it is done; there is still cleaning up to do.
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
+        stack.enter_context(kept_settled(store))
         stack.enter_context(kept_logged(store, log))
         stack.enter_context(kept_swept(store, service.blobs))
         stack.enter_context(_meanwhile("webhooks", Sender(store, signer, egress).run))
@@ -139,6 +146,22 @@ def kept_swept(store: Store, blobs: Blobs) -> Iterator[None]:
                 logger.error("retention: %s", error)  # noqa: TRY400  # as above
 
     with _meanwhile("retention", keep):
+        yield
+
+
+@contextmanager
+def kept_settled(store: Store) -> Iterator[None]:
+    """End challenges that were not answered by their deadline, for as long as the block lasts."""
+
+    def keep(ended: threading.Event) -> None:
+        while not ended.wait(SETTLE_SECONDS):
+            try:
+                with store.transaction(writes=True) as connection:
+                    challenges.settle(connection)
+            except AuditError as error:
+                logger.error("challenges: %s", error)  # noqa: TRY400  # it says all there is in one line
+
+    with _meanwhile("deadlines", keep):
         yield
 
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field
 from auditor.api.bodies import LOG_TYPES, json_body, json_content, log_body, read_body
 from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Service, TheService, Writer
-from auditor.api.views import Body, Label, LogView, Whole, view_log
+from auditor.api.views import Body, Digest, Label, LogView, Whole, view_log
 from auditor.service import audits, uploads
 from auditor.service.errors import RequestInvalidError
 from auditor.service.parquet_check import check_inline_log
@@ -36,19 +36,23 @@ class NewUpload(Body):
     """A log to come in parts."""
 
     name: Label = Field(examples=["traffic.jsonl.zst"])
-    digest: str = Field(pattern=r"^sha256:[0-9a-f]{64}$", description="Of all bytes.")
-    bytes: Whole = Field(ge=1, le=MOST_UPLOAD_BYTES)
+    digest: Digest = Field(description="Of all bytes.")
+    bytes: Whole = Field(ge=1, le=MOST_UPLOAD_BYTES, examples=[25773])
 
 
 class UploadView(BaseModel):
     """An upload and what is there of it."""
 
-    id: str
-    name: str
-    digest: str
-    bytes: int
-    parts: dict[int, int] = Field(description="Number of each part that is there, and its bytes.")
-    log: str | None = Field(description="The log, once complete.")
+    id: str = Field(examples=["upl_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    name: str = Field(examples=["traffic.jsonl.zst"])
+    digest: Digest
+    bytes: int = Field(examples=[25773])
+    parts: dict[int, int] = Field(
+        description="Number of each part that is there, and its bytes.", examples=[{"0": 25773}]
+    )
+    log: str | None = Field(
+        description="The log, once complete.", examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"]
+    )
 
 
 @router.post(

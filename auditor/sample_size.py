@@ -70,7 +70,8 @@ def tokens_for_mean(effect: Effect, alpha: float, power: float) -> float:
     honest = effect.honest_sd * math.sqrt(design_effect(effect.request_tokens, effect.honest_correlation))
     cheating = effect.sd * math.sqrt(design_effect(effect.request_tokens, effect.correlation))
     # A wide dishonest distribution crosses the threshold that often at any size.
-    return max(0.0, float((norm.isf(alpha) * honest + norm.ppf(power) * cheating) / gap)) ** 2
+    root = max(0.0, float((norm.isf(alpha) * honest + norm.ppf(power) * cheating) / gap))
+    return root * root
 
 
 def power_of_mean(effect: Effect, alpha: float, tokens: float) -> float:

@@ -187,13 +187,18 @@ def _row_of(profile: Profile) -> dict[str, Any]:
         "provider_recipe": profile.key.provider_recipe,
         "reference_recipe": profile.key.reference_recipe,
         "family": profile.key.family,
-        "created": _utc(profile.created),
+        "created": created_column(profile.created),
         "honest_tokens": profile.honest_tokens,
         "body": profile_bytes(profile),
     }
 
 
-def _utc(created: str) -> str:
+def created_column(created: str) -> str:
+    """A profile's time as it is stored: UTC with microseconds, so that text order is time order.
+
+    Raises:
+        ProfileInvalidError: not a time with a zone.
+    """
     problem = f"created is {created!r}, not a time with a zone"
     fix = "for instance 2026-11-23T12:00:00Z"
     try:

@@ -24,8 +24,8 @@ from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, inspect, text
 
 from auditor.errors import StoreError
+from auditor.store_commitments import metadata  # with every table of the schema
 from auditor.store_engine import StorePlace, connect_to, for_writing, one_line_errors
-from auditor.store_schedules import metadata  # with every table of the schema
 
 REVISIONS = Path(str(files("auditor.migrations")))
 """The scripts: `migrations/` of the checkout, `auditor/migrations/` of a wheel."""

@@ -55,6 +55,11 @@ def reference(name: str, table: str, *, primary_key: bool = False) -> Column[str
     return Column(name, Text, ForeignKey(f"{table}.id"), nullable=False, primary_key=primary_key)
 
 
+def _maybe_of(name: str, table: str) -> Column[str]:
+    """A reference that may be missing."""
+    return Column(name, Text, ForeignKey(f"{table}.id"), nullable=True)
+
+
 # The service. Times are whole microseconds since 1970 (UTC) of the database's host: `service/clock.py`.
 
 tenant = Table(
@@ -85,6 +90,8 @@ api_key = Table(
     Column("allowance_at", BigInteger, nullable=False),
     # Of a key that signs instead: then there is no secret, and its digest is empty.
     text_column("public_key", null=True),
+    # The provider whose key it is; None for the tenant's own.
+    _maybe_of("provider_id", "provider"),
     Index("ix_api_key_tenant", "tenant_id", "created", "id"),
 )
 
@@ -109,10 +116,12 @@ audit = Table(
     reference("trace_log_id", "trace_log"),
     Column("created", BigInteger, nullable=False),
     text_column("options"),
-    # Whom the log is of, in the submitter's words; empty when nobody said.
+    # Whom the log is of, in the submitter's words; empty when nobody said. And who that is, if registered.
     text_column("provider"),
+    _maybe_of("provider_id", "provider"),
     Index("ix_audit_tenant", "tenant_id", "created", "id"),
     Index("ix_audit_trace_log", "trace_log_id"),
+    Index("ix_audit_provider", "provider_id"),
 )
 
 job = Table(
@@ -174,7 +183,7 @@ verdict = Table(
 )
 
 # What goes into the transparency log, written with what it tells of; it gets its place there afterwards.
-# The subject is an id of another table: `aud_...`, `rep_...`.
+# The subject is an id of another table: `aud_...`, `rep_...`, `cmt_...`, `chl_...`.
 log_entry = Table(
     "log_entry",
     metadata,
@@ -208,6 +217,20 @@ upload = Table(
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
+)
+
+# Whom a tenant buys from, and what it buys. A signature names a key, and a key one provider.
+
+provider = Table(
+    "provider",
+    metadata,
+    Column("id", Text, primary_key=True),
+    reference("tenant_id", "tenant"),
+    text_column("name"),
+    Column("created", BigInteger, nullable=False),
+    Column("version", Integer, nullable=False),
+    UniqueConstraint("tenant_id", "name"),
+    Index("ix_provider_tenant", "tenant_id", "created", "id"),
 )
 
 # What the pages show of a finished audit besides verdict and evidence. Provider and model stand here when the

@@ -152,16 +152,32 @@ def check_chain(heads: Sequence[TokenHead], proofs: Sequence[Sequence[bytes]]) -
         raise HeadChainError(f"{len(heads)} heads with {len(proofs)} proofs between them")
     if [head.sequence for head in heads] != list(range(len(heads))):
         raise HeadChainError("heads are missing, repeated or out of order")
-    for i, (old, new) in enumerate(pairwise(heads)):
-        if _declared(old) != _declared(new):
-            raise HeadChainError(f"head {i + 1} is of another response, or declares something else")
-        if old.final or new.hidden < old.hidden or new.visible < old.visible or new.time < old.time:
-            raise HeadChainError(f"head {i + 1} follows a final one, or counts less than the one before")
-        if old.hidden:
-            verify_consistency(old.hidden, new.hidden, proofs[i], old.root, new.root)
+    for (old, new), proof in zip(pairwise(heads), proofs, strict=True):
+        check_next(old, new, proof)
     if not heads[-1].final:
         raise HeadChainError("the last head is not final: the response is not complete")
     return heads[-1]
+
+
+def check_next(old: TokenHead, new: TokenHead, proof: Sequence[bytes]) -> None:
+    """Check that a head continues the one before it.
+
+    Args:
+        proof: consistency proof between the two; empty where the earlier one has no tokens.
+
+    Raises:
+        HeadChainError: a gap, another response or declaration, a count that falls, or a head after the final
+            one.
+        TreeSizeError, HashLengthError, ProofLengthError, ProofRootError: its tree does not extend the other.
+    """
+    if new.sequence != old.sequence + 1:
+        raise HeadChainError(f"head {new.sequence} does not follow head {old.sequence}")
+    if _declared(old) != _declared(new):
+        raise HeadChainError(f"head {new.sequence} is of another response, or declares something else")
+    if old.final or new.hidden < old.hidden or new.visible < old.visible or new.time < old.time:
+        raise HeadChainError(f"head {new.sequence} follows a final one, or counts less than the one before")
+    if old.hidden:
+        verify_consistency(old.hidden, new.hidden, proof, old.root, new.root)
 
 
 def _declared(head: TokenHead) -> tuple[object, ...]:

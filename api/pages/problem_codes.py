@@ -18,7 +18,7 @@ router = APIRouter(tags=["operation"])
     "/problems/{code}",
     summary="What a problem code means",
     response_class=HTMLResponse,
-    responses=responses(404),
+    responses={200: {"content": {"text/html": {"example": "<h1>not-found</h1>"}}}, **responses(404)},
 )
 def explain(request: Request, code: str) -> Response:
     """The page behind the `type` of a problem document."""

@@ -175,7 +175,7 @@ async def _multipart(request: Request) -> Fields:
     raw = await read_body(request, MOST_INLINE_BYTES + MOST_JSON_BYTES)
 
     async def body() -> AsyncGenerator[bytes, None]:
-        yield raw
+        yield bytes(raw)
 
     reader = MultiPartParser(
         request.headers, body(), max_files=1, max_fields=_MOST_FIELDS, max_part_size=MOST_JSON_BYTES

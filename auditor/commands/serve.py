@@ -193,6 +193,7 @@ def serve(
         blob_store=blob_store,
         listen=listen,
         workers=workers,
+        model=model_directory or options.demo_model(),
         worker_options=passed,
         new_key=new_key,
         issuer=issuer,

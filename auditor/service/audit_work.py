@@ -21,10 +21,11 @@ from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
 from auditor.schedules import likelihoods
-from auditor.service import audits, exhibits
+from auditor.service import audits, exhibits, providers, tenant_profiles
 from auditor.service.clock import SECOND
 from auditor.service.exhibit import exhibit_of
 from auditor.service.fan_out import Crew, shards_of
+from auditor.service.opened_traces import with_openings
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
 from auditor.trace_streams import HEAD_BYTES, container_of
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from auditor.merkle.keys import PublicKey
     from auditor.service.audits import Audit
     from auditor.service.blobs import Blobs
     from auditor.service.queue import Job
@@ -48,7 +50,7 @@ _OF_ONE_RUN = ("seconds", "tokens_per_second", "shared_prefixes")
 
 
 class AuditWork:
-    """Audits logs against one model, which stays loaded."""
+    """Audits logs against one model, which stays loaded; `find_profile` knows the operator's profiles."""
 
     def __init__(
         self,
@@ -70,9 +72,10 @@ class AuditWork:
         """
         with lease.store.transaction() as connection:
             audit = audits.find(connection, job.tenant_id, job.audit_id)
+            keys = providers.signing_keys(connection, audit.tenant_id, audit.provider_id)
         audit.log.require_bytes()
         try:
-            return self._judged(audit, lease, self._blobs.path(audit.log.digest))
+            return self._judged(audit, tuple(keys), lease, self._blobs.path(audit.log.digest))
         except AuditError:
             # Erased under our hands? Then that is what to say.
             with lease.store.transaction() as connection:
@@ -81,15 +84,18 @@ class AuditWork:
         finally:
             self._blobs.release(audit.log.digest)
 
-    def _judged(self, audit: Audit, lease: Lease, path: Path) -> Effects:
+    def _judged(self, audit: Audit, keys: tuple[PublicKey, ...], lease: Lease, path: Path) -> Effects:
         steps = Steps(lease)
         if self._crew is not None:
             for lines in _fanned_out(self._crew, path, audit, steps, lease):
                 steps.keep(lines)
         result = verify(
-            lambda: _traces(path, audit),
+            lambda: with_openings(lease.store, audit, _traces(path, audit)),
             self._reference,
-            find_profile=self._find_profile,
+            find_profile=tenant_profiles.finder(
+                lease.store, audit.tenant_id, audit.created, self._find_profile
+            ),
+            provider_keys=keys,
             alpha=audit.options.alpha,
             journal=steps,
             served_model=audit.options.served_model,

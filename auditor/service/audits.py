@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_, update
 
-from auditor.service import jobs, webhooks
+from auditor.service import jobs, log_entries, providers, webhooks
 from auditor.service.clock import stamp, to_text
 from auditor.service.errors import (
     ConflictError,
@@ -109,6 +109,7 @@ class Audit:
     outcome: str | None
     verdict_digest: str | None
     events: int
+    provider_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,14 +195,18 @@ def once(
 def submit(connection: Connection, log: TraceLog, options: AuditOptions, provider: str = "") -> str:
     """Order an audit of a log of that provider; returns its id.
 
+    A name that is registered now stands for that provider, whatever it is called later.
+
     Raises:
         EvidenceErasedError: its bytes are gone.
     """
     log.require_bytes()
     now = stamp(connection)
     audit_id = new_id("aud")
-    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "provider": provider}
-    connection.execute(insert(audit_table).values(**values, created=now, options=options.text()))
+    registered = providers.named(connection, log.tenant_id, provider)
+    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "options": options.text()}
+    made = insert(audit_table).values(**values, provider=provider, provider_id=registered, created=now)
+    connection.execute(made)
     jobs.enqueue(connection, audit_id, log.tenant_id, now)
     order = {"log": log.digest, "options": f"sha256:{hashlib.sha256(options.text().encode()).hexdigest()}"}
     log_fact(connection, audit_id, log.tenant_id, "submission", {"audit": audit_id, **order})
@@ -348,12 +353,10 @@ def log_entry(connection: Connection, tenant_id: str, audit_id: str, kind: str) 
         NotFinishedError: there is no such entry yet, or there will be none.
     """
     audit = find(connection, tenant_id, audit_id)
-    column = log_entry_table.c
-    wanted = select(column.position, column.body).where(column.subject == audit_id, column.kind == kind)
-    row = connection.execute(wanted).one_or_none()
-    if row is None:
+    found = log_entries.find(connection, audit_id, kind)
+    if found is None:
         raise NotFinishedError(f"there is no {kind} entry: the audit is {audit.state}")
-    return row.position, bytes(row.body)
+    return found
 
 
 _LOG_COLUMNS = tuple(
@@ -373,6 +376,7 @@ def _audits(tenant_id: str) -> Select[Any]:
             verdict_table.c.outcome,
             verdict_table.c.digest,
             told.scalar_subquery().label("events"),
+            audit_table.c.provider_id,
         )
         .join(log_table, log_table.c.id == audit_table.c.trace_log_id)
         .join(job_table, job_table.c.audit_id == audit_table.c.id)

@@ -118,6 +118,9 @@ class Client:
     ) -> RemoteAudit:
         """Hand in a log of at most 8 MiB, in any form that `audit verify` reads; ordered when this returns.
 
+        Args:
+            provider: id of the registered one whose log it is.
+
         Raises:
             ServiceRefusedError, ServiceUnreachableError: not ordered, as far as anybody knows.
         """
@@ -189,6 +192,90 @@ class Client:
             page = self.call("GET", f"/v1/audits/{audit_id}/evidence", params=query)
             yield from page["items"]
             after = page["next"]
+
+    def spans(self, audit_id: str) -> Iterator[dict[str, Any]]:
+        """Traces of an audit with suspicious spans, in order.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        after: int | None = -1
+        while after is not None:
+            query = {"after": after, "limit": 200}
+            page = self.call("GET", f"/v1/audits/{audit_id}/spans", params=query)
+            yield from page["items"]
+            after = page["next"]
+
+    def create(self, kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        """Make one of `providers`, `models`, `challenges` or `keys`; `/v1/openapi.json` has their bodies.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError: not made, as far as anybody knows.
+        """
+        headers = {"Idempotency-Key": str(uuid.uuid4())}
+        return self.call("POST", f"/v1/{kind}", json=body, headers=headers)
+
+    def listed(self, kind: str, **query: Any) -> Iterator[dict[str, Any]]:
+        """All `providers`, `models`, `profiles`, `commitments` or `challenges` there are, page by page.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        cursor: str | None = ""
+        while cursor is not None:
+            given = query | {"limit": 200} | ({"cursor": cursor} if cursor else {})
+            page = self.call("GET", f"/v1/{kind}", params=given)
+            yield from page["items"]
+            cursor = page["next"]
+
+    def look(self, kind: str, name: str) -> dict[str, Any]:
+        """One thing of a kind that `listed` knows.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        return self.call("GET", f"/v1/{kind}/{name}")
+
+    def plan(self, order: dict[str, Any]) -> dict[str, Any]:
+        """`auditor.plan/v1`; the order as the options of `audit plan`.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        return self.call("POST", "/v1/plans", json=order)
+
+    def hand_in_profile(self, body: bytes) -> dict[str, Any]:
+        """Hand in a signed profile, the bytes of its file.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        headers = {"Content-Type": "application/json"}
+        return self.call("POST", "/v1/profiles", content=body, headers=headers)
+
+    def revoke_profile(self, profile_id: str, reason: str) -> dict[str, Any]:
+        """Take a profile back.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        return self.call("POST", f"/v1/profiles/{profile_id}/revoke", json={"reason": reason})
+
+    def post_heads(self, heads: list[dict[str, Any]]) -> dict[str, Any]:
+        """Post signed heads of one response: `note`, `proof`, `received`.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError.
+        """
+        return self.call("POST", "/v1/commitments", json={"heads": heads})
+
+    def open_challenge(self, challenge_id: str, opening: dict[str, Any]) -> dict[str, Any]:
+        """Answer a challenge with an `auditor.token-opening/v1`.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError: not taken, as far as anybody knows.
+        """
+        return self.call("POST", f"/v1/challenges/{challenge_id}/openings", json=opening)
 
     def follow(self, audit_id: str) -> Iterator[RemoteEvent]:
         """Progress until the audit ends; a cut connection goes on where it broke.

@@ -113,6 +113,55 @@ class ConflictError(ServiceError):
     status = 409
 
 
+class VersionMissingError(ServiceError):
+    """A change without If-Match: nothing says that the caller saw what it would change."""
+
+    code = "version-missing"
+    status = 428
+
+
+class VersionStaleError(ServiceError):
+    """A change of something that was changed since the caller saw it."""
+
+    code = "version-stale"
+    status = 412
+
+
+class HeadConflictError(ServiceError):
+    """A signed head where another one of the same number is: the provider said two things."""
+
+    code = "head-conflict"
+    status = 409
+
+
+class ModelUnknownError(ServiceError):
+    """A commitment that declares a model which nobody registered."""
+
+    code = "model-unknown"
+    status = 422
+
+
+class TokenizerAbsentError(ServiceError):
+    """A commitment under a tokenizer or embedder that this service does not have: it could not be checked."""
+
+    code = "tokenizer-absent"
+    status = 422
+
+
+class ChallengeClosedError(ServiceError):
+    """An opening of a challenge that was answered before, by another opening."""
+
+    code = "challenge-closed"
+    status = 409
+
+
+class ChallengeExpiredError(ServiceError):
+    """An opening that comes after the deadline: what was asked for counts as withheld."""
+
+    code = "challenge-expired"
+    status = 409
+
+
 class BodyTooLargeError(ServiceError):
     """A body beyond the limit, as sent or when decompressed."""
 

@@ -29,6 +29,7 @@ from auditor.service.errors import (
 from auditor.service.identifiers import new_id
 from auditor.store_engine import insert_if_absent
 from auditor.store_schema import api_key as key_table
+from auditor.store_schema import provider as provider_table
 from auditor.store_schema import tenant as tenant_table
 
 if TYPE_CHECKING:
@@ -39,11 +40,14 @@ if TYPE_CHECKING:
 SCOPES = {
     "audits:read": "read audits, evidence, verdicts and progress",
     "audits:write": "upload logs, submit and cancel audits",
+    "trust": "say who sells which models, whose signatures count, and which profiles no longer do",
     "keys": "make, list and revoke the tenant's keys",
     "webhooks": "make, list and delete the tenant's webhooks",
     "disputes": "answer and resolve disputes",
     "operator": "make and list tenants, and keys for any tenant",
 }
+PROVIDER_SCOPE = "provider"
+"""Of a key that is given to a provider, the only one it has: to commit, and to open what is challenged."""
 SIGNING_SCOPE = "audits:write"
 MOST_RUNNING = 4
 MOST_KEY_DAYS = 366
@@ -68,7 +72,12 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """A key without its secret; `public_key` (a vkey) of one that signs. Times: microseconds since 1970."""
+    """A key without its secret. Times are microseconds since 1970.
+
+    Attributes:
+        public_key: a vkey, of a key that signs.
+        provider_id: the provider that holds it; None for the tenant's own.
+    """
 
     id: str
     tenant_id: str
@@ -78,15 +87,16 @@ class ApiKey:
     expires: int
     revoked: int | None = None
     public_key: str | None = None
+    provider_id: str | None = None
 
-    def require(self, scope: str) -> None:
-        """Raise unless the key has the scope.
+    def require(self, *scopes: str) -> None:
+        """Raise unless the key has one of the scopes.
 
         Raises:
             ScopeMissingError: it has not.
         """
-        if scope not in self.scopes:
-            raise ScopeMissingError(f"this needs a key with the scope {scope}")
+        if not set(scopes) & set(self.scopes):
+            raise ScopeMissingError(f"this needs a key with the scope {' or '.join(scopes)}")
 
 
 def create_tenant(
@@ -148,14 +158,23 @@ def create_key(
     *,
     days: float,
     public_key: str | None = None,
+    provider_id: str | None = None,
 ) -> tuple[ApiKey, str]:
     """A new key, and its text, which cannot be had again; with a public key there is none.
 
+    Args:
+        provider_id: whom the key is for, with `PROVIDER_SCOPE` as its only scope.
+
     Raises:
-        RequestInvalidError: an unknown scope, none at all, one that a signing key has no use for, or a life
-            beyond `MOST_KEY_DAYS`.
+        RequestInvalidError: an unknown scope, none at all, one that a signing key has no use for, a life
+            beyond `MOST_KEY_DAYS`, or a provider's key with other scopes.
+        NotFoundError: the tenant has no such provider.
     """
-    unknown = sorted(set(scopes) - SCOPES.keys())
+    if (provider_id is not None or PROVIDER_SCOPE in scopes) and set(scopes) != {PROVIDER_SCOPE}:
+        raise RequestInvalidError(f"a provider's key has the scope {PROVIDER_SCOPE} alone", where="scopes")
+    if PROVIDER_SCOPE in scopes:
+        _check_provider(connection, tenant_id, provider_id)
+    unknown = sorted(set(scopes) - SCOPES.keys() - {PROVIDER_SCOPE})
     if unknown or not scopes:
         said = f"unknown: {', '.join(unknown)}" if unknown else "none given"
         raise RequestInvalidError(said, where="scopes", fix=f"choose from {', '.join(SCOPES)}")
@@ -164,8 +183,8 @@ def create_key(
     if public_key is not None and set(scopes) != {SIGNING_SCOPE}:
         raise RequestInvalidError(f"a signing key has the scope {SIGNING_SCOPE} alone", where="scopes")
     now = time_now(connection)
-    ends = now + round(days * 86_400 * SECOND)
-    key = ApiKey(new_id("ak"), tenant_id, name, tuple(sorted(set(scopes))), now, ends, None, public_key)
+    ends, ordered = now + round(days * 86_400 * SECOND), tuple(sorted(set(scopes)))
+    key = ApiKey(new_id("ak"), tenant_id, name, ordered, now, ends, None, public_key, provider_id)
     secret = secrets.token_urlsafe(32)
     connection.execute(
         insert(key_table).values(
@@ -179,9 +198,19 @@ def create_key(
             expires=key.expires,
             allowance=SUBMISSIONS_AT_ONCE,
             allowance_at=now,
+            provider_id=provider_id,
         )
     )
     return key, f"{key.id}.{secret}" if public_key is None else ""
+
+
+def _check_provider(connection: Connection, tenant_id: str, provider_id: str | None) -> None:
+    if provider_id is None:
+        raise RequestInvalidError("name the provider whose key it is", where="provider")
+    column = provider_table.c
+    wanted = select(column.id).where(column.tenant_id == tenant_id, column.id == provider_id)
+    if connection.execute(wanted).one_or_none() is None:
+        raise NotFoundError("no such provider")
 
 
 def authenticate(connection: Connection, text: str) -> ApiKey:
@@ -312,7 +341,10 @@ _TENANT_COLUMNS = tuple(
 )
 _KEY_COLUMNS = tuple(
     key_table.c[name]
-    for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked", "public_key")
+    for name in (
+        *("id", "tenant_id", "name", "scopes", "created", "expires", "revoked"),
+        *("public_key", "provider_id"),
+    )
 )
 
 

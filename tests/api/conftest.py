@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from dataclasses import dataclass
 
 import pytest
@@ -54,7 +55,11 @@ class World:
             with lease.store.transaction() as connection:
                 audit = audits.find(connection, job.tenant_id, job.audit_id)
             lease.save(0, b"x", {"traces": 2})
-            traces = [b'{"id":"a","verdict":"consistent"}', b'{"id":"b","verdict":"inconsistent"}']
+            told = {"where": "log:1", "tokens": 9}
+            traces = [
+                json.dumps(told | {"id": "a", "verdict": "consistent", "spans": []}).encode(),
+                json.dumps(told | {"id": "b", "verdict": "inconsistent", "spans": [[2, 5], [7, 8]]}).encode(),
+            ]
             body = b'{"schema":"auditor.result/v1"}'
             return lambda c, now: audits.record(c, audit, body, "inconsistent", traces, now)
 

@@ -10,6 +10,7 @@ import pytest
 
 from auditor.reports import Policy, make_report
 from auditor.service import tenants
+from tests.api import test_challenges, test_providers
 from tests.api.conftest import Party, refused
 
 OPEN = {"/livez", "/readyz", "/problems/{code}", "/v1/openapi.json"}
@@ -35,6 +36,12 @@ SCOPE = {
     ("PUT", "/v1/uploads/{upload_id}/parts/{number}"): "audits:write",
     ("POST", "/v1/audits"): "audits:write",
     ("POST", "/v1/audits/{audit_id}/cancel"): "audits:write",
+    ("POST", "/v1/providers"): "trust",
+    ("PATCH", "/v1/providers/{provider_id}"): "trust",
+    ("POST", "/v1/models"): "trust",
+    ("PUT", "/v1/profile-keys"): "trust",
+    ("POST", "/v1/profiles/{profile_id}/revoke"): "trust",
+    ("POST", "/v1/plans"): "audits:read",
     ("POST", "/v1/logs"): "audits:write",
     ("POST", "/v1/schedules"): "audits:write",
     ("DELETE", "/v1/schedules/{schedule_id}"): "audits:write",
@@ -112,6 +119,13 @@ def belongings(world):
     made = world.alice.call("POST", "/v1/schedules", json=order, headers={"Idempotency-Key": "s"}).json()
     order = {"audit": audit["id"], **SAID}
     filed = world.alice.call("POST", "/v1/disputes", json=order, headers={"Idempotency-Key": "d"}).json()
+    named |= {"schedule_id": made["id"], "dispute_id": filed["id"]}
+    ring = test_challenges.Round(world, world.service.log.parent)
+    commitment = ring.commit()
+    named |= {"provider_id": ring.provider, "commitment_id": commitment["id"]}
+    named |= {"challenge_id": ring.draw(commitment).json()["id"]}
+    named |= {"model_id": world.alice.get("/v1/models").json()["items"][0]["id"]}
+    named |= {"profile_id": test_providers.trusted_profile(world.alice)}
     now = time.time_ns() // 1000
     report = json.loads(
         make_report(world.service.store, world.alice.tenant.id, "", now - 2, now - 1, Policy())
@@ -130,13 +144,23 @@ MADE = {
     "/v1/schedules": {"provider": "acme", "cron": "0 6 * * 1", "policy": POLICY},
     "/v1/disputes": {"audit": "AUDIT", **SAID},
     "/v1/logs": {},
+    "/v1/providers": {"name": "acme"},
+    "/v1/models": test_providers.MODEL,
+    "/v1/profiles": {},
+    "/v1/profile-keys": {"vkeys": []},
+    "/v1/plans": {"profile": "PROFILE"},
+    "/v1/commitments": {"heads": [{"note": "x"}]},
+    "/v1/challenges": {"commitment": "COMMITMENT"},
 }
 # Bodies without which an endpoint refuses before it looks.
 ORDERS = {
     "/v1/disputes/{dispute_id}/answer": SAID,
     "/v1/disputes/{dispute_id}/resolve": SAID | {"outcome": "upheld"},
+    "/v1/providers/{provider_id}": {},
+    "/v1/profiles/{profile_id}/revoke": {"reason": "x"},
+    "/v1/challenges/{challenge_id}/openings": {},
 }
-FIXED = {"number": 1, "kind": "verdict"}
+FIXED = {"number": 1, "kind": "verdict", "sequence": 0}
 
 
 def test_another_tenants_things_are_not_there_on_any_endpoint(world):
@@ -152,6 +176,7 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
         assert not unknown, f"{path}: add one of alice's to `belongings`"
         headers = {
             "Idempotency-Key": "k",
+            "If-Match": '"1"',
             "Content-Digest": "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:",
         }
         if SCOPE.get((method, path)) == "operator":
@@ -159,8 +184,9 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
             refused(stranger.call(method, filled(path, **ids), headers=headers), 403, "scope-missing")
         elif "{" in path:
             order = {"json": ORDERS[path]} if path in ORDERS else {}
+            fixed = FIXED | ({"kind": "result"} if "challenge" in path else {})
             theirs, nobodys = (
-                stranger.call(method, filled(path, **ids, **FIXED), headers=headers, **order)
+                stranger.call(method, filled(path, **ids, **fixed), headers=headers, **order)
                 for ids in (named, dict.fromkeys(named, "x_0"))
             )
             assert (theirs.status_code, theirs.json()) == (404, nobodys.json()), path
@@ -170,11 +196,12 @@ def test_another_tenants_things_are_not_there_on_any_endpoint(world):
             assert not [text for text in hers if text in answer.text], path
         else:
             assert path in MADE, f"{path}: say in `MADE` how a stranger would try"
-            order = json.loads(
-                json.dumps(MADE[path]).replace("LOG", hers[0]).replace("AUDIT", named["audit_id"])
-            )
+            text = json.dumps(MADE[path]).replace("LOG", hers[0]).replace("AUDIT", named["audit_id"])
+            text = text.replace("PROFILE", named["profile_id"])
+            order = json.loads(text.replace("COMMITMENT", named["commitment_id"]))
             answer = stranger.call(method, path, json=order, headers={"Idempotency-Key": path})
-            assert answer.status_code in (201, 404, 415), answer.text  # a log is no JSON
+            # A log is no JSON; no key of hers signed; nobody saw what is to be replaced.
+            assert answer.status_code in (201, 404, 415, 422, 428), answer.text
             assert not [text for text in hers if text in answer.text], path
     assert stranger.get("/v1/audits").json()["items"] == []
     assert world.alice.get(f"/v1/audits/{named['audit_id']}").json()["state"] == "done"

@@ -67,6 +67,17 @@ def test_a_verdict_is_the_bytes_that_were_logged_and_is_not_sent_twice(world):
     assert (rest["items"][0]["id"], rest["next"]) == ("b", None)
 
 
+def test_spans_say_where_the_evidence_lies_and_leave_out_traces_without_any(world):
+    path = f"/v1/audits/{world.alice.submit().json()['id']}/spans"
+    refused(world.alice.get(path), 409, "not-finished")
+    world.work()
+    found = {"number": 1, "id": "b", "where": "log:1", "verdict": "inconsistent", "tokens": 9}
+    found["spans"] = [{"start": 2, "end": 5}, {"start": 7, "end": 8}]
+    assert world.alice.get(path).json() == {"items": [found], "next": None}
+    assert world.alice.get(f"{path}?limit=1").json() == {"items": [], "next": 0}
+    assert world.alice.get(f"{path}?limit=1&after=0").json() == {"items": [found], "next": None}
+
+
 @pytest.mark.parametrize("query", ["alhpa=0.5", "alpha=0.5&alpha=0.1", "Alpha=0.5", "=1"])
 def test_a_misspelt_or_repeated_parameter_is_not_overlooked(world, query):
     refused(world.alice.submit(query=f"?{query}"), 422, "request-invalid")

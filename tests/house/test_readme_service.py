@@ -22,7 +22,7 @@ def test_submitting_and_curl_work_as_the_readme_says(tmp_path):
         "OMP_NUM_THREADS": "1",
     }
     section = README.split("## As a service")[1].split("\n## ")[0]
-    ours, curl = re.findall(r"```bash\n(.+?)```", section, flags=re.DOTALL)
+    ours, curl, committed = re.findall(r"```bash\n(.+?)```", section, flags=re.DOTALL)
     command = ["audit", "serve", "--listen", "127.0.0.1:0", "--threads", "1"]
     with subprocess.Popen(
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True
@@ -57,6 +57,10 @@ def test_submitting_and_curl_work_as_the_readme_says(tmp_path):
             listed, _ = decoder.raw_decode(asked.stdout[end:].lstrip())
             assert made["log"]["name"] == "vllm-cpu-bf16-plain.jsonl.gz", "the same bytes are one log"
             assert listed["items"][0]["id"] == made["id"]
+            opened = shell(committed)
+            assert opened.returncode == 0, opened.stderr
+            assert opened.stdout.count("  held      ") == 2
+            assert opened.stdout.splitlines()[-1].startswith("aud_")
             (reports,) = re.findall(
                 r"```bash\n(.+?)```", README.split("## Reports that can be checked")[1], flags=re.DOTALL
             )

@@ -15,9 +15,9 @@ from sqlalchemy import inspect, text
 
 from auditor.errors import StoreError
 from auditor.store import Store
+from auditor.store_commitments import metadata
 from auditor.store_engine import connect_to, find_place, for_writing
 from auditor.store_migrations import REVISIONS, downgrade, prepare, read_revision
-from auditor.store_schema import metadata
 
 CHECKOUT = Path(__file__).resolve().parent.parent.parent
 INSERT = (
@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0009"
+NEWEST = "0010"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -260,12 +260,53 @@ SERVICE_ROWS = (
 LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
 LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
 LATER += ("dispute", "dispute_event", "nonce", "exhibit", "session")
+LATER += ("provider", "provider_key", "model", "tenant_profile")
+LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening")
 """Tables that came after the service's first release."""
 
 
 def rows_before(*tables):
     """Rows of a database in which these tables are not there yet."""
     return [row for row in SERVICE_ROWS if not any(f"INTO {table} " in row for table in tables)]
+
+
+COMMITMENT_ROWS = (
+    "INSERT INTO provider VALUES ('prv_1', 'ten_1', 'acme', 1, 1)",
+    "INSERT INTO provider_key VALUES ('ten_1', 'acme+00+AA', 'prv_1')",
+    "INSERT INTO model VALUES ('mdl_1', 'ten_1', 'demo', 'sha256:0', 'sha256:1', NULL, 1)",
+    "INSERT INTO tenant_profile VALUES ('ten_1', 'sha256:2', 'm', 'p', 'r', 'race', 't', 5, 1, NULL, NULL, 'x')",
+    "INSERT INTO trusted_key VALUES ('ten_1', 'auditor+00+AA')",
+    "INSERT INTO commitment VALUES ('cmt_1', 'ten_1', 'prv_1', 'req-1', 1, 2)",
+    "INSERT INTO streaming_head VALUES ('cmt_1', 0, 'ten_1', 'note', '[]', NULL, 1)",
+    "INSERT INTO challenge VALUES ('chl_1', 'ten_1', 'cmt_1', 1, 2, 'open', '{}', 'c', NULL, NULL)",
+    "INSERT INTO opening VALUES ('chl_1', 'ten_1', 2, 'sha256:3', '{}')",
+    "INSERT INTO log_entry (subject, kind, body) VALUES ('cmt_1', 'head-0', '{}')",
+    "INSERT INTO log_entry (subject, kind, body) VALUES ('chl_1', 'challenge', '{}')",
+    (
+        "INSERT INTO api_key (id, tenant_id, name, secret_sha256, scopes, created, expires, allowance,"
+        " allowance_at, provider_id) VALUES ('ak_2', 'ten_1', 'acme', 'x', 'provider', 1, 9, 5.5, 1, 'prv_1')"
+    ),
+    "UPDATE audit SET provider_id = 'prv_1'",
+)
+
+
+def test_audits_survive_the_coming_and_going_of_commitments(database):
+    database.prepare()
+    downgrade(database.place, "0003")
+    for row in rows_before(*LATER[1:]):
+        database.execute(row)
+    database.prepare(move_older=True)
+    for row in COMMITMENT_ROWS:
+        database.execute(row)
+    downgrade(database.place, "0009")
+    assert "commitment" not in database.tables()
+    for table in metadata.tables.keys() - {"profile", *LATER}:
+        assert database.rows(f"SELECT count(*) FROM {table}") == [(1,)], table
+    database.prepare(move_older=True)
+    assert database.rows("SELECT id, provider_id FROM audit") == [("aud_1", None)]
+    assert database.rows("SELECT subject FROM log_entry") == [("aud_1",)]
+    for row in COMMITMENT_ROWS:
+        database.execute(row)
 
 
 def test_the_services_first_database_moves_to_the_newest_with_its_data(database):
