@@ -183,7 +183,8 @@ class RayCrew:
     ) -> Iterator[list[bytes]]:
         import ray.data  # noqa: PLC0415
 
-        lines = rows.map_batches(
+        # Small blocks, or one actor would get a whole row group.
+        lines = rows.repartition(target_num_rows_per_block=BATCH_ROWS).map_batches(
             ParquetScorer,
             fn_constructor_args=(*self._model, recipe, frozenset(known)),
             batch_size=BATCH_ROWS,
@@ -269,6 +270,8 @@ def _connected(address: str, actors: int | None) -> Any:
         ) from None
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.WARNING}
     if address == LOCAL:
+        # Ray starts workers at niceness 15: on a machine that does other things too they would starve.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         count = actors or os.cpu_count() or 1
         options |= {
             "num_cpus": count,
