@@ -14,6 +14,7 @@ from auditor.api import (
     health,
     keys,
     log,
+    logs,
     progress,
     reports,
     schedules,
@@ -72,7 +73,7 @@ def create_application(service: Service) -> FastAPI:
     )
     application.state.service = service
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
-    for module in (audits, progress, uploads, reports, schedules, disputes, keys, webhooks):
+    for module in (audits, progress, uploads, logs, reports, schedules, disputes, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)

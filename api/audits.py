@@ -19,12 +19,12 @@ from auditor.api.views import (
     AuditPage,
     AuditView,
     EvidencePage,
-    InputFormat,
     Label,
     State,
     view_audit,
 )
-from auditor.service import audits, signatures, tenants
+from auditor.input_formats import InputFormat
+from auditor.service import audits, erasure, signatures, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.containers import check_log
 from auditor.service.parquet_check import check_parquet
@@ -97,6 +97,7 @@ def submit(
         if order is not None:
             log = audits.find_log(connection, caller.tenant_id, order.log)
         else:
+            erasure.keep(connection, digest, service.blobs, lambda: service.blobs.put(body))
             log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
         return audits.submit(connection, log, options, (order.provider if order else provider) or "")
 

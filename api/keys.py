@@ -18,6 +18,7 @@ from auditor.api.views import (
     MadeKey,
     NewKey,
     NewTenant,
+    Retention,
     TenantPage,
     TenantView,
     view_key,
@@ -29,6 +30,7 @@ from auditor.service.signatures import check_public_key
 
 router = APIRouter()
 TenantBody = Annotated[NewTenant, json_body(NewTenant)]
+RetentionBody = Annotated[Retention, json_body(Retention)]
 KeyBody = Annotated[NewKey, json_body(NewKey)]
 _REFUSALS: dict[str, Any] = {"responses": responses(400, 401, 403, 404, 409, 413, 415, 422)}
 
@@ -44,8 +46,23 @@ _REFUSALS: dict[str, Any] = {"responses": responses(400, 401, 403, 404, 409, 413
 def create_tenant(service: TheService, _caller: Operator, body: TenantBody) -> TenantView:
     """Names are unique."""
     with service.store.transaction(writes=True) as connection:
-        made = tenants.create_tenant(connection, body.name, most_running=body.most_running)
+        made = tenants.create_tenant(
+            connection, body.name, most_running=body.most_running, retention_days=body.retention_days
+        )
     return view_tenant(made)
+
+
+@router.put(
+    "/tenants/{tenant_id}/retention",
+    tags=["tenants"],
+    summary="Set how long logs are kept",
+    openapi_extra=json_content(Retention),
+    **_REFUSALS,
+)
+def set_retention(service: TheService, _caller: Operator, tenant_id: str, body: RetentionBody) -> TenantView:
+    """Holds for the logs that are there, too."""
+    with service.store.transaction(writes=True) as connection:
+        return view_tenant(tenants.set_retention(connection, tenant_id, body.retention_days))
 
 
 @router.get("/tenants", tags=["tenants"], summary="List tenants", responses=responses(401, 403, 422))

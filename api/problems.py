@@ -65,7 +65,7 @@ def title_of(code: str) -> str:
 
 def problem_response(error: errors.AuditError) -> Response:
     """The answer to a request that was refused."""
-    status = error.status if isinstance(error, ServiceError) else 422
+    status = getattr(error, "status", 422)
     value: dict[str, Any] = {
         "type": f"/problems/{error.code}",
         "title": title_of(error.code),

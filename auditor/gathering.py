@@ -20,9 +20,6 @@ from auditor.text_only import is_text_only
 STOP_DECISIONS = "stop-decisions"
 """Name of the test of how outputs end (`stop_decisions.py`); its unit is traces, not tokens."""
 
-SHOWN_ONLY = ("text-surprise", "text-rank")
-"""Names of tests that are shown and never fused: `text_evidence`."""
-
 _STOP_WEIGHT = 0.05
 
 
@@ -141,7 +138,7 @@ def text_evidence(scored: Sequence[Scored], profile: Profile) -> tuple[tuple[Evi
         "those ids are assumed, so it accuses nobody"
     )
     shown = (
-        Evidence(SHOWN_ONLY[0], found.excess, found.log_e_surprise),
-        Evidence(SHOWN_ONLY[1], found.distance, found.log_e_rank),
+        Evidence("text-surprise", found.excess, found.log_e_surprise),
+        Evidence("text-rank", found.distance, found.log_e_rank),
     )
     return shown, (said,)

@@ -64,6 +64,8 @@ tenant = Table(
     text_column("name"),
     Column("created", BigInteger, nullable=False),
     Column("most_running", Integer, nullable=False),
+    # Days after which a log's bytes are erased; null: never.
+    Column("retention_days", Integer, nullable=True),
     UniqueConstraint("name"),
 )
 
@@ -95,6 +97,7 @@ trace_log = Table(
     text_column("name"),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("erased", BigInteger, nullable=True),
     UniqueConstraint("tenant_id", "digest"),
 )
 

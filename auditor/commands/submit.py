@@ -135,6 +135,31 @@ def status(
         context.exit(_show(client, audit, output_format))
 
 
+@click.command()
+@click.argument("log_ids", nargs=-1, required=True, metavar="LOG_ID...")
+@service_options
+@options.format_option
+def erase(log_ids: tuple[str, ...], url: str | None, key: str | None, output_format: str) -> None:
+    """Erase the bytes of logs that were handed in (`audit status --format json` names them).
+
+    Digests, verdicts and the transparency log stay, so what was proved stays proved; what is still to be
+    audited ends as evidence-erased.
+
+    \b
+    Example:
+      audit erase log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50
+    """
+    with service_extra("erase"):
+        from auditor.service.client import Client  # noqa: PLC0415
+
+    with Client(url, key) as client:
+        for log_id in log_ids:
+            gone = client.erase(log_id)
+            click.echo(
+                json.dumps(gone) if output_format == "json" else f"{gone['id']}  {gone['digest']}  erased"
+            )
+
+
 def _signer(file: Path | None, key_id: str | None) -> RequestSigner | None:
     from auditor.commands.keys import passphrase  # noqa: PLC0415
     from auditor.errors import OptionError  # noqa: PLC0415

@@ -38,7 +38,7 @@ from auditor.transparency_log import TransparencyLog
 
 if TYPE_CHECKING:
     from auditor.profile import Profile
-    from auditor.service.blobs import BlobFolder
+    from auditor.service.blobs import Blobs
     from auditor.store import Store
 
 
@@ -50,7 +50,7 @@ ReportSigner: TypeAlias = Signer
 class Logs:
     """Where the texts are: the tenant's logs and the profiles of its verdicts."""
 
-    blobs: BlobFolder
+    blobs: Blobs
     find_profile: Callable[[str], Profile | None]
 
 

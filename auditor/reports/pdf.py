@@ -37,7 +37,7 @@ def _refuse(url: str, *_: object) -> dict[str, Any]:
 
 def _paper(page: str) -> str:
     """The page with light colours written out: drawings in a PDF know no variables."""
-    css = (files("auditor") / "templates" / "page.css").read_text(encoding="utf-8")
+    css = (files("auditor") / "templates" / "colours.css").read_text(encoding="utf-8")
     light = css[css.index(":root{") : css.index("}")]
     colours = dict(re.findall(r"--([\w-]+):(#[0-9a-f]+)", light))
     return re.sub(r'="var\(--([\w-]+)\)"', lambda m: f'="{colours[m[1]]}"', page)

@@ -161,6 +161,14 @@ class Client:
         """
         return _audit(self.call("POST", f"/v1/audits/{audit_id}/cancel"))
 
+    def erase(self, log_id: str) -> dict[str, Any]:
+        """Erase a log's bytes; returns what is left of it.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError: see the class.
+        """
+        return self.call("DELETE", f"/v1/logs/{log_id}")
+
     def verdict(self, audit_id: str) -> dict[str, Any]:
         """`auditor.result/v1` without its traces.
 

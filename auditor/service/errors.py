@@ -5,7 +5,7 @@ Roots and conventions are in `auditor.errors`; these lie apart because only they
 
 from __future__ import annotations
 
-from auditor.errors import AuditError
+from auditor.errors import AuditError, UnusableInputError
 
 
 class ServiceError(AuditError):
@@ -83,6 +83,13 @@ class NotFoundError(ServiceError):
 
     code = "not-found"
     status = 404
+
+
+class EvidenceErasedError(UnusableInputError):
+    """A log whose bytes were erased: digests and log entries stay, but nothing can be audited anew."""
+
+    code = "evidence-erased"
+    status = 410
 
 
 class MethodNotAllowedError(ServiceError):

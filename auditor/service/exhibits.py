@@ -6,10 +6,12 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import case, func, insert, select
+from sqlalchemy import case, func, insert, select, update
 
 from auditor.store_schedules import dispute as dispute_table
+from auditor.store_schema import audit as audit_table
 from auditor.store_schema import exhibit as exhibit_table
+from auditor.store_schema import trace_log as log_table
 from auditor.store_schema import verdict as verdict_table
 
 if TYPE_CHECKING:
@@ -55,7 +57,25 @@ class ProviderStanding:
 def record(connection: Connection, audit: Audit, exhibit: Exhibit) -> None:
     """Keep what is shown of an audit, in the transaction that writes its verdict."""
     values = {name: getattr(exhibit, name) for name in type(exhibit).__slots__}
+    # Locked, so that an erasure comes either before this or after it.
+    log = select(log_table.c.erased).where(log_table.c.id == audit.log.id).with_for_update(key_share=True)
+    if connection.execute(log).scalar_one() is not None:
+        values["body"] = _without_texts(values["body"])
     connection.execute(insert(exhibit_table).values(audit_id=audit.id, tenant_id=audit.tenant_id, **values))
+
+
+def forget_texts(connection: Connection, log_id: str) -> None:
+    """Take the texts out of the exhibits of a log's audits; what was found stays."""
+    column = exhibit_table.c
+    of_log = select(audit_table.c.id).where(audit_table.c.trace_log_id == log_id)
+    rows = connection.execute(select(column.audit_id, column.body).where(column.audit_id.in_(of_log))).all()
+    for audit_id, body in rows:
+        changed = update(exhibit_table).where(column.audit_id == audit_id)
+        connection.execute(changed.values(body=_without_texts(body)))
+
+
+def _without_texts(body: bytes) -> bytes:
+    return json.dumps({**json.loads(body), "excerpts": []}, sort_keys=True, separators=(",", ":")).encode()
 
 
 def find(connection: Connection, tenant_id: str, audit_id: str) -> dict[str, Any] | None:

@@ -21,6 +21,8 @@ SCOPE = {
     ("GET", "/v1/tenants"): "operator",
     ("POST", "/v1/tenants"): "operator",
     ("POST", "/v1/tenants/{tenant_id}/keys"): "operator",
+    ("PUT", "/v1/tenants/{tenant_id}/retention"): "operator",
+    ("DELETE", "/v1/logs/{log_id}"): "audits:write",
     ("GET", "/v1/keys"): "keys",
     ("POST", "/v1/keys"): "keys",
     ("DELETE", "/v1/keys/{key_id}"): "keys",

@@ -21,6 +21,7 @@ from sqlalchemy import select
 from auditor.errors import AuditError
 from auditor.merkle.keys import PublicKey, SeedSigner
 from auditor.merkle.policy import Policy as LogPolicy
+from auditor.reports.canonical import canonical
 from auditor.reports.commitments import salt_of
 from auditor.reports.envelopes import key_id, open_envelope, seal
 from auditor.reports.pack_verification import TrustedKey, disclosure, trust, verify_pack
@@ -204,6 +205,24 @@ def test_what_is_swapped_by_a_holder_of_the_key_is_still_noticed(packed, tmp_pat
     assert (
         packed.refused(packed.with_members(**{"report.json": packed.report[:-1] + b" \n"}))
         == "report-invalid"
+    )
+
+
+@pytest.mark.parametrize("broken", [{}, {"providers": 1}, {"policy": []}, {"exceptions": [{}]}])
+def test_a_signed_file_that_is_no_report_is_refused_and_not_stumbled_over(packed, broken):
+    document = {"schema": "auditor.report/v1"} | ({**json.loads(packed.report), **broken} if broken else {})
+    assert packed.refused(packed.with_members(**{"report.json": canonical(document)})) in {
+        "report-invalid",
+        "statement-mismatch",
+    }
+
+
+@pytest.mark.parametrize("predicate", [None, [], "x", {"timeCreated": 1}, {"timeCreated": "2026-01-01"}])
+def test_statements_without_a_time_are_refused(packed, predicate):
+    said = json.dumps({"predicateType": SVR, "subject": [], "predicate": predicate}).encode()
+    assert (
+        packed.refused(packed.with_members(**{"svr.dsse.json": seal(said, [REPORT_KEY])}))
+        == "statement-mismatch"
     )
 
 
