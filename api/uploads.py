@@ -15,7 +15,7 @@ from auditor.api.bodies import LOG_TYPES, json_body, json_content, log_body, rea
 from auditor.api.problems import responses
 from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Service, TheService, Writer
 from auditor.api.views import Body, Digest, Label, LogView, Whole, view_log
-from auditor.service import audits, uploads
+from auditor.service import audits, erasure, uploads
 from auditor.service.errors import RequestInvalidError
 from auditor.service.parquet_check import check_inline_log
 from auditor.service.uploads import MOST_PART_BYTES, MOST_PARTS, MOST_UPLOAD_BYTES, Upload
@@ -78,6 +78,7 @@ def keep(
     check_inline_log(body)
     digest = service.blobs.put(body)
     with service.store.transaction(writes=True) as connection:
+        erasure.keep(connection, digest, service.blobs, lambda: service.blobs.put(body))
         return view_log(audits.keep_log(connection, caller.tenant_id, digest, name, len(body)))
 
 

@@ -22,7 +22,7 @@ from auditor.reports import make_report, report_id
 from auditor.schedules import periods, sampling, schedules, slots
 from auditor.schedules.judging import FINGERPRINT
 from auditor.schedules.standing import level
-from auditor.service import audits
+from auditor.service import audits, erasure
 from auditor.service.errors import LeaseLostError
 from auditor.service.queue import UNFINISHED, Job, Terms
 from auditor.service.worker import StopRequestedError
@@ -133,6 +133,8 @@ class PeriodWork:
         drawn = sampling.draw(items, population, self._budget(slot, policy, population), slot.seed or "")
         digest = self._blobs.put(drawn.log)
         with lease.store.transaction(writes=True) as connection:
+            # Where the same bytes were just erased they are put again, under the lock of that.
+            erasure.keep(connection, digest, self._blobs, lambda: self._blobs.put(drawn.log))
             periods.order(connection, lease.job, policy, population, drawn, digest)
 
     def _read(self, logs: list[TraceLog], lease: SlotLease) -> Iterator[Trace | AuditError]:

@@ -54,7 +54,7 @@ def cut(connection: Connection, job: Job, policy: Policy) -> None:
         .where(slot_table.c.tenant_id == slot.tenant_id)
     )
     fresh = select(column.id).where(column.tenant_id == slot.tenant_id)
-    fresh = fresh.where(column.id.not_in(taken), column.id.not_in(samples))
+    fresh = fresh.where(column.erased.is_(None), column.id.not_in(taken), column.id.not_in(samples))
     row = {"tenant_id": slot.tenant_id, "provider": slot.provider, "slot_id": slot.id}
     rows = [{**row, "trace_log_id": found} for found in connection.execute(fresh).scalars()]
     for start in range(0, len(rows), _BATCH):

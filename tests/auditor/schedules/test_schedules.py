@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from sqlalchemy import update
 
 from auditor.errors import TraceFileError
 from auditor.schedules import periods, schedules, slots
@@ -18,6 +19,7 @@ from auditor.service import audits, clock, jobs, tenants
 from auditor.service.errors import ConflictError, LeaseLostError, NotFoundError
 from auditor.service.queue import Terms
 from auditor.store import Store
+from auditor.store_schema import trace_log
 
 WEEK = 7 * 86_400 * SECOND
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
@@ -261,3 +263,15 @@ def test_a_slot_waits_for_its_audit(world):
     with world.store.transaction(writes=True) as connection:
         jobs.cancel(connection, jobs.locked(connection, audit_id))
     assert world.write(slots.claim, "w", TERMS).audit_id == job.audit_id
+
+
+def test_an_erased_log_is_part_of_no_period(world):
+    kept, gone = world.log(1), world.log(2)
+    with world.store.transaction(writes=True) as connection:
+        connection.execute(update(trace_log).where(trace_log.c.id == gone.id).values(erased=1))
+    schedule = world.add()
+    world.write(schedules.run_now, world.tenant.id, schedule.id)
+    job = world.write(slots.claim, "w", TERMS)
+    world.write(periods.cut, job, world.policy)
+    slot = world.read(slots.find, world.tenant.id, job.audit_id)
+    assert [log.id for log in world.read(periods.logs_of, slot)] == [kept.id]
