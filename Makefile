@@ -4,10 +4,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PEER := .venv-peer
+OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test fuzz lint types bench bench-core bench-merkle bench-fingerprints bench-speculation bench-service \
-        proof inflation token-counts fingerprints study matrix profiles engines soak clean
+.PHONY: setup demo test test-pages fuzz lint types bench bench-core bench-merkle bench-fingerprints \
+        bench-speculation bench-service bench-report report-page proof inflation token-counts fingerprints study \
+        matrix cross-checks profiles engines soak schedule-proof ray clean
 
 setup: $(STAMP)
 
@@ -23,6 +25,14 @@ demo: setup
 # A file's tests stay together: they share what is slow to make.
 test: setup lint types
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+# The service's pages in a real Chromium (Debian's `chromium`, or AUDITOR_TEST_CHROMIUM): a minute.
+test-pages: $(VENV)/.browser
+	$(BIN)/python -m pytest -m browser tests/browser
+
+$(VENV)/.browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[browser,service]'
+	@touch $@
 
 # The property tests again, with examples that no run has seen; repeat at will.
 fuzz: setup
@@ -54,6 +64,19 @@ bench-core: setup
 bench-speculation: setup
 	$(BIN)/python tests/bench/speculation.py
 
+# A report over a million audited requests: seconds and memory. Two minutes, one of them to fill the database.
+bench-report: setup
+	$(BIN)/python tests/bench/report.py
+
+# A report's page in Chromium: docs/report-light.png and -dark.png again, and axe finds nothing serious. A minute.
+report-page: setup .browser/.installed
+	.browser/bin/python tests/proofs/report_page.py $(CURDIR)/$(BIN)/python
+
+.browser/.installed:
+	test -x .browser/bin/python || $(PYTHON) -m venv .browser
+	.browser/bin/python -m pip install --quiet playwright==1.65.2 axe-playwright-python==0.1.8
+	@touch $@
+
 # Half a minute: a million leaves.
 bench-merkle: setup
 	$(BIN)/python tests/bench/merkle_tree.py
@@ -81,11 +104,11 @@ proof: setup
 fingerprints: setup
 	$(BIN)/python -m tests.proofs.fingerprint_power
 
-# Ten ways to inflate hidden tokens and how often each is caught; 15 minutes of processor time, goes on where it stopped.
+# Ten ways to inflate hidden tokens and how often each is caught; 10 minutes of processor time, goes on where it stopped.
 inflation: setup
 	$(BIN)/python -m tests.proofs.inflation --out out/inflation
 
-# Bills against texts and byte-level probabilities: docs/token_counts.md again; four minutes of processor time.
+# Bills against texts and byte-level probabilities: docs/token_counts.md again; three minutes of processor time.
 token-counts: setup
 	$(BIN)/python tests/proofs/token_counts.py
 
@@ -98,6 +121,16 @@ matrix: setup
 	@mkdir -p out
 	$(BIN)/audit matrix --requests 96 --out out/matrix.jsonl --format markdown > out/matrix.md
 	cp out/matrix.md docs/matrix.md
+
+# Simulated deviations beside other people's implementations: docs/cross_checks.md again. Three minutes after set-up.
+cross-checks: setup $(OUTSIDE)/.installed
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.proofs.cross_checks --outside $(OUTSIDE)/bin/python
+
+$(OUTSIDE)/.installed: tests/proofs/outside-constraints.txt
+	test -x $(OUTSIDE)/bin/python || $(PYTHON) -m venv $(OUTSIDE)
+	$(OUTSIDE)/bin/python -m pip install --quiet -c tests/proofs/outside-constraints.txt torch==2.13.0 \
+	    kvpress torchao bitsandbytes
+	@touch $@
 
 # Make the shipped profiles of the demo model again from the recorded honest traces.
 profiles: setup
@@ -114,5 +147,16 @@ soak: setup
 	AUDITOR_SOAK_KILLS=200 AUDITOR_SOAK_EVERY=1 $(BIN)/python -m pytest -s tests/auditor/service/test_kills.py
 	AUDITOR_SOAK_STEPS=10000 AUDITOR_SOAK_EXAMPLES=200 $(BIN)/python -m pytest -s tests/api/test_service_model.py tests/api/test_fuzzing.py
 
+# Twelve weeks of scheduled audits through kills and a restart, and a year of looks at honest providers:
+# docs/schedules.md again. Ten minutes of processor time.
+schedule-proof: setup
+	$(BIN)/python -m tests.proofs.schedule
+
+# Four actors of a local Ray cluster, one killed mid-way, against one process: the same bytes, and how fast. Five
+# minutes on two idle cores. Ray is not part of the set-up: its 70 MB are for those who have several machines.
+ray: setup
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[ray]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.proofs.ray_fan_out
+
 clean:
-	rm -rf .engines .toploc $(VENV) $(PEER) build dist *.egg-info out
+	rm -rf .engines .toploc .browser $(VENV) $(PEER) $(OUTSIDE) build dist *.egg-info out

@@ -8,9 +8,29 @@ from fastapi import APIRouter, Depends, FastAPI
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from auditor.api import audits, disputes, health, keys, log, progress, schedules, uploads, webhooks
+from auditor.api import (
+    audits,
+    disputes,
+    health,
+    keys,
+    log,
+    logs,
+    progress,
+    reports,
+    schedules,
+    uploads,
+    webhooks,
+)
 from auditor.api.bodies import refuse_unknown_query
 from auditor.api.metrics import count_answer
+from auditor.api.pages import audits as audit_pages
+from auditor.api.pages import disputes as dispute_pages
+from auditor.api.pages import files, overview, problem_codes, profiles, signing_in, submitting
+from auditor.api.pages import keys as key_pages
+from auditor.api.pages import log as log_page
+from auditor.api.pages import reports as report_pages
+from auditor.api.pages import schedules as schedule_pages
+from auditor.api.pages.negotiation import refuse
 from auditor.api.problems import add_handlers, problem_response
 from auditor.api.service import Service
 from auditor.service.errors import NotFoundError
@@ -22,8 +42,22 @@ Refusals are problem documents (RFC 9457). What makes something takes an `Idempo
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+_PAGES = (
+    overview,
+    audit_pages,
+    submitting,
+    schedule_pages,
+    report_pages,
+    dispute_pages,
+    profiles,
+    log_page,
+    key_pages,
+    signing_in,
+    problem_codes,
+    files,
+)
 
 
 def create_application(service: Service) -> FastAPI:
@@ -39,12 +73,14 @@ def create_application(service: Service) -> FastAPI:
     )
     application.state.service = service
     v1 = APIRouter(prefix="/v1", dependencies=[Depends(refuse_unknown_query)])
-    for module in (audits, progress, uploads, schedules, disputes, keys, webhooks):
+    for module in (audits, progress, uploads, logs, reports, schedules, disputes, keys, webhooks):
         v1.include_router(module.router)
     application.include_router(v1)
     application.include_router(health.router)
     application.include_router(log.router)
-    add_handlers(application)
+    for page in _PAGES:
+        application.include_router(page.router)
+    add_handlers(application, refuse)
     application.add_middleware(_Observed)
     return application
 

@@ -19,12 +19,12 @@ from auditor.api.views import (
     AuditPage,
     AuditView,
     EvidencePage,
-    InputFormat,
     Label,
     State,
     view_audit,
 )
-from auditor.service import audits, signatures, tenants
+from auditor.input_formats import InputFormat
+from auditor.service import audits, erasure, signatures, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.parquet_check import check_inline_log
 
@@ -71,6 +71,7 @@ def submit(
     engine_recipe: Annotated[Label | None, Query()] = None,
     noise: Annotated[Label | None, Query()] = None,
     served_model: Annotated[Label | None, Query()] = None,
+    provider: Annotated[Label | None, Query(description="Whom the log is of; reports go by it.")] = None,
 ) -> AuditView:
     """Answers when the order is on disk. The same Idempotency-Key and request order it once.
 
@@ -92,8 +93,9 @@ def submit(
         if order is not None:
             log = audits.find_log(connection, caller.tenant_id, order.log)
         else:
+            erasure.keep(connection, digest, service.blobs, lambda: service.blobs.put(body))
             log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
-        return audits.submit(connection, log, options)
+        return audits.submit(connection, log, options, (order.provider if order else provider) or "")
 
     said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
     told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()

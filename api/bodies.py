@@ -92,9 +92,20 @@ def parsed(model: type[Model], raw: bytes | bytearray) -> Model:
         RequestInvalidError: a field that is missing, mistyped or unknown.
     """
     try:
-        return model.model_validate(load_object(bytes(raw), where="body", max_bytes=MOST_JSON_BYTES))
+        value = load_object(bytes(raw), where="body", max_bytes=MOST_JSON_BYTES)
     except TraceSyntaxError as error:
         raise BodyMalformedError(error.message, where="body") from None
+    return validated(model, value)
+
+
+def validated(model: type[Model], value: dict[str, Any]) -> Model:
+    """Plain values as this model.
+
+    Raises:
+        RequestInvalidError: a field that is missing, mistyped or unknown.
+    """
+    try:
+        return model.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         raise RequestInvalidError(first["msg"], where=".".join(map(str, first["loc"]))) from None

@@ -1,19 +1,16 @@
-"""Is it alive, is it ready, how does it fare; and what each problem code means."""
+"""Is it alive, is it ready, how does it fare."""
 
 from __future__ import annotations
 
-import html
-import inspect
-
 from fastapi import APIRouter, Response
-from fastapi.responses import HTMLResponse, PlainTextResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from auditor.api.metrics import registry_of
-from auditor.api.problems import FAMILIES, responses
+from auditor.api.problems import responses
 from auditor.api.service import Operator, TheService
 from auditor.errors import StoreError
-from auditor.service.errors import NotFoundError, NotReadyError
+from auditor.service.errors import NotReadyError
 from auditor.service.standing import at_newest_revision
 
 router = APIRouter(tags=["operation"])
@@ -47,21 +44,3 @@ def ready(service: TheService) -> str:
 def metrics(service: TheService, _caller: Operator) -> Response:
     """For the operator's key; no label names a tenant."""
     return Response(generate_latest(registry_of(service)), media_type=CONTENT_TYPE_LATEST)
-
-
-@router.get(
-    "/problems/{code}",
-    summary="What a problem code means",
-    response_class=HTMLResponse,
-    responses=responses(404),
-)
-def explain(code: str) -> str:
-    """The page behind the `type` of a problem document."""
-    family = FAMILIES.get(code)
-    if family is None:
-        raise NotFoundError("no such code")
-    text = html.escape(inspect.getdoc(family) or "")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{code}</title>'
-        f"<h1>{code}</h1><p style='white-space:pre-wrap'>{text}</p></html>"
-    )

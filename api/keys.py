@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Request, Response
@@ -17,6 +18,7 @@ from auditor.api.views import (
     MadeKey,
     NewKey,
     NewTenant,
+    Retention,
     TenantPage,
     TenantView,
     view_key,
@@ -28,6 +30,7 @@ from auditor.service.signatures import check_public_key
 
 router = APIRouter()
 TenantBody = Annotated[NewTenant, json_body(NewTenant)]
+RetentionBody = Annotated[Retention, json_body(Retention)]
 KeyBody = Annotated[NewKey, json_body(NewKey)]
 _REFUSALS: dict[str, Any] = {"responses": responses(400, 401, 403, 404, 409, 413, 415, 422)}
 
@@ -43,8 +46,23 @@ _REFUSALS: dict[str, Any] = {"responses": responses(400, 401, 403, 404, 409, 413
 def create_tenant(service: TheService, _caller: Operator, body: TenantBody) -> TenantView:
     """Names are unique."""
     with service.store.transaction(writes=True) as connection:
-        made = tenants.create_tenant(connection, body.name, most_running=body.most_running)
+        made = tenants.create_tenant(
+            connection, body.name, most_running=body.most_running, retention_days=body.retention_days
+        )
     return view_tenant(made)
+
+
+@router.put(
+    "/tenants/{tenant_id}/retention",
+    tags=["tenants"],
+    summary="Set how long logs are kept",
+    openapi_extra=json_content(Retention),
+    **_REFUSALS,
+)
+def set_retention(service: TheService, _caller: Operator, tenant_id: str, body: RetentionBody) -> TenantView:
+    """Holds for the logs that are there, too."""
+    with service.store.transaction(writes=True) as connection:
+        return view_tenant(tenants.set_retention(connection, tenant_id, body.retention_days))
 
 
 @router.get("/tenants", tags=["tenants"], summary="List tenants", responses=responses(401, 403, 422))
@@ -99,9 +117,7 @@ def create_key(response: Response, service: TheService, caller: KeyKeeper, body:
 
     To rotate: make one, use it, revoke the old one.
     """
-    more = sorted(set(body.scopes) & tenants.SCOPES.keys() - set(caller.scopes))
-    if more:
-        raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
+    require_no_more(caller, body.scopes)
     with service.store.transaction(writes=True) as connection:
         key, text = _make(connection, caller.tenant_id, body)
     return _shown_once(response, key, text)
@@ -129,6 +145,17 @@ def revoke_key(service: TheService, caller: KeyKeeper, key_id: str) -> KeyView:
     """At once and for good; again is the same as once."""
     with service.store.transaction(writes=True) as connection:
         return view_key(tenants.revoke_key(connection, caller.tenant_id, key_id))
+
+
+def require_no_more(key: tenants.ApiKey, scopes: Collection[str]) -> None:
+    """Raise where a key would give what it lacks.
+
+    Raises:
+        ScopeMissingError: it would.
+    """
+    more = sorted(set(scopes) & tenants.SCOPES.keys() - set(key.scopes))
+    if more:
+        raise ScopeMissingError(f"a key cannot give what it lacks: {', '.join(more)}", where="scopes")
 
 
 def _make(connection: Connection, tenant_id: str, body: NewKey) -> tuple[tenants.ApiKey, str]:

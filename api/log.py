@@ -11,10 +11,10 @@ from typing import Literal
 from fastapi import APIRouter, Response
 
 from auditor.api.problems import responses
-from auditor.api.service import Reader, TheService
+from auditor.api.service import Reader, Service, TheService
 from auditor.errors import LogStateError
 from auditor.service import audits
-from auditor.service.errors import NotFinishedError, NotFoundError
+from auditor.service.errors import NotFinishedError, NotFoundError, NotReadyError
 from auditor.transparency_log import TransparencyLog
 
 router = APIRouter(tags=["log"])
@@ -31,6 +31,14 @@ def checkpoint(service: TheService) -> Response:
     except OSError:
         raise NotFoundError("nothing was signed yet") from None
     return Response(raw, headers={"Cache-Control": "no-cache"}, media_type="text/plain; charset=utf-8")
+
+
+@router.get("/log/report-key", summary="The key that signs reports", responses=responses(503))
+def report_key(service: TheService) -> Response:
+    """A vkey. Compare it with what the auditor publishes elsewhere: this service could lie about it."""
+    if service.report_signer is None:
+        raise NotReadyError("this service has no report key")
+    return Response(f"{service.report_signer.public.vkey}\n", media_type="text/plain; charset=utf-8")
 
 
 @router.get("/log/tile/{path:path}", summary="A tile or entry bundle", responses=responses(404))
@@ -54,8 +62,21 @@ def receipt(
     service: TheService, caller: Reader, audit_id: str, kind: Literal["submission", "verdict"]
 ) -> Response:
     """A C2SP tlog-proof; `audit log verify` checks it offline with the entry's bytes."""
+    raw = receipt_of(service, caller.tenant_id, audit_id, kind)
+    return Response(raw, media_type="text/plain; charset=utf-8")
+
+
+def receipt_of(
+    service: Service, tenant_id: str, audit_id: str, kind: Literal["submission", "verdict"]
+) -> bytes:
+    """The receipt of an audit's entry.
+
+    Raises:
+        NotFoundError: the tenant has no such audit.
+        NotFinishedError: there is no such entry, or no signed tree holds it yet.
+    """
     with service.store.transaction() as connection:
-        position, _ = audits.log_entry(connection, caller.tenant_id, audit_id, kind)
+        position, _ = audits.log_entry(connection, tenant_id, audit_id, kind)
     try:
         log = TransparencyLog(service.log)
         _, head = log.checkpoint()
@@ -63,7 +84,7 @@ def receipt(
         head = None
     if head is None or position is None or position >= head.size:
         raise NotFinishedError("the entry is not in a signed tree yet", retry_after=3)
-    return Response(log.prove(position).serialize(), media_type="text/plain; charset=utf-8")
+    return log.prove(position).serialize()
 
 
 @router.get(

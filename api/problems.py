@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -64,7 +65,7 @@ def title_of(code: str) -> str:
 
 def problem_response(error: errors.AuditError) -> Response:
     """The answer to a request that was refused."""
-    status = error.status if isinstance(error, ServiceError) else 422
+    status = getattr(error, "status", 422)
     value: dict[str, Any] = {
         "type": f"/problems/{error.code}",
         "title": title_of(error.code),
@@ -81,47 +82,51 @@ def problem_response(error: errors.AuditError) -> Response:
     return Response(json.dumps(value).encode(), status, headers, MEDIA_TYPE)
 
 
-def _refused(_request: Request, error: Exception) -> Response:
+Refuse = Callable[[Request, errors.AuditError], Response]
+
+
+def refuse_with_problem(_request: Request, error: errors.AuditError) -> Response:
+    """Every refusal as a problem document."""
+    return problem_response(error)
+
+
+def _known(error: Exception) -> errors.AuditError:
+    """The refusal that an exception stands for."""
     if isinstance(error, errors.StoreError):
         logger.error("store: %s", error)
-        return problem_response(NotReadyError("the store cannot be used", retry_after=5))
+        return NotReadyError("the store cannot be used", retry_after=5)
     if isinstance(error, errors.AuditError):
-        return problem_response(error)
-    raise error
-
-
-def _invalid(_request: Request, error: Exception) -> Response:
-    first = error.errors()[0] if isinstance(error, RequestValidationError) else {}
-    place = ".".join(str(part) for part in first.get("loc", ())[1:])
-    return problem_response(RequestInvalidError(str(first.get("msg", "")), where=place))
-
-
-def _http(_request: Request, error: Exception) -> Response:
-    if not isinstance(error, HTTPException):
-        raise error
-    if error.status_code == 405:
-        answer = problem_response(MethodNotAllowedError("this path has other methods"))
-    elif error.status_code == 404:
-        answer = problem_response(NotFoundError("no such path"))
-    else:
-        answer = problem_response(RequestInvalidError("the request cannot be read"))
-    for name, value in (error.headers or {}).items():
-        answer.headers[name] = value
-    return answer
-
-
-def _internal(_request: Request, error: Exception) -> Response:
+        return error
+    if isinstance(error, RequestValidationError):
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first.get("loc", ())[1:])
+        return RequestInvalidError(str(first.get("msg", "")), where=place)
+    if isinstance(error, HTTPException):
+        return _of_status(error.status_code)
     # Only the kind: a message may hold what a tenant sent.
     logger.error("internal error: %s", type(error).__name__, exc_info=error)
-    return problem_response(InternalError("a fault of the service"))
+    return InternalError("a fault of the service")
 
 
-def add_handlers(application: FastAPI) -> None:
-    """Answer every refusal with a problem document."""
-    application.add_exception_handler(errors.AuditError, _refused)
-    application.add_exception_handler(RequestValidationError, _invalid)
-    application.add_exception_handler(HTTPException, _http)
-    application.add_exception_handler(Exception, _internal)
+def _of_status(status: int) -> errors.AuditError:
+    if status == 405:
+        return MethodNotAllowedError("this path has other methods")
+    if status == 404:
+        return NotFoundError("no such path")
+    return RequestInvalidError("the request cannot be read")
+
+
+def add_handlers(application: FastAPI, refuse: Refuse = refuse_with_problem) -> None:
+    """Answer every refusal in one form, which `refuse` chooses."""
+
+    def answer(request: Request, error: Exception) -> Response:
+        response = refuse(request, _known(error))
+        for name, value in (error.headers or {}).items() if isinstance(error, HTTPException) else ():
+            response.headers[name] = value
+        return response
+
+    for kind in (errors.AuditError, RequestValidationError, HTTPException, Exception):
+        application.add_exception_handler(kind, answer)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

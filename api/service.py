@@ -10,9 +10,11 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
+from auditor.reports.packing import ReportSigner
 from auditor.service import signatures, tenants
-from auditor.service.blobs import BlobFolder
+from auditor.service.blobs import Blobs
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
+from auditor.service.oidc import Issuer
 from auditor.service.signatures import Message, Signed
 from auditor.service.tenants import ApiKey
 from auditor.service.webhook_signing import WebhookSigner
@@ -29,13 +31,19 @@ class Service:
         uploads: folder of parts that are no whole log yet.
         log: folder of the transparency log.
         webhooks: signs what is sent to webhooks.
+        report_signer: signs reports' evidence packs; without one there are none.
+        issuer: whose tokens people may come with; None where only keys are taken.
+        log_key: the log's public key, as a vkey; empty where it is not known.
     """
 
     store: Store
-    blobs: BlobFolder
+    blobs: Blobs
     uploads: Path
     log: Path
     webhooks: WebhookSigner
+    report_signer: ReportSigner | None = None
+    issuer: Issuer | None = None
+    log_key: str = ""
 
 
 async def service_of(request: Request) -> Service:
@@ -48,7 +56,7 @@ async def service_of(request: Request) -> Service:
 
 # Dependencies that wait for nothing are coroutines: a plain function costs a change of threads.
 TheService = Annotated[Service, Depends(service_of)]
-_bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`.")
+_bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`, or an OIDC token.")
 
 
 def _caller(
@@ -56,6 +64,10 @@ def _caller(
 ) -> ApiKey:
     if bearer is None:
         raise UnauthenticatedError("no key was sent", fix="send Authorization: Bearer KEY")
+    if service.issuer is not None and bearer.credentials.count(".") == 2:  # a JWT; keys have one dot
+        person = service.issuer.person(bearer.credentials)
+        with service.store.transaction(writes=True) as connection:
+            return tenants.person_key(connection, person.tenant, person.issuer, person.subject, person.scopes)
     with service.store.transaction() as connection:
         return tenants.authenticate(connection, bearer.credentials)
 

@@ -16,12 +16,13 @@ from auditor.api.application import create_application
 from auditor.api.service import Service
 from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
-from auditor.service import tenants
-from auditor.service.blobs import BlobFolder
+from auditor.service import erasure, tenants
+from auditor.service.blobs import Blobs
 from auditor.service.delivering import Sender
 from auditor.service.egress import Egress
-from auditor.service.log_placing import ServiceLog, open_log, place
-from auditor.service.places import open_store
+from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
+from auditor.service.oidc import Issuer
+from auditor.service.places import BLOB_STORE_VARIABLE, open_blobs, open_store
 from auditor.service.webhook_signing import open_webhook_key
 from auditor.store import Store
 
@@ -29,6 +30,7 @@ logger = logging.getLogger("auditor.serve")
 
 _WORKER = "from auditor.commands import main; main()"
 _MOST_REST = 30.0
+SWEEP_SECONDS = 600.0
 PLACE_SECONDS = 2.0
 """An entry is in a signed tree after about so long."""
 
@@ -37,10 +39,12 @@ def serve_all(
     *,
     url: str | None,
     folder: Path,
+    blob_store: str | None,
     listen: str,
     workers: int,
     worker_options: Sequence[str],
     new_key: bool,
+    issuer: Issuer | None,
     egress: Egress,
     on_start: Callable[[str, str | None], None],
 ) -> None:
@@ -49,10 +53,12 @@ def serve_all(
     Args:
         url: of the database, as `Store.open` has it; a SQLite file is moved to this program's schema.
         folder: of blobs and unfinished uploads.
+        blob_store: of blobs where they are not in the folder.
         listen: `HOST:PORT`.
         workers: worker processes on this machine; 0 where they run elsewhere.
         worker_options: of `audit worker`.
         new_key: make a key for the first tenant although there are some.
+        issuer: whose tokens people may come with.
         egress: where webhooks may be sent to.
         on_start: told the address, and the text of a key that was made.
 
@@ -64,12 +70,23 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
+        report_signer = open_report_key(folder.parent / "report.key")
         signer = open_webhook_key(folder.parent / "webhook.key")
-        blobs = BlobFolder(folder)
+        blobs = open_blobs(folder, blob_store)
         blobs.prepare()
-        service = Service(store, blobs, folder / "uploads", log.folder, signer)
+        service = Service(
+            store,
+            blobs,
+            folder / "uploads",
+            log.folder,
+            signer,
+            report_signer,
+            issuer,
+            log.signer.public.vkey,
+        )
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
+        environment |= {BLOB_STORE_VARIABLE: blob_store} if blob_store else {}
         for _ in range(workers):
             stack.enter_context(kept_running([*command, *worker_options], environment))
         on_start(address_of(listener), key)
@@ -77,6 +94,7 @@ def serve_all(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: None)
         stack.enter_context(kept_logged(store, log))
+        stack.enter_context(kept_swept(store, service.blobs))
         stack.enter_context(_meanwhile("webhooks", Sender(store, signer, egress).run))
         serve(create_application(service), listener)
 
@@ -106,6 +124,21 @@ def kept_logged(store: Store, log: ServiceLog) -> Iterator[None]:
                 logger.error("log: %s", error)  # noqa: TRY400  # it says all there is in one line
 
     with _meanwhile("log", keep):
+        yield
+
+
+@contextmanager
+def kept_swept(store: Store, blobs: Blobs) -> Iterator[None]:
+    """Erase what outlived its tenant's retention, every `SWEEP_SECONDS` for as long as the block lasts."""
+
+    def keep(ended: threading.Event) -> None:
+        while not ended.wait(SWEEP_SECONDS):
+            try:
+                erasure.sweep(store, blobs)
+            except AuditError as error:
+                logger.error("retention: %s", error)  # noqa: TRY400  # as above
+
+    with _meanwhile("retention", keep):
         yield
 
 

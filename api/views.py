@@ -6,14 +6,19 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from auditor.input_formats import InputFormat
+from auditor.reports import StoredReport
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import to_text
 from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, SCOPES, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
-InputFormat = Literal["auto", "trace", "openai", "parquet"]
 # Text that a database can hold and a terminal can show.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Days = Annotated[
+    int | None,
+    Field(ge=1, le=36_500, description="Days after which the bytes of logs are erased; null: never."),
+]
 Time = Annotated[str, Field(examples=["2026-11-28T12:00:00.000000Z"])]
 
 
@@ -51,6 +56,7 @@ class AuditOrder(OptionsBody):
     """An audit of a log that was uploaded before."""
 
     log: Label = Field(examples=["log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
+    provider: Label | None = Field(default=None, description="Whom the log is of; reports go by it.")
 
 
 class LogView(BaseModel):
@@ -60,6 +66,7 @@ class LogView(BaseModel):
     digest: str = Field(examples=["sha256:" + "0" * 64])
     name: str = Field(examples=["traffic.jsonl.gz"])
     bytes: int = Field(examples=[25773])
+    erased: Time | None = Field(default=None, description="When its bytes were erased.")
 
 
 class FailureView(BaseModel):
@@ -76,6 +83,7 @@ class AuditView(BaseModel):
     state: State
     created: Time
     finished: Time | None
+    provider: str | None
     log: LogView
     options: dict[str, Any]
     attempts: int = Field(description="Attempts that ended in an error.")
@@ -105,6 +113,13 @@ class NewTenant(Body):
 
     name: Label
     most_running: Whole = Field(default=MOST_RUNNING, ge=1, le=1000, description="Audits at once.")
+    retention_days: Days = None
+
+
+class Retention(Body):
+    """How long a tenant's logs are kept."""
+
+    retention_days: Days
 
 
 class TenantView(BaseModel):
@@ -114,6 +129,7 @@ class TenantView(BaseModel):
     name: str
     created: Time
     most_running: int
+    retention_days: int | None
 
 
 class TenantPage(BaseModel):
@@ -164,9 +180,40 @@ class KeyPage(BaseModel):
     next: str | None
 
 
+class ReportView(BaseModel):
+    """A report; `provider` is null where it is about all of them."""
+
+    id: str = Field(examples=["rep_0193f6b05d3a7c1e9f552f7b7a3f9d10"])
+    provider: str | None
+    start: Time
+    end: Time
+    created: Time
+    digest: str = Field(examples=["sha256:" + "0" * 64])
+
+
+class ReportPage(BaseModel):
+    """Reports, newest first."""
+
+    items: list[ReportView]
+    next: str | None = Field(description="Cursor of the next page.")
+
+
+def view_report(report: StoredReport) -> ReportView:
+    """A report as the API lists it."""
+    return ReportView(
+        id=report.id,
+        provider=report.provider or None,
+        start=to_text(report.start),
+        end=to_text(report.end),
+        created=to_text(report.created),
+        digest=report.digest,
+    )
+
+
 def view_log(log: TraceLog) -> LogView:
     """A log as the API shows it."""
-    return LogView(id=log.id, digest=log.digest, name=log.name, bytes=log.size)
+    erased = None if log.erased is None else to_text(log.erased)
+    return LogView(id=log.id, digest=log.digest, name=log.name, bytes=log.size, erased=erased)
 
 
 def view_audit(audit: Audit) -> AuditView:
@@ -181,6 +228,7 @@ def view_audit(audit: Audit) -> AuditView:
             "state": audit.state,
             "created": to_text(audit.created),
             "finished": None if audit.finished is None else to_text(audit.finished),
+            "provider": audit.provider or None,
             "log": view_log(audit.log),
             "options": options,
             "attempts": audit.attempts,
@@ -196,7 +244,11 @@ def view_audit(audit: Audit) -> AuditView:
 def view_tenant(tenant: Tenant) -> TenantView:
     """A tenant as the API shows it."""
     return TenantView(
-        id=tenant.id, name=tenant.name, created=to_text(tenant.created), most_running=tenant.most_running
+        id=tenant.id,
+        name=tenant.name,
+        created=to_text(tenant.created),
+        most_running=tenant.most_running,
+        retention_days=tenant.retention_days,
     )
 
 

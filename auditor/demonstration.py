@@ -23,8 +23,9 @@ from auditor.calibration import calibrate
 from auditor.errors import OptionError
 from auditor.gathering import evidence_curve
 from auditor.generation import Provider, derived_seed, generate
+from auditor.must_detect import MUST_DETECT
 from auditor.noise_model import RequestCounts
-from auditor.power import MUST_DETECT, detection_power
+from auditor.power import detection_power
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
 from auditor.reference.deviations import DEVIATIONS, HONEST, deviation
 from auditor.reference.loading import ReferenceModel, load_model

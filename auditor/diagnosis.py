@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from auditor.replay import Reference, Scored
 
 OTHER = "other"
-BILL = "accounting/bill"
-"""More tokens billed than the text takes; the tokens themselves are not what convicts."""
 
 # Simulated causes are only alike, not equal, to real ones: more requests would be sure of the wrong one.
 _REQUESTS = 12

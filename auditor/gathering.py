@@ -20,9 +20,6 @@ from auditor.text_only import is_text_only
 STOP_DECISIONS = "stop-decisions"
 """Name of the test of how outputs end (`stop_decisions.py`); its unit is traces, not tokens."""
 
-SHOWN_ONLY = ("text-surprise", "text-rank")
-"""Names of tests that are shown and never fused: `text_evidence`."""
-
 _STOP_WEIGHT = 0.05
 
 
@@ -109,18 +106,21 @@ def fused_log_e(evidence: Sequence[Evidence]) -> float:
     return float(logsumexp([e.log_e for e in evidence], b=weights))
 
 
-def evidence_curve(scored: Sequence[Scored], profile: Profile) -> F64:
+def evidence_curve(scored: Sequence[Scored], profile: Profile, *, every: int = 1) -> F64:
     """Log e-value of the fused tests after each request, [R]: what looking early would have seen.
 
     Args:
         scored: requests that were scored, in the order in which they were seen.
+        every: look after so many requests only, and after the last one.
     """
     tally, audited = Tally(), np.zeros(())
     curve = []
-    for s in scored:
+    usable = [s for s in scored if s.counts is not None]
+    for number, s in enumerate(usable, 1):
         if s.counts is not None:
             tally.add(s, profile)
             audited = audited + request_log_likelihood(s.counts)
+        if number % every == 0 or number == len(usable):
             curve.append(fused_log_e(gather_evidence(tally, profile, audited)))
     return np.array(curve)
 
@@ -138,7 +138,7 @@ def text_evidence(scored: Sequence[Scored], profile: Profile) -> tuple[tuple[Evi
         "those ids are assumed, so it accuses nobody"
     )
     shown = (
-        Evidence(SHOWN_ONLY[0], found.excess, found.log_e_surprise),
-        Evidence(SHOWN_ONLY[1], found.distance, found.log_e_rank),
+        Evidence("text-surprise", found.excess, found.log_e_surprise),
+        Evidence("text-rank", found.distance, found.log_e_rank),
     )
     return shown, (said,)

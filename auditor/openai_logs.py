@@ -18,7 +18,7 @@ that `SamplingSpec` does not model and a scorer must refuse), `usage`, and under
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -109,9 +109,13 @@ def traces_from_exchange(
         raw_digest=raw_digest,
     )
     indices = _choice_indices(exchange)
+    # Scores are remembered by this digest: two answers of one line must not be taken for each other.
+    digests = [
+        digest_of(f"{raw_digest}#{index}".encode()) if exchange.several else raw_digest for index in indices
+    ]
     return tuple(
-        _trace_of(exchange, choice, index)
-        for choice, index in zip(exchange.response.choices, indices, strict=True)
+        replace(_trace_of(exchange, choice, index), raw_digest=digest)
+        for choice, index, digest in zip(exchange.response.choices, indices, digests, strict=True)
     )
 
 
@@ -181,7 +185,7 @@ def _trace_of(exchange: _Exchange, choice: ChoiceWire, index: int) -> Trace:
     }
     return Trace(
         **known,
-        extra=_extra_of(exchange, choice, remarks),
+        extra=_extra_of(exchange, choice, remarks, has_ids=bool(prompt_ids)),
         file=exchange.file,
         line=exchange.line,
         raw_digest=exchange.raw_digest,
@@ -340,8 +344,12 @@ def requested_features(request: RequestWire, sent: Mapping[str, Any]) -> dict[st
     return found
 
 
-def _extra_of(exchange: _Exchange, choice: ChoiceWire, remarks: _Remarks) -> dict[str, Any]:
+def _extra_of(exchange: _Exchange, choice: ChoiceWire, remarks: _Remarks, *, has_ids: bool) -> dict[str, Any]:
     sent, response = exchange.sent, exchange.response
+    unmodelled = requested_features(exchange.request, sent)
+    if sent.get("tools") and not has_ids:
+        # Their descriptions are part of the prompt, in a form that only the server knows.
+        unmodelled["tools_without_prompt_ids"] = True
     carried = {*SENT_AS_IS, *GRAMMAR_FIELDS, *UNMODELLED, "stop", "messages", "prompt"}
     usage = {} if exchange.several else response.usage or {}
     kept = _timing_of(exchange) is not None
@@ -357,7 +365,7 @@ def _extra_of(exchange: _Exchange, choice: ChoiceWire, remarks: _Remarks) -> dic
         "defaulted": [name for name in DEFAULTED if sent.get(name) is None],
         "notes": remarks.notes,
         "system_fingerprint": response.system_fingerprint,
-        "sampling": requested_features(exchange.request, sent),
+        "sampling": unmodelled,
         "usage": {name: value for name, value in usage.items() if name not in UsageWire.model_fields},
         "openai": {name: value for name, value in rest.items() if value},
     }

@@ -22,8 +22,8 @@ from auditor.demonstration import (
     evidence_text,
 )
 from auditor.errors import OutputExistsError, TraceFileError
+from auditor.must_detect import MUST_DETECT
 from auditor.page_figures import colours, css_colour, evidence_figure, margin_figure
-from auditor.power import MUST_DETECT
 from auditor.profile import SCHEMA, Profile
 from auditor.profiles import write_profile
 

@@ -19,8 +19,9 @@ from scipy.special import ndtr, ndtri
 
 from auditor.errors import OptionError
 from auditor.evidence import Calibration, margin_log_e
+from auditor.must_detect import MUST_DETECT
 from auditor.noise_model import F64, I64, RequestCounts, log_likelihoods
-from auditor.power import MUST_DETECT, can_show
+from auditor.power import can_show
 from auditor.profile import Profile
 from auditor.sample_size import (
     Effect,

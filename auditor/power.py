@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from auditor.evidence import margin_log_e
+from auditor.must_detect import MUST_DETECT, REQUIRED_POWER
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.profile import Deviated, Profile
 from auditor.reference.deviations import DEVIATIONS
@@ -15,17 +16,6 @@ from auditor.reference.deviations import DEVIATIONS
 DRAWS = 100
 """Simulated audits for each power figure: its standard error is at most 0.05, and 0.03 near 0.9."""
 
-MUST_DETECT = (
-    "model/substituted",
-    "seed/wrong",
-    "weights/int4",
-    "temperature/+0.1",
-    "prompt/system",
-    "depth/skip-layer",
-)
-"""The default policy: what a sample must have been able to catch before it may be called consistent."""
-
-REQUIRED_POWER = 0.9
 _MOST_TIMES = 1000
 
 

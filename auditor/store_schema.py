@@ -64,6 +64,8 @@ tenant = Table(
     text_column("name"),
     Column("created", BigInteger, nullable=False),
     Column("most_running", Integer, nullable=False),
+    # Days after which a log's bytes are erased; null: never.
+    Column("retention_days", Integer, nullable=True),
     UniqueConstraint("name"),
 )
 
@@ -95,6 +97,7 @@ trace_log = Table(
     text_column("name"),
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
+    Column("erased", BigInteger, nullable=True),
     UniqueConstraint("tenant_id", "digest"),
 )
 
@@ -205,6 +208,34 @@ upload = Table(
     Column("size", BigInteger, nullable=False),
     Column("created", BigInteger, nullable=False),
     Column("trace_log_id", Text, ForeignKey("trace_log.id"), nullable=True),
+)
+
+# What the pages show of a finished audit besides verdict and evidence. Provider and model stand here when the
+# log names exactly one, so that a verdict on a log of several is counted against none of them.
+exhibit = Table(
+    "exhibit",
+    metadata,
+    reference("audit_id", "audit", primary_key=True),
+    reference("tenant_id", "tenant"),
+    text_column("provider", null=True),
+    text_column("model", null=True),
+    text_column("outcome"),
+    Column("tokens", BigInteger, nullable=False),
+    Column("alpha", Double, nullable=False),
+    Column("body", LargeBinary, nullable=False),
+    # All that the standing of providers adds up, so that it is read from the index alone.
+    Index("ix_exhibit_subject", "tenant_id", "provider", "model", "outcome", "tokens", "alpha", "audit_id"),
+)
+
+# Who is signed in with a browser: the cookie's SHA-256, and the key it stands for.
+session = Table(
+    "session",
+    metadata,
+    Column("secret_sha256", LargeBinary, primary_key=True),
+    reference("api_key_id", "api_key"),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger, nullable=False),
+    Index("ix_session_expires", "expires"),
 )
 
 # How an audit's requests were picked from what the provider served; without a row its log was all there is.

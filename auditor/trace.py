@@ -51,7 +51,8 @@ class Trace:
 
     Attributes:
         file, line: where it was read (lines, or rows of Parquet, count from 1); empty and 0 when made here.
-        raw_digest: `sha256:` of the raw bytes of the line (of the canonical JSON for Parquet rows).
+        raw_digest: `sha256:` of the raw bytes of the line (of the canonical JSON for Parquet rows); where a
+            line holds several traces, each has a digest of its own made from it.
         prompt_text: the prompt of a text completion as the client sent it.
         asserted: names of fields which the auditing side supplied, not the log.
         extra: unknown top-level fields, kept as they came; unknown fields inside `sampling`, `usage`,

@@ -4,7 +4,8 @@ Reading (`read_traces`):
 
 1. The file is opened; missing, unreadable, empty or of a foreign format is a `TraceFileError`, raised.
 2. The container is told by its first bytes, not by its name: plain lines, gzip, zstd, Parquet.
-3. Each line, decompressed in bounded steps, is one request: `auditor.trace/v1` or a raw server log.
+3. Each line, decompressed in bounded steps, is one request (`auditor.trace/v1`, a raw server log), or what an
+   observability tool keeps of some (`auditor.adapters`).
 4. A bad line is *yielded* as an error with its place; the rest of the file is still read. Lines are
    counted from 1, blank ones too. Ids may repeat: a request is known by its place.
 5. A compressed stream that breaks off yields an error at the line it reached, and ends.
@@ -28,6 +29,8 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, Self, cast, get_ar
 
 import zstandard
 
+from auditor.adapters import adapted, format_of
+from auditor.adapters.generation import Place
 from auditor.errors import (
     AuditError,
     OptionError,
@@ -36,6 +39,7 @@ from auditor.errors import (
     TraceFileError,
     TraceSyntaxError,
 )
+from auditor.input_formats import AdaptedFormat, InputFormat
 from auditor.openai_logs import traces_from_exchange
 from auditor.strict_json import MAX_LINE_BYTES, load_object
 from auditor.trace_format import digest_of, trace_from_object, trace_to_line
@@ -60,8 +64,6 @@ if TYPE_CHECKING:
 
 __all__ = ["STANDARD_INPUT", "InputFormat", "TraceWriter", "assert_recipe", "read_traces", "write_traces"]
 
-InputFormat = Literal["auto", "trace", "openai", "parquet"]
-
 STANDARD_INPUT = "<stdin>"
 """The file name that traces read from `-` carry."""
 
@@ -78,8 +80,8 @@ def read_traces(
 
     Args:
         path: the file, or `-` for standard input (which cannot hold Parquet: that needs seeking).
-        input_format: `trace` or `openai` force how a line is read; `auto` looks at its keys;
-            `parquet` insists on the container. The container is told by its first bytes in any case.
+        input_format: forces how a line is read; `auto` looks at its keys; `parquet` insists on the
+            container. The container is told by its first bytes in any case.
         max_line_bytes: a longer line is reported and skipped, without being held in memory.
         more: asked at the end of the file, and told whether anything came since it was asked last; true
             looks again, for a log that is still being written (not Parquet). A line is read when it ends.
@@ -98,8 +100,8 @@ def read_traces(
         head = _read_or_refuse(partial(stream.read, HEAD_BYTES), file)
         container = container_of(head)
         if container == "parquet":
-            if input_format == "openai":
-                raise TraceFileError("is Parquet, which holds traces, not raw server logs", where=file)
+            if input_format not in {"auto", "trace", "parquet"}:
+                raise TraceFileError(f"is Parquet, which holds traces, not {input_format} logs", where=file)
             if not stream.seekable():
                 raise TraceFileError(
                     "Parquet cannot be read from a pipe", where=file, fix="save it to a file"
@@ -197,8 +199,9 @@ def _read_lines(
                     f"longer than {max_line_bytes} bytes", where=f"{file}:{number}", fix="one request a line"
                 )
             elif line.raw.strip():
-                blank = False
-                yield from _read_line(line.raw, file, number, input_format, max_line_bytes)
+                for item in _read_line(line.raw, file, number, input_format, max_line_bytes):
+                    blank = False
+                    yield item
     except (BrokenStreamError, OSError) as error:
         yield TraceFileError(
             f"the stream breaks off: {error}", where=f"{file}:{number + 1}", fix="copy the file again"
@@ -216,22 +219,28 @@ def _read_line(
         value = load_object(raw, where=where, max_bytes=max_line_bytes)
         kind = input_format if input_format != "auto" else _kind_of(value, where)
         place: dict[str, Any] = {"file": file, "line": line, "raw_digest": digest_of(raw)}
-        found = (
-            traces_from_exchange(value, **place) if kind == "openai" else (trace_from_object(value, **place),)
-        )
+        found: Iterable[Trace | AuditError]
+        if kind == "trace":
+            found = (trace_from_object(value, **place),)
+        elif kind == "openai":
+            found = traces_from_exchange(value, **place)
+        else:
+            found = adapted(value, cast("AdaptedFormat", kind), Place(**place))
     except AuditError as error:
         yield error
     else:
         yield from found
 
 
-def _kind_of(value: dict[str, Any], where: str) -> Literal["trace", "openai"]:
+def _kind_of(value: dict[str, Any], where: str) -> Literal["trace", "openai"] | AdaptedFormat:
     if "schema" in value:
         return "trace"
+    if "request" not in value and (kind := format_of(value)) is not None:
+        return kind
     if "request" in value or "response" in value:
         return "openai"
     raise TraceFieldError(
-        "has neither a field schema (a trace) nor request and response (a server log)",
+        "has neither a field schema (a trace) nor request and response (a server log), and is no span",
         where=where,
         fix="see the formats in the manual, or force one with --input-format",
     )

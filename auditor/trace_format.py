@@ -117,7 +117,9 @@ class UsageWire(Wire):
     reasoning_tokens: Count | None = None
 
 
-class _EngineWire(Wire):
+class EngineWire(Wire):
+    """`engine`: what served the request."""
+
     name: str | None = None
     version: str | None = None
     dtype: str | None = None
@@ -125,7 +127,9 @@ class _EngineWire(Wire):
     recipe: str | None = None
 
 
-class _SpeculationWire(Wire):
+class SpeculationWire(Wire):
+    """`speculation`: how drafts took part."""
+
     rule: str = "none"
     draft_token_ids: list[TokenIds] | None = Field(default=None, fail_fast=True)
 
@@ -150,8 +154,8 @@ class _TraceWire(Wire):
     usage: UsageWire | None = None
     timing: dict[str, Any] | None = None
     logprobs: Any = None
-    engine: _EngineWire | None = None
-    speculation: _SpeculationWire | None = None
+    engine: EngineWire | None = None
+    speculation: SpeculationWire | None = None
     policy: Any = None
     fingerprints: list[Any] | None = None
     commitment: Any = None
@@ -270,7 +274,7 @@ def trace_from_object(value: Mapping[str, Any], *, file: str, line: int, raw_dig
     known["sampling"] = sampling_of(wire.sampling)
     known["usage"] = Usage(**_known(wire.usage)) if wire.usage else Usage()
     known["engine"] = Engine(**_known(wire.engine)) if wire.engine else Engine()
-    known["speculation"] = _speculation_of(wire.speculation)
+    known["speculation"] = speculation_of(wire.speculation)
     return Trace(**known, extra=_extra_of(wire), file=file, line=line, raw_digest=raw_digest)
 
 
@@ -278,7 +282,8 @@ def _known(wire: Wire) -> dict[str, Any]:
     return {name: getattr(wire, name) for name in type(wire).model_fields}
 
 
-def _speculation_of(wire: _SpeculationWire | None) -> Speculation:
+def speculation_of(wire: SpeculationWire | None) -> Speculation:
+    """Make the checked object a `Speculation`; none where none was logged."""
     if wire is None:
         return Speculation()
     drafts = wire.draft_token_ids

@@ -137,15 +137,20 @@ def read_parquet(stream: IO[bytes], *, file: str) -> Iterator[Trace | AuditError
     line = 0
     try:
         for batch in parquet.iter_batches(batch_size=BATCH_ROWS):
-            for index in range(batch.num_rows):
-                line += 1
-                yield _read_row(batch, index, file=file, line=line)
+            yield from traces_of_batch(batch, file=file, first=line + 1)
+            line += batch.num_rows
     except (pa.ArrowException, OSError) as error:
         yield TraceFileError(
             f"the Parquet data cannot be decoded from here on: {error}",
             where=f"{file}:{line + 1}",
             fix="the file is damaged; copy it again",
         )
+
+
+def traces_of_batch(batch: pa.RecordBatch, *, file: str, first: int) -> Iterator[Trace | AuditError]:
+    """The rows of a batch, the first of which has the number `first`; bad ones as errors in their place."""
+    for index in range(batch.num_rows):
+        yield _read_row(batch, index, file=file, line=first + index)
 
 
 def _read_row(batch: pa.RecordBatch, index: int, *, file: str, line: int) -> Trace | AuditError:

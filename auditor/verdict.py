@@ -29,8 +29,9 @@ from auditor.errors import AuditError, FingerprintUncalibratedError
 from auditor.evidence import ANY_HONEST_SCALE, margin_log_e, uncalibrated_log_e
 from auditor.gathering import Evidence, Tally, fused_log_e, gather_evidence, text_evidence
 from auditor.hidden_tokens.revealed import doubts, refutations
+from auditor.must_detect import REQUIRED_POWER
 from auditor.noise_model import F64, log_likelihoods
-from auditor.power import REQUIRED_POWER, Detectable, detection_power, enough, more_tokens
+from auditor.power import Detectable, detection_power, enough, more_tokens
 from auditor.profile import Profile
 from auditor.replay import Scored
 from auditor.seed_free import seed_free_evidence

@@ -14,11 +14,10 @@ import numpy as np
 from scipy.special import logsumexp
 
 from auditor.comparison import Trusted, answers
-from auditor.diagnosis import BILL, diagnose
+from auditor.diagnosis import diagnose
 from auditor.errors import AuditError, OptionError, ProfileExpiredError, UnusableInputError
 from auditor.fingerprints.token_difr import TokenScores
 from auditor.following import Group, Watch
-from auditor.gathering import SHOWN_ONLY, fused_log_e
 from auditor.hidden_tokens.revealed import Revealer
 from auditor.journal import Remembered, open_journal
 from auditor.log_checks import counted_once, of_one_model
@@ -28,7 +27,6 @@ from auditor.profile_trust import REFUSALS
 from auditor.replay import TOGETHER, Reference, Scored, replay
 from auditor.selection import LEAST_AT_RANDOM, RULE, Selection, candidate_of, select
 from auditor.synchrony import Synchrony, synchrony_of
-from auditor.token_counts.evidence import TOKEN_COUNT
 from auditor.trace import Trace
 from auditor.verdict import Outcome, Verdict, judge
 
@@ -283,18 +281,9 @@ def _explained(verdict: Verdict, reference: Reference) -> Verdict:
     usable = [t.scored for t in verdict.traces if t.scored.counts is not None]
     if verdict.outcome != "inconsistent" or verdict.profile is None:
         return verdict
-    if _bills_convict(verdict):
-        return replace(verdict, diagnosis=((BILL, 1.0),))
     if not usable:
         return verdict
     return replace(verdict, diagnosis=diagnose(usable, verdict.profile, reference))
-
-
-def _bills_convict(verdict: Verdict) -> bool:
-    """Whether the bills convict and the tokens would not: replaying tokens could only name a wrong cause."""
-    bills = [e for e in verdict.evidence if e.name == TOKEN_COUNT]
-    tokens = [e for e in verdict.evidence if e.name not in {TOKEN_COUNT, *SHOWN_ONLY}]
-    return bool(bills) and fused_log_e(tokens) < min(bills[0].log_e, -math.log(verdict.alpha))
 
 
 def _choose(source: Source, budget: int, seed: str | None) -> tuple[Selection, frozenset[int]]:

@@ -105,17 +105,21 @@ def byte_law(data: bytes, vocabulary: TokenBytes, rows: Rows, follow: Follow) ->
     at = dict(ends)
     tails: dict[Ids, _Tail] = {}
     for context, row in rows(sorted(wanted)):
-        law, shift = _renormalised(row, follow(context[-1] if context else None).ids, context in at)
+        law, shift = renormalised(row, follow(context[-1] if context else None).ids, whole=context in at)
         chain[context] = {token: float(law[token]) - shift for token in chain[context]}
         if context in at:
             tails[context] = _tail(data[at[context] :], law - shift, vocabulary)
     return _sum([(_chain(ids, chain), tails[ids]) for ids, _ in ends], vocabulary, len(wanted), at, len(data))
 
 
-def _renormalised(row: F64, forbidden: npt.NDArray[np.int64], whole: bool) -> tuple[F64, float]:
-    """A row without what may not come next, and what to take off each value; `whole`: every value is used.
+def renormalised(row: F64, forbidden: npt.NDArray[np.int64], *, whole: bool) -> tuple[F64, float]:
+    """A row without what may not come next, and what to take off each value that may.
 
     The row is normalised, so what it loses says what the rest has, unless that is nearly everything.
+
+    Args:
+        row: log probabilities, float64 [V].
+        whole: whether every value is looked at; otherwise forbidden ones may be left in it.
     """
     lost = float(np.exp(row[forbidden]).sum())
     if whole or lost > _MUCH:

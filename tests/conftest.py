@@ -27,6 +27,9 @@ settings.register_profile("suite", derandomize=True, deadline=None)
 settings.register_profile("fuzz", deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("AUDITOR_HYPOTHESIS_PROFILE", "suite"))
 
+# `make test-pages` brings what these need, and runs them.
+collect_ignore = [] if importlib.util.find_spec("playwright") else ["browser"]
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_torch_thread():

@@ -11,6 +11,7 @@ import click
 # Idle OpenMP threads that spin steal the cores of their neighbours; set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from auditor.commands.backup import backup, restore
 from auditor.commands.bench import bench
 from auditor.commands.calibrate import calibrate
 from auditor.commands.check import check
@@ -27,10 +28,11 @@ from auditor.commands.probe import probe
 from auditor.commands.profile import profile
 from auditor.commands.provider import provider
 from auditor.commands.record import record
+from auditor.commands.report import report
 from auditor.commands.schedule import schedule
 from auditor.commands.seed import seed
 from auditor.commands.serve import serve, worker
-from auditor.commands.submit import status, submit
+from auditor.commands.submit import erase, status, submit
 from auditor.commands.tokens import tokens
 from auditor.commands.verify import verify
 from auditor.errors import AuditError, PolicyInvalidError
@@ -67,6 +69,9 @@ for command in (
     worker,
     submit,
     status,
+    erase,
+    backup,
+    restore,
     schedule,
     dispute,
     doctor,
@@ -74,6 +79,7 @@ for command in (
     keys,
     profile,
     log,
+    report,
     commit,
     challenge,
     open_,

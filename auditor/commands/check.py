@@ -52,6 +52,11 @@ if TYPE_CHECKING:
 @click.option(
     "--alpha", type=float, default=0.001, show_default=True, help="False-alarm rate of what --honest judges."
 )
+@click.option(
+    "--likelihood",
+    is_flag=True,
+    help="Tokens: with --honest, score what was opened under the weights of --model, too.",
+)
 @options.format_option
 def check(
     committed: Path,
@@ -65,6 +70,7 @@ def check(
     force: bool,
     honest: Path | None,
     alpha: float,
+    likelihood: bool,
     output_format: str,
 ) -> None:
     """Auditor: check openings against what was COMMITTED and challenged; withholding is failure.
@@ -85,7 +91,8 @@ def check(
         sys.exit(0 if well else REFUSED)
     report = CheckReport()
     asked, answers = challenges_of(challenge), _answers(opening, report)
-    checker = _Checker(model_directory or options.demo_model(), public_keys(vkeys))
+    directory = model_directory or options.demo_model()
+    checker = _Checker(directory, public_keys(vkeys))
     for trace in traces_of(committed):
         if trace.id not in asked:
             report.unasked += 1
@@ -98,7 +105,8 @@ def check(
             report.passed(trace, known, asked[trace.id], answers[trace.id], found)
     report.missing(set(asked), committed)
     if honest is not None and report.opened:
-        report.judge(list(traces_of(honest)), checker.tokenizer, alpha)
+        weights = directory if likelihood else None
+        report.judge(list(traces_of(honest)), checker.tokenizer, alpha, weights)
     if out is not None:
         write_traces(out, report.traces, overwrite=force)
     report.show(output_format)

@@ -13,6 +13,7 @@ from auditor.errors import AuditError, OptionError, VerificationFailedError
 
 if TYPE_CHECKING:
     from auditor.hidden_tokens.checking import Committed, Opened
+    from auditor.hidden_tokens.content import Likelihood
     from auditor.hidden_tokens.decisions import ResponseTest
     from auditor.merkle.token_openings import Challenge, Opening
     from auditor.reference.tokenizer import Tokenizer
@@ -46,8 +47,13 @@ class CheckReport:
         with_opening = replace(known.commitment, challenge=challenge, opening=opening)
         self.traces.append(replace(trace, commitment=with_opening.to_json(trace.id)))
 
-    def judge(self, honest: list[Trace], tokenizer: Tokenizer, alpha: float) -> None:
+    def judge(
+        self, honest: list[Trace], tokenizer: Tokenizer, alpha: float, weights: Path | None = None
+    ) -> None:
         """Judge the content of all that passed; they were opened by draws of one size.
+
+        Args:
+            weights: of the claimed model, for likelihoods; None to do without.
 
         Raises:
             OptionError: several sizes; otherwise as `ContentTest` and `ResponseTest`.
@@ -62,10 +68,15 @@ class CheckReport:
         if len(draws) > 1:
             raise OptionError("the challenges drew blocks in several ways", where="--honest")
         answers = [tokenizer.decode(list(trace.output_token_ids or ())) for trace in self.traces]
+        prompts = _prompts(self.traces)
         responses = [
-            opened_response(found, answer) for (_, found), answer in zip(self.opened, answers, strict=True)
+            opened_response(found, answer, prompt)
+            for (_, found), answer, prompt in zip(self.opened, answers, prompts, strict=True)
         ]
-        test = ContentTest(honest, draws.pop(), tokenizer, HashingEmbedder())
+        draw = draws.pop()
+        every = [*prompts, *_prompts(honest)]
+        likelihood = None if weights is None else _likelihood(weights, draw.block, every)
+        test = ContentTest(honest, draw, tokenizer, HashingEmbedder(), likelihood=likelihood)
         self.p_values = test.p_values(responses).tolist()
         self.content = test.accumulated(responses, alpha)
 
@@ -157,6 +168,26 @@ class CheckReport:
             "convicts": self.convicted,
             "p_values": self.p_values,
         }
+
+
+def _prompts(traces: list[Trace]) -> list[tuple[int, ...]]:
+    return [trace.prompt_token_ids or () for trace in traces]
+
+
+def _likelihood(weights: Path, block: int, prompts: list[tuple[int, ...]]) -> Likelihood:
+    """Likelihood of what was opened under the claimed model.
+
+    Raises:
+        OptionError: a trace without prompt ids. Otherwise as `load_model`.
+    """
+    from auditor.hidden_tokens.reexecution import least_log_probability  # noqa: PLC0415
+    from auditor.reference.loading import load_model  # noqa: PLC0415
+    from auditor.reference.runner import Runner  # noqa: PLC0415
+
+    if not all(prompts):
+        raise OptionError("likelihoods need the prompt ids of every trace", where="--likelihood")
+    runner = Runner(load_model(weights))
+    return lambda response: least_log_probability(runner, response.prompt, response.runs, block)
 
 
 def _row(request: str, found: Opened) -> dict[str, Any]:

@@ -21,6 +21,7 @@ def service_extra(command: str) -> Iterator[None]:
         if (error.name or "").split(".")[0] not in {
             "fastapi",
             "httpx",
+            "jwt",
             "prometheus_client",
             "starlette",
             "uvicorn",

@@ -6,7 +6,7 @@ import gzip
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 from rich.console import Console
@@ -20,6 +20,7 @@ from rich.progress import (
 )
 
 from auditor.errors import AuditError, TraceFileError
+from auditor.input_formats import InputFormat
 from auditor.trace import Trace
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -49,7 +50,7 @@ format_option = click.option(
 )
 input_format_option = click.option(
     "--input-format",
-    type=click.Choice(["auto", "trace", "openai", "parquet"]),
+    type=click.Choice(get_args(InputFormat)),
     default="auto",
     help="How the log is read; auto looks at each line.",
 )

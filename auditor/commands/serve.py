@@ -14,11 +14,13 @@ import click
 
 from auditor.commands import options
 from auditor.commands.extras import service_extra
+from auditor.service.logs import LogFormat, log_to_standard_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from auditor.schedules.mail import MailServer
+    from auditor.service.ray_crew import RayCrew
     from auditor.service.worker import Worker
 
 database_option = click.option(
@@ -34,6 +36,20 @@ blobs_option = click.option(
     default=None,
     metavar="DIR",
     help="Where logs are kept; API and workers share it. [default: beside the SQLite file]",
+)
+blob_store_option = click.option(
+    "--blob-store",
+    default=None,
+    metavar="s3://BUCKET/PREFIX",
+    help="Keep logs in S3-compatible storage; --blobs then holds copies and unfinished uploads. "
+    "[default: AUDITOR_BLOB_STORE, else --blobs]",
+)
+log_format_option = click.option(
+    "--log-format",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="Form of the service's own log on standard error; it holds no prompts.",
 )
 lease_option = click.option(
     "--lease",
@@ -79,6 +95,7 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.command()
 @database_option
 @blobs_option
+@blob_store_option
 @click.option("--listen", default="127.0.0.1:8321", show_default=True, metavar="HOST:PORT")
 @click.option(
     "--workers",
@@ -86,6 +103,15 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
     default=1,
     show_default=True,
     help="Worker processes on this machine; 0 where they run elsewhere.",
+)
+@click.option(
+    "--oidc-issuer",
+    default=None,
+    metavar="URL",
+    help="Take bearer tokens of this OpenID Connect issuer too; the claim auditor_tenant names the tenant.",
+)
+@click.option(
+    "--oidc-audience", default=None, metavar="TEXT", help="With --oidc-issuer: the tokens' audience."
 )
 @click.option("--new-key", is_flag=True, help="Make and print another key of the first tenant.")
 @click.option(
@@ -103,6 +129,7 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Certificates of authorities that webhooks' receivers may have. [default: the system's]",
 )
 @lease_option
+@log_format_option
 @mail_options
 @options.model_option
 @options.adapter_option
@@ -111,13 +138,17 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def serve(
     database: str | None,
     blobs: Path | None,
+    blob_store: str | None,
     listen: str,
     workers: int,
+    oidc_issuer: str | None,
+    oidc_audience: str | None,
     new_key: bool,
     webhook_allow: tuple[str, ...],
     webhook_proxy: str | None,
     webhook_ca: Path | None,
     lease: float,
+    log_format: LogFormat,
     smtp: str | None,
     mail_from: str | None,
     smtp_ca: Path | None,
@@ -139,23 +170,32 @@ def serve(
     """
     from auditor.service.places import blob_folder  # noqa: PLC0415
 
-    _log_to_standard_error()
+    log_to_standard_error(log_format)
     with service_extra("serve"):
         # The room above this one: nothing here may import it, and somebody has to start it.
         serving = import_module("auditor.api.serving")
         from auditor.service.egress import Egress  # noqa: PLC0415
+
+        issuer = None
+        if oidc_issuer is not None:
+            from auditor.service.oidc import Issuer  # noqa: PLC0415
+
+            issuer = Issuer(oidc_issuer, oidc_audience or "")
     _mail_server(smtp, mail_from, smtp_ca)  # refused here rather than by every worker
     given: dict[str, object] = {"--lease": lease, "--model": model_directory, "--adapter": adapter}
     given |= {"--threads": threads, "--smtp": smtp, "--mail-from": mail_from, "--smtp-ca": smtp_ca}
+    given |= {"--log-format": log_format}
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
     serving.serve_all(
         url=database,
         folder=blob_folder(database, blobs),
+        blob_store=blob_store,
         listen=listen,
         workers=workers,
         worker_options=passed,
         new_key=new_key,
+        issuer=issuer,
         egress=Egress.of_options(webhook_allow, webhook_proxy, webhook_ca),
         on_start=_print_start,
     )
@@ -172,23 +212,42 @@ def _print_start(address: str, key: str | None) -> None:
 @click.command()
 @database_option
 @blobs_option
+@blob_store_option
 @lease_option
+@log_format_option
 @mail_options
 @options.model_option
 @options.adapter_option
 @profile_option
+@click.option(
+    "--ray",
+    "ray_address",
+    default=None,
+    metavar="ADDRESS",
+    help="Score on the actors of this Ray cluster: HOST:PORT, `auto`, or `local` to start one here.",
+)
+@click.option(
+    "--actors",
+    type=click.IntRange(min=1),
+    default=None,
+    help="With --ray: how many. [default: as many as the cluster has devices]",
+)
 @click.option("--with-parent", is_flag=True, hidden=True, help="End when standard input does.")
 @options.threads_option
 def worker(
     database: str | None,
     blobs: Path | None,
+    blob_store: str | None,
     lease: float,
+    log_format: LogFormat,
     smtp: str | None,
     mail_from: str | None,
     smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
     profiles: tuple[Path, ...],
+    ray_address: str | None,
+    actors: int | None,
     with_parent: bool,
     threads: int | None,
 ) -> None:
@@ -201,19 +260,19 @@ def worker(
     Examples:
       audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs
       CUDA_VISIBLE_DEVICES=1 audit worker --model models/llama
+      audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs --ray head:6379
     """
     from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.schedules.keeper import Keeper  # noqa: PLC0415
     from auditor.schedules.period_work import PeriodWork  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
-    from auditor.service.blobs import BlobFolder  # noqa: PLC0415
-    from auditor.service.places import blob_folder  # noqa: PLC0415
+    from auditor.service.places import blob_folder, open_blobs  # noqa: PLC0415
     from auditor.service.queue import Terms  # noqa: PLC0415
     from auditor.service.worker import Worker  # noqa: PLC0415
     from auditor.store import Store  # noqa: PLC0415
 
-    _log_to_standard_error()
+    log_to_standard_error(log_format)
     server = _mail_server(smtp, mail_from, smtp_ca)
     options.set_threads(threads)
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
@@ -221,12 +280,24 @@ def worker(
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
         finder = profile_finder(profiles) if profiles else kept
-        folder, terms = BlobFolder(blob_folder(database, blobs)), Terms(lease_seconds=lease)
-        hand = Worker(store, AuditWork(folder, reference, finder), terms=terms)
-        keeper = Keeper(store, PeriodWork(folder, reference, finder), terms=terms, server=server)
+        place = open_blobs(blob_folder(database, blobs), blob_store)
+        terms = Terms(lease_seconds=lease)
+        crew = _crew(ray_address, model_directory or options.demo_model(), adapter, actors)
+        hand = Worker(store, AuditWork(place, reference, finder, crew), terms=terms)
+        keeper = Keeper(store, PeriodWork(place, reference, finder), terms=terms, server=server)
         _stop_when_told(hand, with_parent=with_parent)
         with keeper.beside():
             hand.run()
+
+
+def _crew(address: str | None, model: Path, adapter: Path | None, actors: int | None) -> RayCrew | None:
+    if address is None:
+        return None
+    from auditor.service.ray_crew import RayCrew  # noqa: PLC0415
+
+    crew = RayCrew(address, model, adapter, actors=actors)
+    logging.getLogger("auditor.ray").info("actors are processes %s", crew.processes())
+    return crew
 
 
 def _mail_server(smtp: str | None, sender: str | None, authority: Path | None) -> MailServer | None:
@@ -245,8 +316,3 @@ def _stop_when_told(hand: Worker, *, with_parent: bool) -> None:
 
     if with_parent:
         threading.Thread(target=wait, name="parent", daemon=True).start()
-
-
-def _log_to_standard_error() -> None:
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s", level=logging.INFO)
-    logging.getLogger("alembic").setLevel(logging.WARNING)

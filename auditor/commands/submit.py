@@ -37,6 +37,7 @@ def service_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @options.engine_recipe_option
 @options.noise_option
 @click.option("--served-model", default=None, metavar="NAME", help="What the log calls the model.")
+@click.option("--provider", default=None, metavar="NAME", help="Whom the log is of; reports go by it.")
 @click.option("--keep", is_flag=True, help="Hand it in for scheduled audits only; prints the log's id.")
 @click.option("--watch", is_flag=True, help="Follow the audit to its verdict.")
 @click.option(
@@ -58,6 +59,7 @@ def submit(
     engine_recipe: str | None,
     noise: str | None,
     served_model: str | None,
+    provider: str | None,
     keep: bool,
     watch: bool,
     sign: Path | None,
@@ -92,7 +94,7 @@ def submit(
             kept = client.keep(body, name=file.name)
             click.echo(json.dumps(kept) if output_format == "json" else kept["id"])
             return
-        audit = client.submit(body, name=file.name, options=ordered)
+        audit = client.submit(body, name=file.name, options=ordered, provider=provider)
         if watch:
             click.echo(audit.id, err=True)
             audit = _followed(client, audit)
@@ -131,6 +133,31 @@ def status(
         if watch and not audit.ended:
             audit = _followed(client, audit)
         context.exit(_show(client, audit, output_format))
+
+
+@click.command()
+@click.argument("log_ids", nargs=-1, required=True, metavar="LOG_ID...")
+@service_options
+@options.format_option
+def erase(log_ids: tuple[str, ...], url: str | None, key: str | None, output_format: str) -> None:
+    """Erase the bytes of logs that were handed in (`audit status --format json` names them).
+
+    Digests, verdicts and the transparency log stay, so what was proved stays proved; what is still to be
+    audited ends as evidence-erased.
+
+    \b
+    Example:
+      audit erase log_019acb7d3f4b7d0f8e6a0c1b2d3e4f50
+    """
+    with service_extra("erase"):
+        from auditor.service.client import Client  # noqa: PLC0415
+
+    with Client(url, key) as client:
+        for log_id in log_ids:
+            gone = client.erase(log_id)
+            click.echo(
+                json.dumps(gone) if output_format == "json" else f"{gone['id']}  {gone['digest']}  erased"
+            )
 
 
 def _signer(file: Path | None, key_id: str | None) -> RequestSigner | None:

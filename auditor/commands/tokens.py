@@ -54,6 +54,13 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="A trusted copy's answers to the same questions, plain and lengthened: does the service ramble?",
 )
+@click.option(
+    "--other",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="Another model, its tokenizer whatever it is: under which are the texts' bytes likelier?",
+)
 @input_format_option
 @engine_recipe_option
 @noise_option
@@ -66,6 +73,7 @@ def tokens(
     honest: Path | None,
     alpha: float,
     trusted: Path | None,
+    other: Path | None,
     input_format: str,
     engine_recipe: str | None,
     noise: str | None,
@@ -78,8 +86,8 @@ def tokens(
     Always: the same bill by characters.
 
     Only --honest can convict here: it counts honest bills as it counts the audited ones, so a habit of the
-    deployment accuses nobody. --trusted prints a signal, never proof. Questions asked both ways come from
-    `audit probe` (`lengthen = true`), a trusted copy's answers from `audit generate --like`.
+    deployment accuses nobody. --trusted and --other print signals, never proof. Questions asked both ways
+    come from `audit probe` (`lengthen = true`), a trusted copy's answers from `audit generate --like`.
 
     Exit status: 1 when --honest convicts, else 2 after bad lines, else 0.
     """
@@ -95,6 +103,7 @@ def tokens(
             reference,
             honest=None if honest is None else traces_of(honest),
             trusted=None if trusted is None else traces_of(trusted),
+            other=None if other is None else Reference.load(other),
             alpha=alpha,
             on_response=lambda _response: advance(1),
         )
@@ -108,6 +117,26 @@ def tokens(
         raise click.exceptions.Exit(1 if report.convicts else 2)
 
 
+def _print_beside(report: TokenReport) -> None:
+    """What was held against something else: honest bills, a trusted copy, another model."""
+    say = click.echo
+    if report.against_honest is not None:
+        _print_against_honest(report.against_honest)
+    if report.lengthening is not None:
+        grown = report.lengthening
+        say(
+            f"  lengthening: {grown.questions} questions, {math.exp(grown.service):.2f} times here, "
+            f"{math.exp(grown.trusted):.2f} times by the trusted copy ({grown.limited} cut by a limit), "
+            f"p-value {grown.p_value:.2g}; a signal, no proof"
+        )
+    if report.bytes_compared is not None:
+        both = report.bytes_compared
+        say(
+            f"  bytes: {both.responses} texts, {both.claimed:.4f} bits a byte by the claimed model, "
+            f"{both.other:.4f} by the other; log ratio {both.log_ratio:+.1f} nats for the other"
+        )
+
+
 def _print_against_honest(found: AgainstHonest) -> None:
     from auditor.result import e_value  # noqa: PLC0415
 
@@ -115,7 +144,7 @@ def _print_against_honest(found: AgainstHonest) -> None:
     click.echo(f"  beside honest bills: {outcome} at alpha {found.alpha:g}")
     for result in found.conditions:
         c = result.condition
-        constrained = ", constrained" if c.constrained else ""
+        constrained = ", constrained" * c.constrained + ", with special tokens" * c.marks
         click.echo(
             f"    {c.model}, {c.script}, temperature {c.temperature:g}{constrained}: "
             f"{result.responses} responses, {result.honest} honest, "
@@ -162,15 +191,7 @@ def _print(report: TokenReport, price: float | None) -> None:
             f"over {m.over:.4f} and under {m.under:.4f} a word, "
             f"CER {m.character_error:.4f}, WER {m.word_error:.4f}"
         )
-    if report.against_honest is not None:
-        _print_against_honest(report.against_honest)
-    if report.lengthening is not None:
-        grown = report.lengthening
-        say(
-            f"  lengthening: {grown.questions} questions, {math.exp(grown.service):.2f} times here, "
-            f"{math.exp(grown.trusted):.2f} times by the trusted copy ({grown.limited} cut by a limit), "
-            f"p-value {grown.p_value:.2g}; a signal, no proof"
-        )
+    _print_beside(report)
     found = [r for r in report.responses if r.finding]
     for response in found[:5]:
         say(f"  {response.trace.where}: {response.finding}")

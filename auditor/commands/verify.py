@@ -138,8 +138,8 @@ def verify(
 ) -> None:
     """Judge logged TRACES against a trusted replay.
 
-    TRACES are auditor.trace/v1 files (.jsonl, .jsonl.gz, .jsonl.zst, .parquet) or raw OpenAI/vLLM request and
-    response logs; - reads standard input.
+    TRACES are auditor.trace/v1 files (.jsonl, .jsonl.gz, .jsonl.zst, .parquet), raw OpenAI/vLLM request and
+    response logs, or logs of OpenTelemetry, OpenInference, Langfuse or LiteLLM; - reads standard input.
 
     \b
     Examples:

@@ -172,6 +172,14 @@ def listed(
     return [_dispute(row, ()) for row in rows]
 
 
+def of_audit(connection: Connection, tenant_id: str, audit_id: str) -> list[Dispute]:
+    """Disputes about one audit, newest first, without what was said."""
+    column = dispute_table.c
+    wanted = select(dispute_table).where(column.tenant_id == tenant_id, column.audit_id == audit_id)
+    rows = connection.execute(wanted.order_by(column.created.desc(), column.id.desc()))
+    return [_dispute(row, ()) for row in rows]
+
+
 def about(connection: Connection, tenant_id: str, provider: str, start: int, end: int) -> list[Dispute]:
     """Disputes as they stood at a moment, those open then or changed since another; all providers if empty.
 

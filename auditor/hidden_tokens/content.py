@@ -1,4 +1,4 @@
-"""Content test of opened responses against honest ones: what `audit check --honest` does, without weights.
+"""Content test of opened responses against honest ones: what `audit check --honest` does.
 
 Honest responses are split three ways: half trains the verifier, beside inflated versions of themselves, a
 quarter ranks the verifier's and the rules' scores, a quarter calibrates the fused score. All are opened as
@@ -8,8 +8,8 @@ the audited ones were, by draws of the same size, for a test of two blocks is no
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from auditor.reference.tokenizer import Tokenizer
 from auditor.trace import Trace
 
 LEAST_HONEST = 80
+Likelihood = Callable[[OpenedResponse], float]
 _RATES = (0.1, 0.5, 1.0, 2.0)
 _WITHOUT_MODEL = tuple(
     attack
@@ -42,7 +43,7 @@ class Draw:
     prefix: bool
 
 
-def opened_response(opened: Opened, answer: str) -> OpenedResponse:
+def opened_response(opened: Opened, answer: str, prompt: tuple[int, ...]) -> OpenedResponse:
     """What `check_opened` found, as features see it."""
     places = tuple(sorted(opened.blocks))
     return OpenedResponse(
@@ -51,6 +52,7 @@ def opened_response(opened: Opened, answer: str) -> OpenedResponse:
         tuple(opened.texts[place] for place in places),
         answer,
         opened.excess,
+        prompt,
     )
 
 
@@ -61,6 +63,8 @@ class ContentTest:
         honest: full traces of honest responses; `usage.reasoning_tokens` says how many output tokens are
             hidden.
         draw: how the audited responses were opened.
+        likelihood: mean log-probability of a response's unlikeliest opened block under the claimed model
+            (`reexecution.least_log_probability`); None without weights.
         seed: of the draws and of what is trained.
 
     Raises:
@@ -68,8 +72,16 @@ class ContentTest:
     """
 
     def __init__(
-        self, honest: Sequence[Trace], draw: Draw, tokenizer: Tokenizer, embedder: Embedder, seed: int = 0
+        self,
+        honest: Sequence[Trace],
+        draw: Draw,
+        tokenizer: Tokenizer,
+        embedder: Embedder,
+        *,
+        likelihood: Likelihood | None = None,
+        seed: int = 0,
     ) -> None:
+        self._likelihood = likelihood
         self._draw, self._tokenizer, self._source = draw, tokenizer, random.Random(seed)  # noqa: S311
         served = [self._served(trace) for trace in honest if _hides(trace)]
         if len(served) < LEAST_HONEST:
@@ -101,10 +113,13 @@ class ContentTest:
 
     def _columns(self, responses: Sequence[OpenedResponse]) -> list[F64]:
         by_rule = [rules(response, self._model.lexicons) for response in responses]
-        return [
+        columns = [
             self._model.score(responses),
             *(np.array([found[name] for found in by_rule]) for name in by_rule[0]),
         ]
+        if self._likelihood is not None:
+            columns.append(-np.array([self._likelihood(response) for response in responses]))
+        return columns
 
     def _served(self, trace: Trace) -> Served:
         output, hidden = trace.output_token_ids or (), trace.usage.reasoning_tokens or 0
@@ -130,22 +145,12 @@ class ContentTest:
         drawn = self._source.sample(range(total), min(self._draw.count, total))
         places = range(max(drawn) + 1) if self._draw.prefix else sorted(drawn)
         blocks = tuple(hidden[place * size : (place + 1) * size] for place in places)
-        excess = sum(canonical_excess(run, self._tokenizer) for run in _joined(places, blocks))
         texts = tuple(self._tokenizer.decode(list(block)) for block in blocks)
         answer = self._tokenizer.decode(list(served.visible))
-        return OpenedResponse(blocks, tuple(places), texts, answer, excess)
+        found = OpenedResponse(blocks, tuple(places), texts, answer, prompt=served.prompt)
+        return replace(found, excess=sum(canonical_excess(run, self._tokenizer) for run in found.runs))
 
 
 def _hides(trace: Trace) -> bool:
     hidden = trace.usage.reasoning_tokens or 0
     return 0 < hidden < len(trace.output_token_ids or ())
-
-
-def _joined(places: Sequence[int], blocks: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    runs: list[tuple[int, ...]] = []
-    for i, block in enumerate(blocks):
-        if i and places[i] == places[i - 1] + 1:
-            runs[-1] += block
-        else:
-            runs.append(block)
-    return runs

@@ -42,6 +42,7 @@ class OpenedResponse:
         texts: of each block.
         answer: the visible text.
         excess: tokens beyond the canonical tokenization.
+        prompt: ids before the first hidden token; needed for likelihoods only.
     """
 
     blocks: tuple[tuple[int, ...], ...]
@@ -49,6 +50,18 @@ class OpenedResponse:
     texts: tuple[str, ...]
     answer: str
     excess: int = 0
+    prompt: tuple[int, ...] = ()
+
+    @property
+    def runs(self) -> list[tuple[int, ...]]:
+        """Tokens of neighbouring blocks, joined."""
+        found: list[tuple[int, ...]] = []
+        for i, block in enumerate(self.blocks):
+            if i and self.places[i] == self.places[i - 1] + 1:
+                found[-1] += block
+            else:
+                found.append(block)
+        return found
 
     @property
     def tokens(self) -> int:

@@ -1,8 +1,8 @@
 """What opened blocks are worth where the weights are at hand: replay by seed, and likelihood.
 
 The only tests that see another request's reasoning or a small model's: both are honest text, but not what
-this model draws here from this seed. A replay needs everything before the block; without it the block's
-likelihood is taken after the prompt alone, which is a score to calibrate and nothing more.
+this model draws here from this seed. A replay needs the seed and all before the block (`audit verify`);
+without either the likelihood of what was opened is one more score for `audit check --honest` to calibrate.
 """
 
 from __future__ import annotations
@@ -55,11 +55,16 @@ def replay_blocks(runner: Runner, requests: Sequence[Request], block: int) -> It
         )
 
 
-def isolated_log_probabilities(
-    runner: Runner, prompt: tuple[int, ...], blocks: Sequence[tuple[int, ...]]
-) -> F64:
-    """Mean log-probability of each block after the prompt alone, nats, float64 [blocks]."""
+def least_log_probability(
+    runner: Runner, prompt: tuple[int, ...], runs: Sequence[tuple[int, ...]], block: int
+) -> float:
+    """Mean log-probability of the unlikeliest opened block, nats a token.
+
+    Args:
+        runs: neighbouring opened blocks joined. A run is taken after the prompt alone, which is exact for the
+            first one and a score to calibrate for others; within a run every token follows those before it.
+    """
     # Likelihoods do not hang on the noise.
     scheme = noise_scheme("gumbel-pos-v1")
-    requests = [Request(prompt, block, SamplingSpec(), 0, scheme) for block in blocks]
-    return np.array([float(rows.log_probability.mean()) for rows in runner.score(requests)])
+    requests = [Request(prompt, run, SamplingSpec(), 0, scheme) for run in runs]
+    return min(float(scores.log_probabilities.min()) for scores in replay_blocks(runner, requests, block))

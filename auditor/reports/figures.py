@@ -35,7 +35,7 @@ class Plot:
     x: Callable[[float], float]
     y: Callable[[float], float]
     left: float = 62.0
-    right: float = 120.0
+    right: float = 150.0
     top: float = 14.0
     bottom: float = 44.0
     parts: list[str] = field(default_factory=list)
@@ -104,13 +104,15 @@ class Plot:
             f' transform="rotate(-90 14 {middle:.1f})">{escape(y_label)}</text>'
         )
 
-    def end_labels(self, ends: Sequence[tuple[float, str, str]]) -> None:
-        """Names at the right edge, (height, name, colour), pushed apart where they would overlap."""
-        column = self.width - self.right + 12
+    def end_labels(self, lines: Sequence[Series]) -> None:
+        """Names at the right edge, each after a piece of its line, pushed apart where they would overlap."""
+        column = self.width - self.right + 10
         last = -math.inf
-        for at, name, colour in sorted(ends):
+        ends = [(self.up(one.points[-1][1]), one.name, one) for one in lines if one.points]
+        for at, name, one in sorted(ends, key=lambda end: end[:2]):
             last = max(at + 4, last + _LINE_HEIGHT)
-            self.text(column, last, name, colour=colour)
+            self.line([(column, last - 4), (column + 22, last - 4)], one.colour, dash=one.dash)
+            self.text(column + 28, last, name, colour=one.colour)
 
     def svg(self, title: str) -> str:
         """The drawing."""
@@ -162,15 +164,12 @@ def evidence_figure(
     at = plot.up(bar)
     plot.line([(plot.left, at), (plot.width - plot.right, at)], "var(--bar)", width=1.4, dash="6 4")
     plot.text(plot.left + 6, at - 6, "convicted above this line", colour="var(--bar)")
-    ends = []
     for one in series:
         places = [(plot.across(x), plot.up(y)) for x, y in one.points]
         plot.line(places, one.colour, dash=one.dash)
         for x, y in places:
             plot.dot(x, y, one.colour)
-        if places:
-            ends.append((places[-1][1], one.name, one.colour))
-    plot.end_labels(ends)
+    plot.end_labels(series)
     return plot.svg(title)
 
 
@@ -178,11 +177,11 @@ def power_figure(series: Sequence[Series], minimum: float, title: str) -> str:
     """Power against the share of requests on which a provider cheats, one line a cause."""
     floor = math.log10(0.02)
     plot = Plot(
-        620,
-        300,
+        860,
+        320,
         x=lambda v: (math.log10(v) - floor) / -floor,
         y=lambda v: v,
-        right=150.0,
+        right=170.0,
     )
     shares = [(f, f"{100 * f:g} %") for f in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0)]
     plot.axes(
@@ -193,13 +192,9 @@ def power_figure(series: Sequence[Series], minimum: float, title: str) -> str:
     )
     at = plot.up(minimum)
     plot.line([(plot.left, at), (plot.width - plot.right, at)], "var(--soft)", width=1.2, dash="6 4")
-    ends = []
     for one in series:
-        places = [(plot.across(x), plot.up(y)) for x, y in one.points]
-        plot.line(places, one.colour, dash=one.dash)
-        if places:
-            ends.append((places[-1][1], one.name, one.colour))
-    plot.end_labels(ends)
+        plot.line([(plot.across(x), plot.up(y)) for x, y in one.points], one.colour, dash=one.dash)
+    plot.end_labels(series)
     return plot.svg(title)
 
 

@@ -97,7 +97,6 @@ def _provider(
         **provider,
         "anchor": f"provider-{[p['name'] for p in document['providers']].index(provider['name']) + 1}",
         "meaning": meaning(provider, document),
-        "odds": odds(float(provider["log10_e"])),
         "power": _power(provider, document),
         "strip": [_cell(period["by_name"].get(provider["name"]), period) for period in periods],
         "shown_audits": provider["audits"][-MOST_ROWS:],

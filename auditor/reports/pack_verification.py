@@ -17,7 +17,8 @@ What is left out is told: a pack without its texts is a redacted one, and still 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -96,13 +97,15 @@ def verify_pack(
     body = members["report.json"]
     document = _document(body, where)
     said = {name: _opened(members, f"{name}.dsse.json", keys, where)[0] for name in ("report", "svr")}
-    _check_statements(body, said, where)
+    with _well_formed(where):
+        _check_statements(body, said, where)
     _check_entry(members["entry.json"], body, said, where)
     receipt = parse_receipt(members["report.tlog-proof"], f"{where}: report.tlog-proof")
     approval = verify_receipt(receipt, members["entry.json"], log_policy, f"{where}: report.tlog-proof")
-    if digest(members["policy.toml"]) != document["policy"]["digest"]:
-        raise PolicyMismatchError("policy.toml is not the policy of the report", where=where)
-    texts = _disclosed(members, document, where)
+    with _well_formed(where):
+        if digest(members["policy.toml"]) != document["policy"]["digest"]:
+            raise PolicyMismatchError("policy.toml is not the policy of the report", where=where)
+        texts = _disclosed(members, document, where)
     gone = [name for name in listed if name not in members]
     return VerifiedPack(
         document,
@@ -116,12 +119,22 @@ def verify_pack(
     )
 
 
+@contextmanager
+def _well_formed(where: str) -> Iterator[None]:
+    """A signer's own mistake: canonical JSON with a signature that still is no report."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        raise ReportInvalidError(f"report.json lacks what a report has: {error!r}", where=where) from None
+
+
 def _opened(
     members: Mapping[str, bytes], name: str, keys: Sequence[TrustedKey], where: str
 ) -> tuple[bytes, tuple[PublicKey, ...]]:
     place = f"{where}: {name}"
     payload, signers = open_envelope(members[name], [trusted.key for trusted in keys], place)
-    made = _time(_object(payload, place).get("predicate", {}).get("timeCreated"), place)
+    predicate = _object(payload, place).get("predicate")
+    made = _time(predicate.get("timeCreated") if isinstance(predicate, dict) else None, place)
     fresh = [trusted.key for trusted in keys if trusted.key in signers and _in_force(trusted, made)]
     if not fresh:
         raise KeyStaleError(

@@ -10,10 +10,11 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from sqlalchemy import select
 
+from auditor.merkle.keys import Signer
 from auditor.profile import profile_bytes
 from auditor.reports.commitments import commit, salt_of
 from auditor.reports.disclosures import disclosable, text_digests
@@ -36,22 +37,30 @@ from auditor.trace_files import read_traces
 from auditor.transparency_log import TransparencyLog
 
 if TYPE_CHECKING:
-    from auditor.merkle.keys import Signer
     from auditor.profile import Profile
-    from auditor.service.blobs import BlobFolder
+    from auditor.service.blobs import Blobs
     from auditor.store import Store
+
+
+ReportSigner: TypeAlias = Signer
+"""Whatever can sign a report: a plain Ed25519 key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Logs:
     """Where the texts are: the tenant's logs and the profiles of its verdicts."""
 
-    blobs: BlobFolder
+    blobs: Blobs
     find_profile: Callable[[str], Profile | None]
 
 
 def make_pack(
-    store: Store, tenant_id: str, name: str, log: TransparencyLog, signer: Signer, logs: Logs | None = None
+    store: Store,
+    tenant_id: str,
+    name: str,
+    log: TransparencyLog,
+    signer: ReportSigner,
+    logs: Logs | None = None,
 ) -> bytes:
     """The evidence pack of a stored report.
 

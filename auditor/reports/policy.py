@@ -1,6 +1,6 @@
-"""`auditor.policy/v1`: by which rules a period is judged, in a TOML file that can be signed off.
+"""`auditor.report-policy/v1`: by which rules a period is judged, in a TOML file that can be signed off.
 
-    schema = "auditor.policy/v1"
+    schema = "auditor.report-policy/v1"
     name = "strict"
     version = "1"
     approved_by = "Jo Doe, 2026-11-01"
@@ -12,7 +12,8 @@
     largest_fraction = 0.1         # of requests on which a cheat may go unseen before the grade is capped
     budget_tokens = 200000         # output tokens to audit in a period; left out: all
 
-The digest of the file's bytes names the policy in every report.
+A schedule's policy (`auditor.schedules.policy`) is more than that, and is reported as one of these. The
+digest of the file's bytes names the policy in every report.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from auditor.errors import OptionError
-from auditor.power import MUST_DETECT, REQUIRED_POWER
+from auditor.must_detect import MUST_DETECT, REQUIRED_POWER
 from auditor.reports.canonical import digest
 
-SCHEMA = "auditor.policy/v1"
+SCHEMA = "auditor.report-policy/v1"
 MAX_POLICY_BYTES = 100_000
 _TYPES: dict[str, tuple[type, ...]] = {
     "name": (str,),

@@ -74,11 +74,11 @@ def _changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[dict[st
     before, after = (", ".join(side["systems"]["provider_recipes"]) for side in (old, new))
     if before != after:
         yield _item(new["name"], "provider recipes", before, after)
-    statuses = {control["id"]: control["status"] for control in old["controls"]}
-    for control in new["controls"]:
-        was = statuses.get(control["id"], "absent")
-        if was != control["status"]:
-            yield _item(new["name"], f"control {control['id']}", was, control["status"])
+    was, now = ({c["id"]: c["status"] for c in side["controls"]} for side in (old, new))
+    moved = [name for name in now if was.get(name) != now[name]]
+    if moved:
+        before, after = (", ".join(f"{n} {side.get(n, 'absent')}" for n in moved) for side in (was, now))
+        yield _item(new["name"], "controls", before, after)
 
 
 def _joined(values: list[Mapping[str, Any]], key: str) -> str:

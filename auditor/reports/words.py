@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from auditor.reports.figures import raised
@@ -25,20 +25,26 @@ def headline(document: Mapping[str, Any]) -> str:
     if not providers:
         return "Nothing was audited in this period."
     if convicted:
-        of = f" of {len(providers)} providers" if len(providers) > 1 else " provider"
-        return f"{len(convicted)}{of} did not run what was declared: {', '.join(convicted)}."
+        return f"{_named(convicted)} did not run what {'they' if len(convicted) > 1 else 'it'} declared."
     if open_ones:
-        return f"No provider is accused. The evidence does not settle it for {', '.join(open_ones)}."
+        return f"Nobody is accused, but the evidence does not settle it for {_named(open_ones)}."
     return "Every provider ran what it declared, as far as this evidence reaches."
 
 
+def _named(names: Sequence[str]) -> str:
+    """A list in words; of many only how many."""
+    if len(names) > 3:
+        return f"{len(names)} providers"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def odds(log10_e: float) -> str:
-    """An e-value as odds that need no statistics."""
+    """The chance of evidence this strong from an honest provider, in words that need no statistics."""
     if log10_e <= 0.3:
-        return "none: honesty explains the log better"
+        return "nothing unusual"
     if log10_e < 6:
-        return f"at most 1 in {10**log10_e:,.0f} if honest"
-    return f"at most 1 in {raised(int(log10_e))} if honest"
+        return f"at most 1 in {10**log10_e:,.0f}"
+    return f"at most 1 in {raised(int(log10_e))}"
 
 
 def meaning(provider: Mapping[str, Any], document: Mapping[str, Any]) -> str:
@@ -47,9 +53,10 @@ def meaning(provider: Mapping[str, Any], document: Mapping[str, Any]) -> str:
     seen = f"{requests:,} requests ({tokens:,} tokens) were replayed"
     if provider["verdict"] == "inconsistent":
         cause = provider["causes"][0]["cause"] if provider["causes"] else "no cause that is known"
+        strength = max(float(provider["log10_e"]), float((provider.get("standing") or provider)["log10_e"]))
         return (
             f"{seen}. An honest provider would produce evidence this strong with a chance of "
-            f"{odds(float(provider['log10_e'])).removesuffix(' if honest')}. What explains it best: {cause}."
+            f"{odds(strength)}. What explains it best: {cause}."
         )
     if provider["verdict"] == "consistent":
         weak = [row["cause"] for row in provider["detectable"] if _blind(row, document)]

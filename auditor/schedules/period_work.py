@@ -35,10 +35,10 @@ if TYPE_CHECKING:
     from auditor.schedules.sampling import FindProfile, Kind
     from auditor.schedules.slots import Slot
     from auditor.service.audits import TraceLog
-    from auditor.service.blobs import BlobFolder
+    from auditor.service.blobs import Blobs
     from auditor.trace import Trace
 
-_WHOLE_TOKENS = 500
+_WHOLE_TOKENS = 1000
 """A population so small is audited whole: planning would cost more."""
 
 
@@ -83,7 +83,7 @@ class PeriodWork:
         reference: whose profiles the plan rests on; the audits find theirs themselves.
     """
 
-    def __init__(self, blobs: BlobFolder, reference: Reference, find_profile: FindProfile) -> None:
+    def __init__(self, blobs: Blobs, reference: Reference, find_profile: FindProfile) -> None:
         self._blobs, self._reference, self._find_profile = blobs, reference, find_profile
 
     def __call__(self, lease: SlotLease) -> None:

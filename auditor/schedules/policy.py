@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from auditor.errors import PolicyInvalidError
-from auditor.power import MUST_DETECT, REQUIRED_POWER
+from auditor.must_detect import MUST_DETECT, REQUIRED_POWER
 from auditor.reference.deviations import DEVIATIONS
 
 SCHEMA = "auditor.policy/v1"

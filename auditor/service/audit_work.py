@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from auditor.errors import AuditError
 from auditor.journal import Entry, entry_from_json, entry_to_json
 from auditor.power import FACTORS, power_by_fraction
 from auditor.reference.noise import noise_of_recipe
@@ -20,10 +21,13 @@ from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
 from auditor.schedules import likelihoods
-from auditor.service import audits
+from auditor.service import audits, exhibits
 from auditor.service.clock import SECOND
+from auditor.service.exhibit import exhibit_of
+from auditor.service.fan_out import Crew, shards_of
 from auditor.trace import Trace
 from auditor.trace_files import assert_recipe, read_traces
+from auditor.trace_streams import HEAD_BYTES, container_of
 from auditor.verdict import Verdict, tokens_by_mode
 from auditor.verification import FindProfile, Result, verify
 
@@ -32,9 +36,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from auditor.errors import AuditError
     from auditor.service.audits import Audit
-    from auditor.service.blobs import BlobFolder
+    from auditor.service.blobs import Blobs
     from auditor.service.queue import Job
     from auditor.service.worker import Effects, Lease
 
@@ -47,21 +50,44 @@ _OF_ONE_RUN = ("seconds", "tokens_per_second", "shared_prefixes")
 class AuditWork:
     """Audits logs against one model, which stays loaded."""
 
-    def __init__(self, blobs: BlobFolder, reference: Reference, find_profile: FindProfile) -> None:
+    def __init__(
+        self,
+        blobs: Blobs,
+        reference: Reference,
+        find_profile: FindProfile,
+        crew: Crew | None = None,
+    ) -> None:
         self._blobs, self._reference, self._find_profile = blobs, reference, find_profile
+        self._crew = crew
 
     def __call__(self, job: Job, lease: Lease) -> Effects:
         """Replay and judge.
 
         Raises:
             TraceFileError: the log is no log.
+            EvidenceErasedError: its bytes were erased.
             LeaseLostError, StopRequestedError: see `Lease`.
         """
         with lease.store.transaction() as connection:
             audit = audits.find(connection, job.tenant_id, job.audit_id)
+        audit.log.require_bytes()
+        try:
+            return self._judged(audit, lease, self._blobs.path(audit.log.digest))
+        except AuditError:
+            # Erased under our hands? Then that is what to say.
+            with lease.store.transaction() as connection:
+                audits.find(connection, job.tenant_id, job.audit_id).log.require_bytes()
+            raise
+        finally:
+            self._blobs.release(audit.log.digest)
+
+    def _judged(self, audit: Audit, lease: Lease, path: Path) -> Effects:
         steps = Steps(lease)
+        if self._crew is not None:
+            for lines in _fanned_out(self._crew, path, audit, steps, lease):
+                steps.keep(lines)
         result = verify(
-            lambda: _traces(self._blobs.path(audit.log.digest), audit),
+            lambda: _traces(path, audit),
             self._reference,
             find_profile=self._find_profile,
             alpha=audit.options.alpha,
@@ -73,9 +99,11 @@ class AuditWork:
         )
         steps.flush()
         body, traces = documents(result)
+        exhibit = exhibit_of(result)
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
+            exhibits.record(connection, audit, exhibit)
             likelihoods.record(connection, audit.id, result.verdicts)
 
         return effects
@@ -112,6 +140,23 @@ class Steps:
         self._lease.check()
         self._scored += 1
 
+    @property
+    def known(self) -> frozenset[str]:
+        """Digests of the traces that have scores."""
+        return frozenset(self._entries)
+
+    def keep(self, lines: list[bytes]) -> None:
+        """Commit what a crew made of a shard, as a step of its own.
+
+        Raises:
+            LeaseLostError, StopRequestedError: see `Lease`.
+        """
+        self._lease.check()
+        if lines:
+            self._entries.update(entry_from_json(json.loads(line)) for line in lines)
+            self._lease.save(self._next, b"\n".join(lines), {"traces": len(self._entries)})
+            self._next += 1
+
     def flush(self) -> None:
         """Commit the step under way."""
         if self._open:
@@ -119,11 +164,25 @@ class Steps:
             self._next, self._open = self._next + 1, []
 
 
-def _traces(path: Path, audit: Audit) -> Iterator[Trace | AuditError]:
+def _fanned_out(crew: Crew, path: Path, audit: Audit, steps: Steps, lease: Lease) -> Iterator[list[bytes]]:
+    with path.open("rb") as stream:
+        bulk = container_of(stream.read(HEAD_BYTES)) == "parquet"
+    if bulk:
+        options = audit.options
+        recipe = None if options.engine_recipe is None else (options.engine_recipe, _scheme(audit))
+        return crew.score_parquet(path, recipe, steps.known, lease.waiting)
+    return crew.score(shards_of(_traces(path, audit), steps.known), lease.waiting)
+
+
+def _scheme(audit: Audit) -> str | None:
     options = audit.options
-    scheme = options.noise
-    if scheme is None and options.engine_recipe is not None:
-        scheme = noise_of_recipe(options.engine_recipe)
+    if options.noise is None and options.engine_recipe is not None:
+        return noise_of_recipe(options.engine_recipe)
+    return options.noise
+
+
+def _traces(path: Path, audit: Audit) -> Iterator[Trace | AuditError]:
+    options, scheme = audit.options, _scheme(audit)
     label = audit.log.name or audit.log.id
     for item in read_traces(path, input_format=options.input_format, label=label):  # type: ignore[arg-type]
         if isinstance(item, Trace) and options.engine_recipe is not None:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select, tuple_
+from sqlalchemy import func, insert, select, tuple_, update
 
 from auditor.service import jobs, webhooks
-from auditor.service.clock import stamp
+from auditor.service.clock import stamp, to_text
 from auditor.service.errors import (
     ConflictError,
+    EvidenceErasedError,
     IdempotencyKeyReusedError,
     NotFinishedError,
     NotFoundError,
@@ -28,6 +29,7 @@ from auditor.store_engine import insert_if_absent
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import event as event_table
 from auditor.store_schema import evidence as evidence_table
+from auditor.store_schema import exhibit as exhibit_table
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import job as job_table
 from auditor.store_schema import log_entry as log_entry_table
@@ -68,7 +70,7 @@ class AuditOptions:
 
 @dataclass(frozen=True, slots=True)
 class TraceLog:
-    """Bytes that a tenant handed in; `name` is a label and nothing else."""
+    """Bytes that a tenant handed in; `name` is a label and nothing else. `erased`: when its bytes went."""
 
     id: str
     tenant_id: str
@@ -76,6 +78,16 @@ class TraceLog:
     name: str
     size: int
     created: int
+    erased: int | None = None
+
+    def require_bytes(self) -> None:
+        """Raise when they are gone.
+
+        Raises:
+            EvidenceErasedError: they were erased.
+        """
+        if self.erased is not None:
+            raise EvidenceErasedError(f"the log was erased on {to_text(self.erased)}", where=self.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +122,21 @@ class Event:
 
 
 def keep_log(connection: Connection, tenant_id: str, digest: str, name: str, size: int) -> TraceLog:
-    """The tenant's log with these bytes, which are in the blob folder already; the same bytes are one log."""
+    """The tenant's log with these bytes, which are kept already; the same bytes are one log.
+
+    Bytes that were erased and are handed in again are there again.
+    """
     made = TraceLog(new_id("log"), tenant_id, digest, name, size, stamp(connection))
     if insert_if_absent(connection, log_table, asdict(made)):
         return made
     found = _find_log(connection, tenant_id, log_table.c.digest == digest)
     if found is None:
-        raise NotFoundError("the log was erased meanwhile")
-    return found
+        raise NotFoundError("no such log")
+    if found.erased is None:
+        return found
+    values = {"erased": None, "created": made.created, "name": name}
+    connection.execute(update(log_table).where(log_table.c.id == found.id).values(values))
+    return replace(found, erased=None, created=made.created, name=name)
 
 
 def find_log(connection: Connection, tenant_id: str, log_id: str) -> TraceLog:
@@ -173,7 +192,12 @@ def once(
 
 
 def submit(connection: Connection, log: TraceLog, options: AuditOptions, provider: str = "") -> str:
-    """Order an audit of a log of that provider; returns its id."""
+    """Order an audit of a log of that provider; returns its id.
+
+    Raises:
+        EvidenceErasedError: its bytes are gone.
+    """
+    log.require_bytes()
     now = stamp(connection)
     audit_id = new_id("aud")
     values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "provider": provider}
@@ -229,14 +253,26 @@ def listed(
     after: tuple[int, str] | None,
     limit: int,
     state: str | None = None,
+    outcome: str | None = None,
+    provider: str | None = None,
 ) -> list[Audit]:
-    """A tenant's audits, newest first, after the (created, id) of another."""
+    """A tenant's audits, newest first, after the (created, id) of another.
+
+    Args:
+        provider: audits of logs that name this provider and no other.
+    """
     column = audit_table.c
     wanted = _audits(tenant_id)
     if after is not None:
         wanted = wanted.where(tuple_(column.created, column.id) < after)
     if state is not None:
         wanted = wanted.where(job_table.c.state == state)
+    if outcome is not None:
+        wanted = wanted.where(verdict_table.c.outcome == outcome)
+    if provider is not None:
+        shown = exhibit_table.c
+        named = select(shown.audit_id).where(shown.tenant_id == tenant_id, shown.provider == provider)
+        wanted = wanted.where(column.id.in_(named))
     rows = connection.execute(wanted.order_by(column.created.desc(), column.id.desc()).limit(limit))
     return [_audit(row) for row in rows]
 
@@ -320,7 +356,9 @@ def log_entry(connection: Connection, tenant_id: str, audit_id: str, kind: str) 
     return row.position, bytes(row.body)
 
 
-_LOG_COLUMNS = tuple(log_table.c[name] for name in ("id", "tenant_id", "digest", "name", "size", "created"))
+_LOG_COLUMNS = tuple(
+    log_table.c[name] for name in ("id", "tenant_id", "digest", "name", "size", "created", "erased")
+)
 
 
 def _audits(tenant_id: str) -> Select[Any]:
@@ -346,7 +384,8 @@ def _audits(tenant_id: str) -> Select[Any]:
 def _audit(row: Row[Any]) -> Audit:
     values = list(row)
     audit_id, tenant_id, created, options, provider = values[:5]
-    log = TraceLog(*values[5:11])
+    end = 5 + len(_LOG_COLUMNS)
+    log = TraceLog(*values[5:end])
     return Audit(
-        audit_id, tenant_id, created, AuditOptions(**json.loads(options)), provider, log, *values[11:]
+        audit_id, tenant_id, created, AuditOptions(**json.loads(options)), provider, log, *values[end:]
     )

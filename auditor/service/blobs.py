@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from auditor.durable_files import flush_folder
 from auditor.errors import StoreError
@@ -20,6 +20,34 @@ if TYPE_CHECKING:
 
 CHUNK_BYTES = 1 << 20
 _DIGEST = re.compile(r"sha256:([0-9a-f]{2})([0-9a-f]{62})")
+
+
+class Blobs(Protocol):
+    """Where bytes lie by their digest: a folder, or S3-compatible storage (`s3_blobs.py`)."""
+
+    def prepare(self) -> None:
+        """Make ready, once, before the first blob."""
+
+    def put(self, data: bytes) -> str:
+        """Keep bytes; returns `sha256:...`. Durable when it returns."""
+
+    def put_all(self, chunks: Iterable[bytes], *, expected: str) -> None:
+        """Keep a stream whose digest is known, in bounded memory."""
+
+    def holds(self, digest: str) -> bool:
+        """Whether it is there."""
+
+    def path(self, digest: str) -> Path:
+        """A local file with its bytes, until `release`."""
+
+    def open(self, digest: str) -> BinaryIO:
+        """Read it."""
+
+    def release(self, digest: str) -> None:
+        """Say that the local file is not needed any more."""
+
+    def remove(self, digest: str) -> None:
+        """Remove it for good; again is the same as once."""
 
 
 class BlobFolder:
@@ -101,6 +129,24 @@ class BlobFolder:
         flush_folder(path.parent)
         if fresh:
             flush_folder(path.parent.parent)
+
+    def holds(self, digest: str) -> bool:
+        """Whether it is there."""
+        return self.path(digest).is_file()
+
+    def release(self, digest: str) -> None:
+        """Nothing: the file is the blob."""
+
+    def remove(self, digest: str) -> None:
+        """Remove a blob; again is the same as once.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        try:
+            self.path(digest).unlink(missing_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot be removed: {error.strerror}", where=digest) from error
 
     def open(self, digest: str) -> BinaryIO:
         """Read a blob.

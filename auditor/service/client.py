@@ -113,14 +113,17 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def submit(self, body: bytes, *, name: str, options: AuditOptions) -> RemoteAudit:
+    def submit(
+        self, body: bytes, *, name: str, options: AuditOptions, provider: str | None = None
+    ) -> RemoteAudit:
         """Hand in a log of at most 8 MiB, in any form that `audit verify` reads; ordered when this returns.
 
         Raises:
             ServiceRefusedError, ServiceUnreachableError: not ordered, as far as anybody knows.
         """
         given = {slot: getattr(options, slot) for slot in type(options).__slots__}
-        query = {"name": name, **{slot: value for slot, value in given.items() if value is not None}}
+        given |= {"name": name, "provider": provider}
+        query = {slot: value for slot, value in given.items() if value is not None}
         headers = {"Content-Type": "application/octet-stream", "Idempotency-Key": str(uuid.uuid4())}
         return _audit(self.call("POST", "/v1/audits", params=query, content=body, headers=headers))
 
@@ -157,6 +160,14 @@ class Client:
             ServiceRefusedError, ServiceUnreachableError.
         """
         return _audit(self.call("POST", f"/v1/audits/{audit_id}/cancel"))
+
+    def erase(self, log_id: str) -> dict[str, Any]:
+        """Erase a log's bytes; returns what is left of it.
+
+        Raises:
+            ServiceRefusedError, ServiceUnreachableError: see the class.
+        """
+        return self.call("DELETE", f"/v1/logs/{log_id}")
 
     def verdict(self, audit_id: str) -> dict[str, Any]:
         """`auditor.result/v1` without its traces.

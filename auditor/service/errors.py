@@ -5,7 +5,7 @@ Roots and conventions are in `auditor.errors`; these lie apart because only they
 
 from __future__ import annotations
 
-from auditor.errors import AuditError
+from auditor.errors import AuditError, UnusableInputError
 
 
 class ServiceError(AuditError):
@@ -46,6 +46,19 @@ class UnauthenticatedError(ServiceError):
     status = 401
 
 
+class SignInNeededError(UnauthenticatedError):
+    """A page that is for those who are signed in."""
+
+    code = "sign-in-needed"
+
+
+class FormForgedError(ServiceError):
+    """A form that does not come from a page of the same session, or comes from one that is over."""
+
+    code = "form-forged"
+    status = 403
+
+
 class SignatureRefusedError(UnauthenticatedError):
     """A signed request whose signature is incomplete, wrong, too old or by an unknown key."""
 
@@ -70,6 +83,13 @@ class NotFoundError(ServiceError):
 
     code = "not-found"
     status = 404
+
+
+class EvidenceErasedError(UnusableInputError):
+    """A log whose bytes were erased: digests and log entries stay, but nothing can be audited anew."""
+
+    code = "evidence-erased"
+    status = 410
 
 
 class MethodNotAllowedError(ServiceError):

@@ -26,9 +26,12 @@ from auditor.store_schema import log_entry as entry_table
 from auditor.transparency_log import TransparencyLog, read_head
 
 if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
     from auditor.store import Store
 
 ORIGIN = "auditor.localhost/log"
+REPORTS = "auditor.localhost/reports"
 _BATCH = 5000
 
 
@@ -55,6 +58,19 @@ def open_log(folder: Path, key_file: Path) -> ServiceLog:
         if not (folder / ".log").exists():
             TransparencyLog.create(folder, signer.public.name)
     return ServiceLog(folder, signer, key_file.with_name(key_file.name + ".head"))
+
+
+def open_report_key(key_file: Path) -> SeedSigner:
+    """The key that signs reports, beside the log's and apart from it; a fresh one the first time.
+
+    Raises:
+        KeyFileError: a file is there that cannot be used.
+    """
+    passphrase = os.environ.get(PASSPHRASE_VARIABLE)
+    with locked(key_file.with_name(key_file.name + ".lock")):
+        if not key_file.exists():
+            write_key(key_file, generate(REPORTS, Algorithm.ED25519), passphrase)
+        return read_key(key_file, passphrase)
 
 
 def place(store: Store, log: ServiceLog) -> int:
@@ -88,6 +104,14 @@ def _shown(tree: TransparencyLog) -> int | None:
     if not (tree.folder / "checkpoint").exists():
         return None
     return tree.checkpoint()[1].size
+
+
+def newest_entries(connection: Connection, below: int, limit: int) -> list[tuple[int, bytes]]:
+    """(place, bytes) of the last entries of a tree of that size, the newest first; they are public."""
+    column = entry_table.c
+    wanted = select(column.position, column.body).where(column.position < below)
+    rows = connection.execute(wanted.order_by(column.position.desc()).limit(limit))
+    return [(row.position, bytes(row.body)) for row in rows]
 
 
 def _give_places(store: Store) -> int:

@@ -8,9 +8,12 @@ from pathlib import Path
 from platformdirs import user_data_dir
 
 from auditor.errors import StoreError
+from auditor.service.blobs import BlobFolder, Blobs
+from auditor.service.s3_blobs import S3Blobs
 from auditor.store import Store
 from auditor.store_engine import find_place
 
+BLOB_STORE_VARIABLE = "AUDITOR_BLOB_STORE"
 _NETWORK_FILE_SYSTEMS = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "afs", "ceph", "lustre"}
 
 
@@ -36,6 +39,16 @@ def blob_folder(url: str | None, named: Path | None) -> Path:
     if place.is_sqlite:
         return Path(str(place.url.database)).absolute().parent / "blobs"
     return Path(user_data_dir("auditor")) / "blobs"
+
+
+def open_blobs(folder: Path, url: str | None) -> Blobs:
+    """Blobs in a folder, or in storage with that folder for copies.
+
+    Raises:
+        OptionError: the URL is no place for blobs, or a package is missing.
+    """
+    named = url or os.environ.get(BLOB_STORE_VARIABLE)
+    return BlobFolder(folder) if not named else S3Blobs(named, BlobFolder(folder))
 
 
 def file_system_of(path: Path, mounts: str) -> str:

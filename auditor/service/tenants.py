@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Double, func, insert, literal, select, tuple_, update
+from sqlalchemy import Double, func, insert, literal, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from auditor.service.clock import SECOND, stamp
@@ -27,6 +27,7 @@ from auditor.service.errors import (
     UnauthenticatedError,
 )
 from auditor.service.identifiers import new_id
+from auditor.store_engine import insert_if_absent
 from auditor.store_schema import api_key as key_table
 from auditor.store_schema import tenant as tenant_table
 
@@ -53,12 +54,16 @@ _DECOY = hashlib.sha256(secrets.token_bytes(32)).digest()
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """Somebody whose audits nobody else sees; `most_running` of them at once."""
+    """Somebody whose audits nobody else sees; `most_running` of them at once.
+
+    Bytes of logs are erased after `retention_days`; never when None.
+    """
 
     id: str
     name: str
     created: int
     most_running: int
+    retention_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,20 +89,18 @@ class ApiKey:
             raise ScopeMissingError(f"this needs a key with the scope {scope}")
 
 
-def create_tenant(connection: Connection, name: str, *, most_running: int = MOST_RUNNING) -> Tenant:
+def create_tenant(
+    connection: Connection, name: str, *, most_running: int = MOST_RUNNING, retention_days: int | None = None
+) -> Tenant:
     """A new tenant.
 
     Raises:
         ConflictError: the name is taken.
     """
-    made = Tenant(new_id("ten"), name, time_now(connection), most_running)
+    made = Tenant(new_id("ten"), name, time_now(connection), most_running, retention_days)
     try:
         with connection.begin_nested():
-            connection.execute(
-                insert(tenant_table).values(
-                    id=made.id, name=name, created=made.created, most_running=most_running
-                )
-            )
+            connection.execute(insert(tenant_table).values(asdict(made)))
     except IntegrityError:
         raise ConflictError("there is a tenant of that name", where="name") from None
     return made
@@ -106,11 +109,22 @@ def create_tenant(connection: Connection, name: str, *, most_running: int = MOST
 def tenants(connection: Connection, *, after: tuple[int, str] | None, limit: int) -> list[Tenant]:
     """Tenants in order of making, after the (created, id) of another."""
     column = tenant_table.c
-    wanted = select(column.id, column.name, column.created, column.most_running)
+    wanted = select(*_TENANT_COLUMNS)
     if after is not None:
         wanted = wanted.where(tuple_(column.created, column.id) > after)
     rows = connection.execute(wanted.order_by(column.created, column.id).limit(limit))
     return [Tenant(*row) for row in rows]
+
+
+def set_retention(connection: Connection, tenant_id: str, days: int | None) -> Tenant:
+    """Erase a tenant's logs after so many days, the old ones too; never when None.
+
+    Raises:
+        NotFoundError: there is no such tenant.
+    """
+    column = tenant_table.c
+    connection.execute(update(tenant_table).where(column.id == tenant_id).values(retention_days=days))
+    return find_tenant(connection, tenant_id)
 
 
 def find_tenant(connection: Connection, tenant_id: str) -> Tenant:
@@ -120,8 +134,7 @@ def find_tenant(connection: Connection, tenant_id: str) -> Tenant:
         NotFoundError: there is none.
     """
     column = tenant_table.c
-    wanted = select(column.id, column.name, column.created, column.most_running)
-    row = connection.execute(wanted.where(column.id == tenant_id)).one_or_none()
+    row = connection.execute(select(*_TENANT_COLUMNS).where(column.id == tenant_id)).one_or_none()
     if row is None:
         raise NotFoundError("no such tenant")
     return Tenant(*row)
@@ -187,6 +200,51 @@ def authenticate(connection: Connection, text: str) -> ApiKey:
     return _key(row[:-1])
 
 
+def person_key(
+    connection: Connection, tenant: str, issuer: str, subject: str, scopes: tuple[str, ...]
+) -> ApiKey:
+    """The key that stands for a person of an issuer: nobody has its secret; revoking it locks the person out.
+
+    It is made when the person first comes. It holds their allowance, and who came is listed with the keys.
+
+    Raises:
+        UnauthenticatedError: there is no such tenant, or the person was locked out; which is not said.
+    """
+    named = or_(tenant_table.c.id == tenant, tenant_table.c.name == tenant)
+    tenant_ids = connection.execute(select(tenant_table.c.id).where(named)).scalars().all()
+    if len(tenant_ids) != 1:
+        raise UnauthenticatedError("the token is not taken")
+    key_id = f"person_{hashlib.sha256(repr((tenant_ids[0], issuer, subject)).encode()).hexdigest()[:32]}"
+    wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id)
+    row = connection.execute(wanted).one_or_none()
+    if row is None:
+        now = time_now(connection)
+        values = {
+            "id": key_id,
+            "tenant_id": tenant_ids[0],
+            "name": f"{subject} of {issuer}"[:200],
+            "secret_sha256": secrets.token_bytes(32),  # of no text that anybody knows
+            "scopes": " ".join(scopes),
+            "created": now,
+            "expires": now,  # as a key; tokens have their own end
+            "allowance": SUBMISSIONS_AT_ONCE,
+            "allowance_at": now,
+        }
+        insert_if_absent(connection, key_table, values)
+        row = connection.execute(wanted).one()
+    if row.revoked is not None:
+        raise UnauthenticatedError("the token is not taken")
+    return replace(_key(row), scopes=scopes)
+
+
+def living_key(connection: Connection, key_id: str) -> ApiKey | None:
+    """The key of this id, which its holder has proved before; None once it is expired or revoked."""
+    row = connection.execute(select(*_KEY_COLUMNS).where(key_table.c.id == key_id)).one_or_none()
+    if row is None or row.revoked is not None or row.expires <= time_now(connection):
+        return None
+    return _key(row)
+
+
 def signing_key(connection: Connection, key_id: str) -> ApiKey | None:
     """A key that signs; None where it is unknown, expired or revoked, or has a secret instead."""
     wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id.replace("\0", ""))
@@ -249,6 +307,9 @@ def take_allowance(connection: Connection, key: ApiKey) -> float:
     return float(found)
 
 
+_TENANT_COLUMNS = tuple(
+    tenant_table.c[name] for name in ("id", "name", "created", "most_running", "retention_days")
+)
 _KEY_COLUMNS = tuple(
     key_table.c[name]
     for name in ("id", "tenant_id", "name", "scopes", "created", "expires", "revoked", "public_key")

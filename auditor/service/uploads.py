@@ -17,7 +17,7 @@ from sqlalchemy import insert, select, update
 
 from auditor.durable_files import write_durably
 from auditor.errors import StoreError
-from auditor.service import audits
+from auditor.service import audits, erasure
 from auditor.service.blobs import CHUNK_BYTES
 from auditor.service.clock import now as time_now
 from auditor.service.containers import check_log
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from auditor.service.audits import TraceLog
-    from auditor.service.blobs import BlobFolder
+    from auditor.service.blobs import Blobs
     from auditor.store import Store
 
 MOST_PART_BYTES = 8 << 20
@@ -100,7 +100,7 @@ def parts(folder: Path, upload: Upload) -> dict[int, int]:
     return dict(sorted((int(path.name), path.stat().st_size) for path in found))
 
 
-def complete(store: Store, blobs: BlobFolder, folder: Path, upload: Upload) -> TraceLog:
+def complete(store: Store, blobs: Blobs, folder: Path, upload: Upload) -> TraceLog:
     """Make the log whole; again is the same as once.
 
     Raises:
@@ -118,12 +118,17 @@ def complete(store: Store, blobs: BlobFolder, folder: Path, upload: Upload) -> T
         if _digest(folder, upload, len(there)) != upload.digest:
             raise DigestMismatchError("the parts are not the bytes that were announced", where="digest")
         check_log(_chunks(folder, upload, len(there)))
-        blobs.put_all(_chunks(folder, upload, len(there)), expected=upload.digest)
+
+        def put() -> None:
+            blobs.put_all(_chunks(folder, upload, len(there)), expected=upload.digest)
+
+        put()
         if container_of(next(_chunks(folder, upload, len(there)))) == "parquet":
             check_parquet(blobs.path(upload.digest))
     with store.transaction(writes=True) as connection:
         now = find(connection, upload.tenant_id, upload.id, lock=True)
         if now.trace_log_id is None:
+            erasure.keep(connection, upload.digest, blobs, put)
             log = audits.keep_log(connection, upload.tenant_id, upload.digest, upload.name, upload.size)
             made = update(upload_table).where(upload_table.c.id == upload.id)
             connection.execute(made.values(trace_log_id=log.id))

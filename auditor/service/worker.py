@@ -63,6 +63,14 @@ class Lease:
             StopRequestedError: the worker is to stop.
         """
         self.moved = time.monotonic()
+        self.waiting()
+
+    def waiting(self) -> None:
+        """Stop if there is no point in going on; waiting for others is no progress.
+
+        Raises:
+            LeaseLostError, StopRequestedError: as `check`.
+        """
         if self.lost.is_set():
             raise LeaseLostError("another worker holds it, or it was cancelled", where=self.job.audit_id)
         if self.stop.is_set():

@@ -62,7 +62,7 @@ def bill_of(trace: Trace, tokenizer: Tokenizer, vocabulary: TokenBytes) -> Bill:
         CannotScoreError: the text does not hold all that was generated, or far less than was billed.
     """
     text, billed = _text_and_bill(trace)
-    canonical = _canonical(text, tokenizer, vocabulary, trace)
+    canonical = canonical_ids(text, tokenizer, vocabulary, trace)
     allowed = len(canonical) + _forgiven(text, trace, tokenizer)
     bill = _bill_of_text(billed, trace.usage.reasoning_tokens or 0, allowed)
     _refuse_hidden(bill, allowed, trace.where)
@@ -108,7 +108,12 @@ def _refuse_hidden(bill: int, allowed: int, where: str) -> None:
         )
 
 
-def _canonical(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: Trace) -> Ids:
+def canonical_ids(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: Trace) -> Ids:
+    """The tokenizer's own ids of a text, without end tokens behind it.
+
+    Raises:
+        CannotScoreError: they do not give the text back byte for byte. TraceIncompleteError: there are none.
+    """
     ids = tuple(tokenizer.encode(text))
     names = {i: tokenizer.decode([i]).encode() for i in tokenizer.special_ids}
     if b"".join(names.get(i) or vocabulary.spelled[i] or b"" for i in ids) != text.encode():
@@ -116,7 +121,7 @@ def _canonical(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: T
             "the tokenizer does not give the text back byte for byte (it normalises)", where=trace.where
         )
     while ids and ids[-1] in tokenizer.eos_ids:
-        ids = ids[:-1]  # allowed for below
+        ids = ids[:-1]
     if not ids:
         raise TraceIncompleteError("the text has no tokens", where=trace.where)
     return ids

@@ -37,18 +37,26 @@ LEVEL = 0.999
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What honest excess depends on, and the request and the text decide."""
+    """What honest excess depends on, and the request and the text decide.
+
+    Attributes:
+        script: stands for the language, which no log declares.
+        marks: whether special tokens are spelled out in the text. Servers that skip them bill them all the
+            same, so texts with and without are not held against each other.
+    """
 
     model: str
     script: str
     temperature: float
     constrained: bool
+    marks: bool
 
     @classmethod
-    def of(cls, trace: Trace) -> Condition:
-        """A response's own; the script stands for its language, which no log declares."""
+    def of(cls, trace: Trace, *, marks: bool) -> Condition:
+        """A response's own."""
         constrained = trace.sampling.grammar is not None
-        return cls(trace.model, script_of(trace.text or ""), trace.sampling.temperature, constrained)
+        script = script_of(trace.text or "")
+        return cls(trace.model, script, trace.sampling.temperature, constrained, marks)
 
 
 def script_of(text: str) -> str:
@@ -152,7 +160,7 @@ class HonestBills:
         self._tokenizer = tokenizer
         found: dict[Condition, list[int]] = {}
         for trace, bill in _counted(honest, tokenizer, []):
-            found.setdefault(Condition.of(trace), []).append(bill.excess)
+            found.setdefault(self._condition(trace, bill), []).append(bill.excess)
         if not found:
             raise OptionError(
                 "no honest response whose bill can be held against its text", fix="log texts and usage"
@@ -170,7 +178,7 @@ class HonestBills:
         refused: list[AuditError] = []
         responses: list[BillAgainstHonest] = []
         for trace, bill in _counted(traces, self._tokenizer, refused):
-            condition = Condition.of(trace)
+            condition = self._condition(trace, bill)
             bound = self.bounds.get(condition)
             known = bound is not None and len(bound.honest) >= LEAST_HONEST
             responses.append(
@@ -183,6 +191,9 @@ class HonestBills:
                 )
             )
         return AgainstHonest(alpha, tuple(responses), self._together(responses, alpha), tuple(refused))
+
+    def _condition(self, trace: Trace, bill: Bill) -> Condition:
+        return Condition.of(trace, marks=not self._tokenizer.special_ids.isdisjoint(bill.canonical))
 
     def _together(self, responses: Sequence[BillAgainstHonest], alpha: float) -> tuple[ConditionResult, ...]:
         by_condition: dict[Condition, list[int]] = {}

@@ -16,6 +16,7 @@ from auditor.reference.prefix_rows import PrefixRows
 from auditor.reference.token_bytes import TokenBytes
 from auditor.result import e_value, error_to_json
 from auditor.token_counts.bill import token_bytes
+from auditor.token_counts.byte_likelihood import ByteComparison, compare_bytes
 from auditor.token_counts.evidence import CountEvidence, count_evidence
 from auditor.token_counts.honest_bills import AgainstHonest, BillAgainstHonest, HonestBills
 from auditor.token_counts.ladder import (
@@ -68,6 +69,7 @@ class TokenReport:
         bills: of responses without ids. split_log_e: of those with ids.
         manifest: reported pieces beside the claimed tokenizer's, over responses with ids; None without any.
         against_honest: bills beside honest ones; None without any. lengthening: beside a trusted copy.
+        bytes_compared: texts under the claimed model and another.
     """
 
     responses: tuple[ResponseReport, ...]
@@ -80,6 +82,7 @@ class TokenReport:
     characters: int
     against_honest: AgainstHonest | None = None
     lengthening: Lengthening | None = None
+    bytes_compared: ByteComparison | None = None
 
     @property
     def convicts(self) -> bool:
@@ -121,6 +124,7 @@ def tokens(
     *,
     honest: Iterable[Trace] | None = None,
     trusted: Iterable[Trace] | None = None,
+    other: Reference | None = None,
     alpha: float = 0.001,
     on_response: Callable[[ResponseReport], None] = lambda _response: None,
 ) -> TokenReport:
@@ -130,7 +134,8 @@ def tokens(
         honest: responses of the same deployment that are known to be honest; the only thing that makes a
             conviction here (`honest_bills.py`).
         trusted: answers of a trusted copy to the same questions, plain and lengthened (`lengthening.py`).
-        alpha: false-alarm rate of the former.
+        other: another model that may have written the texts (`byte_likelihood.py`).
+        alpha: false-alarm rate of what `honest` judges.
 
     Raises:
         ModelUnsupportedError: the claimed tokenizer does not spell bytes out.
@@ -161,6 +166,7 @@ def tokens(
         totals.characters,
         beside,
         None if trusted is None else compare_lengthening(traces, trusted),
+        None if other is None else compare_bytes(traces, reference, other),
     )
 
 
@@ -271,6 +277,7 @@ def report_to_json(report: TokenReport, price_per_token: float | None) -> dict[s
         "manifest": None if report.manifest is None else asdict(report.manifest),
         "against_honest": _against_honest(report.against_honest),
         "lengthening": None if report.lengthening is None else asdict(report.lengthening),
+        "bytes_compared": None if report.bytes_compared is None else asdict(report.bytes_compared),
         "traces": [_response(response) for response in report.responses],
         "errors": [error_to_json(error) for error in report.errors],
     }

@@ -32,7 +32,7 @@ from auditor.hidden_tokens.features import (
     rules,
 )
 from auditor.hidden_tokens.matching import CosineHead, PerceptronHead, fit_extractor, mixed_up
-from auditor.hidden_tokens.reexecution import isolated_log_probabilities, replay_blocks
+from auditor.hidden_tokens.reexecution import least_log_probability, replay_blocks
 from auditor.hidden_tokens.verifiers import CoinRule, CrossFitted, DeepSets, Example
 from auditor.reference.demo.prompts import TARGET, demo_conversations
 from auditor.reference.deviations.accounting import INFLATIONS, Served
@@ -250,10 +250,12 @@ def test_replay_by_seed_sees_filler_that_is_honest_text(tokenizer):
     )
     assert min(s.suspicion for s in spliced) > 0.2
     assert all(s.margins[:3].max() < 0.05 for s in spliced)
-    alone = isolated_log_probabilities(
-        runner, traces[0].prompt_token_ids, [traces[0].output_token_ids[:16], (17,) * 16]
-    )
-    assert alone[0] > alone[1]
+    first, second = traces[0], traces[1]
+    own = least_log_probability(runner, first.prompt_token_ids, [first.output_token_ids], BLOCK)
+    assert own > least_log_probability(runner, first.prompt_token_ids, [(17,) * 16], BLOCK)
+    # Another request's reasoning is likely text, but not after this prompt; the worst block tells.
+    apart = [first.output_token_ids[:32], second.output_token_ids[:16]]
+    assert own > least_log_probability(runner, first.prompt_token_ids, apart, BLOCK)
 
 
 def test_conformal_p_values_are_at_most_uniform_ties_included():
@@ -350,8 +352,15 @@ def made_up_log(count, seed, tokenizer, attack=None):
     return found
 
 
-@pytest.mark.parametrize("attack", [None, "accounting/random-vocabulary", "accounting/copied-blocks"])
-def test_audit_check_judges_content_against_honest_traces(attack, tokenizer, tmp_path):
+@pytest.mark.parametrize(
+    ("attack", "weights"),
+    [
+        (None, True),
+        ("accounting/random-vocabulary", True),
+        ("accounting/copied-blocks", False),
+    ],
+)
+def test_audit_check_judges_content_against_honest_traces(attack, weights, tokenizer, tmp_path):
     import json
 
     from click.testing import CliRunner
@@ -378,7 +387,7 @@ def test_audit_check_judges_content_against_honest_traces(attack, tokenizer, tmp
     run("open", at("ask"), "--kept", at("kept"), *session, "--out", at("answer"))
     done = run(
         "check", at("c.jsonl"), "--challenge", at("ask"), "--opening", at("answer"), "--vkey", vkey, "--honest",
-        at("honest.jsonl"), "--alpha", 0.05, "--format", "json",
+        at("honest.jsonl"), "--alpha", 0.05, "--format", "json", *(["--likelihood"] if weights else []),
     )  # fmt: skip
     content = json.loads(done.output)["content"]
     assert len(content["p_values"]) == 12

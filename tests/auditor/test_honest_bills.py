@@ -58,7 +58,7 @@ def test_padding_convicts_beside_honest_bills_and_the_same_habit_on_both_sides_d
     fair = HonestBills(honest, tokenizer).judge(audited, 0.001)
     assert not fair.convicts
     assert len(fair.responses) + len(fair.refused) == len(audited)
-    assert fair.unmatched == 0
+    assert fair.unmatched < len(audited) / 2
     for extra in (1, 2, 3):
         padded = HonestBills(honest, tokenizer).judge(billed(audited[:20], extra), 0.001)
         assert padded.convicts, extra
@@ -72,8 +72,6 @@ def test_honest_logs_are_hardly_ever_convicted_whatever_the_calibrations_luck(te
     generator = np.random.default_rng(5)
     alpha, runs, wrong = 0.05, 200, 0
     spread = generator.poisson(0.3, size=(runs, len(texts)))
-    conditions = HonestBills(texts, tokenizer).bounds
-    assert len(conditions) == 1, "the figures below are of one condition"
     for extra in spread:
         drawn = [billed([t], int(n))[0] for t, n in zip(texts, extra, strict=True)]
         wrong += HonestBills(drawn[:60], tokenizer).judge(drawn[60:], alpha).convicts
@@ -87,9 +85,19 @@ def test_a_response_logged_twice_counts_once_and_far_larger_bills_are_told(texts
     assert [problem.code for problem in found.refused] == ["cannot-score"]
 
 
+def test_texts_without_their_special_tokens_are_not_held_against_texts_with_them(texts, tokenizer):
+    """A server that skips `<|answer|>` bills it all the same: one token more than the text takes, every time."""
+    with_marks = [t for t in texts if "<|answer|>" in t.text]
+    skipped = [replace(t, text=t.text.replace("<|answer|>", "")) for t in with_marks]
+    found = HonestBills(with_marks[:50], tokenizer).judge(skipped[50:], 0.001)
+    assert found.unmatched == len(found.responses) > 10
+    assert not found.convicts
+    assert not HonestBills(skipped[:50], tokenizer).judge(skipped[50:], 0.001).convicts
+
+
 def test_conditions_keep_apart_what_honest_excess_depends_on(texts, tokenizer):
     trace = texts[0]
-    own = Condition.of(trace)
+    own = Condition.of(trace, marks=True)
     assert own.script == "LATIN"
     others = [
         replace(trace, model="other"),
@@ -97,7 +105,7 @@ def test_conditions_keep_apart_what_honest_excess_depends_on(texts, tokenizer):
         replace(trace, sampling=replace(trace.sampling, temperature=0.5)),
         replace(trace, sampling=replace(trace.sampling, grammar={"regex": "a*"})),
     ]
-    assert len({own, *map(Condition.of, others)}) == 5
+    assert len({own, Condition.of(trace, marks=False), *(Condition.of(t, marks=True) for t in others)}) == 6
     assert [script_of(text) for text in ("", "12 + 3", "好的 a", "Ωμέγα")] == ["NONE", "NONE", "CJK", "GREEK"]
     bills = HonestBills(texts[:60], tokenizer)
     found = bills.judge(billed([replace(texts[70], model="other")], 3), 0.001)
@@ -149,7 +157,9 @@ def test_audit_tokens_convicts_only_beside_honest_bills(texts, tmp_path):
     (condition,) = found["conditions"]
     assert condition["e_value"] >= condition["needed"] == 2000.0
     assert len(found["responses"]) == 12
-    assert all(row["p_value"] <= 0.05 for row in found["responses"])
+    known = [row["p_value"] for row in found["responses"] if row["p_value"] is not None]
+    assert len(known) == condition["responses"] == 12 - found["unmatched"] > 6
+    assert max(known) <= 0.05
     fair = tokens(at("fair.jsonl"), "--honest", at("honest.jsonl"))
     assert fair.exit_code == 0, fair.output
     assert "nothing to accuse of at alpha 0.001" in fair.stdout

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from auditor.errors import AuditError, OutputExistsError, ProfileInvalidError
-from auditor.power import MUST_DETECT
+from auditor.must_detect import MUST_DETECT
 from auditor.profile import parse_profile, profile_bytes
 from auditor.profiles import SHIPPED, shipped_profiles, write_profile
 from auditor.reference.deviations import DEVIATIONS

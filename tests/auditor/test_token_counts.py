@@ -25,6 +25,7 @@ from auditor.replay import Reference
 from auditor.token_counts.bill import token_bytes
 from auditor.token_counts.evidence import TOKEN_COUNT, count_evidence
 from auditor.token_counts.expected_length import unbiased_mean
+from auditor.token_counts.honest_bills import HonestBills
 from auditor.token_counts.ladder import (
     ARTEFACTS,
     SPLIT_RATES,
@@ -309,12 +310,18 @@ def split_tokens(ids, vocabulary, share, generator):
     return tuple(reported)
 
 
-def test_a_padded_bill_beside_honest_ids_is_named_as_such(reference, honest, profile):
-    """The tokens are what was sold: replaying them under every known cause would name a wrong one."""
+def test_a_padded_bill_beside_honest_ids_is_neither_acquitted_nor_blamed_on_the_tokens(
+    reference, honest, profile
+):
+    """The tokens are what was sold. That the bill is not becomes a conviction beside honest bills only."""
     traces = [billed(t, 6) for t in honest]
     result = auditor.verify(lambda: iter(traces), reference, find_profile=lambda _key: profile)
-    assert result.outcome == "inconsistent"
-    assert result.verdicts[0].diagnosis == (("accounting/bill", 1.0),)
+    (verdict,) = result.verdicts
+    assert result.outcome == "inconclusive"
+    assert verdict.diagnosis == ()
+    assert any("reason to look" in reason for reason in verdict.reasons)
+    others = list(itertools.islice(read_traces(HONEST), 16, 64))
+    assert HonestBills(others, reference.tokenizer).judge(traces, 0.001).convicts
 
 
 def test_a_bill_far_beyond_the_logged_ids_is_never_acquitted(reference, honest, profile):

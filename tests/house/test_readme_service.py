@@ -57,6 +57,15 @@ def test_submitting_and_curl_work_as_the_readme_says(tmp_path):
             listed, _ = decoder.raw_decode(asked.stdout[end:].lstrip())
             assert made["log"]["name"] == "vllm-cpu-bf16-plain.jsonl.gz", "the same bytes are one log"
             assert listed["items"][0]["id"] == made["id"]
+            (reports,) = re.findall(
+                r"```bash\n(.+?)```", README.split("## Reports that can be checked")[1], flags=re.DOTALL
+            )
+            done = shell(reports)
+            assert done.returncode == 0, done.stdout + done.stderr
+            assert "verified  report rep_" in done.stdout
+            assert "acme: inconsistent, grade F" in done.stdout
+            for name in ("report.html", "public.zip", "assessment-results.json"):
+                assert (tmp_path / name).stat().st_size > 1000
         finally:
             server.send_signal(signal.SIGTERM)
             assert server.wait(60) == 0

@@ -22,6 +22,7 @@ from auditor.commitment_errors import (
     SaltForeignError,
 )
 from auditor.errors import (
+    AuditError,
     KeyUnknownError,
     LeafIndexError,
     ProofLengthError,
@@ -304,6 +305,39 @@ def test_a_wrong_token_is_told_from_a_foreign_salt():
     with pytest.raises(ProofRootError):
         check_opening(both, head, challenge, vocabulary=VOCABULARY)
     check_opening(good, head, challenge, vocabulary=VOCABULARY)
+
+
+def flips(value):
+    for bit in range(8 * len(value)):
+        flipped = bytearray(value)
+        flipped[bit // 8] ^= 1 << bit % 8
+        yield bytes(flipped)
+
+
+def test_every_single_bit_flip_of_an_opening_or_of_what_was_signed_is_refused():
+    small = TREE.node, LEAVES, HEAD
+    challenge = draw_challenge(HEAD, b"nonce", 1)
+    good = open_blocks(*small, challenge)
+    index = min(good.leaves)
+    leaf = good.leaves[index]
+    bad = [replace(good, proof=(*good.proof[:n], value, *good.proof[n + 1 :]))
+           for n, own in enumerate(good.proof) for value in flips(own)]  # fmt: skip
+    bad += [replace(good, hashes={**good.hashes, index: value}) for value in flips(good.hashes[index])]
+    bad += [replace(good, head=value) for value in flips(good.head)]
+    bad += [replace(good, nonce=value) for value in flips(good.nonce)]
+    leaves = [replace(leaf, salt=value) for value in flips(leaf.salt)]
+    leaves += [replace(leaf, fingerprint=value) for value in flips(leaf.fingerprint)]
+    leaves += [replace(leaf, token_id=leaf.token_id ^ 1 << bit) for bit in range(63)]
+    leaves += [replace(leaf, index=leaf.index ^ 1 << bit) for bit in range(63)]
+    bad += [replace(good, leaves={**good.leaves, index: other}) for other in leaves]
+    for opening in bad:
+        with pytest.raises(AuditError):
+            check_opening(opening, HEAD, challenge)
+    for head in [*(replace(HEAD, root=root) for root in flips(HEAD.root)),
+                 *(replace(HEAD, hidden=HEAD.hidden ^ 1 << bit) for bit in range(62))]:  # fmt: skip
+        with pytest.raises(AuditError):
+            check_opening(good, head, challenge)
+    check_opening(good, HEAD, challenge)
 
 
 def test_exposure_is_bounded_over_challenges():

@@ -48,7 +48,7 @@ def _traffic(provider, deviation, other, *, seed, tokens):
 def run_batch(number):
     """Units number * UNITS_TOGETHER onwards: generated together (a quicker decode), judged each by itself."""
     from auditor.calibration import calibrate
-    from auditor.power import MUST_DETECT
+    from auditor.must_detect import MUST_DETECT
     from auditor.reference.demo.prompts import DRAFT, TARGET
     from auditor.reference.deviations import HONEST, deviation
     from auditor.reference.model import Model

@@ -37,12 +37,9 @@ from auditor.reference.runner import Runner
 from auditor.reference.tokenizer import Tokenizer
 from tests.proofs.inflation_commitments import structural
 from tests.proofs.inflation_pool import BLOCK, SPEC, honest, inflated
+from tests.proofs.inflation_tables import ALPHA, CONTENT, RATES, STRUCTURAL, print_tables
 
-STAGES = ("replayed", "trained", "published")
-RATES = (0.1, 0.5, 1.0, 2.0)
-ALPHA = 0.001
-STRUCTURAL = ("accounting/naive-count", "accounting/forged-embeddings", "accounting/late-commit")
-CONTENT = tuple(name for name in INFLATIONS if name not in STRUCTURAL)
+STAGES = ("replayed", "likelihoods", "trained", "published")
 SIZES = {"train": 160, "calibration": 600, "test": 60, "honest": 400}
 PUBLISHED = {"calibration": 300, "test": 30, "honest": 200}  # the sentence encoder is slow
 
@@ -86,36 +83,34 @@ class Study:
     # With weights ----------------------------------------------------------------------------------
 
     def replayed(self):
-        """Mean clipped margins of every block: {cell: [responses][blocks]}; kept cell by cell.
+        """Mean clipped margins of every block, by the seed: {cell: [responses][blocks]}."""
+        return self._scored("replayed", lambda scores: scores.margins.tolist())
+
+    def likelihoods(self):
+        """Mean log-probability of each response's unlikeliest block, no seed used: {cell: [responses]}."""
+        return self._scored("likelihoods", lambda scores: float(scores.log_probabilities.min()))
+
+    def _scored(self, name, of):
+        """What a replay of every cell gives; kept cell by cell.
 
         Tail garbage may outgrow the context by some tokens; the replay ends where the context does.
         """
-        path = self.out / "replayed.cells.jsonl"
+        path = self.out / f"{name}.cells.jsonl"
         lines = path.read_text().splitlines() if path.exists() else []
         found = dict(map(json.loads, lines))
-        model = load_model(TARGET)
+        model, scheme = load_model(TARGET), noise_scheme("gumbel-pos-v1")
         runner, context = Runner(model), model.config.context_length
-
-        def margins(pool, hiddens):
-            requests = [
-                Request(
-                    r.prompt,
-                    hidden[: context - len(r.prompt)],
-                    SPEC,
-                    r.seed,
-                    noise_scheme("gumbel-pos-v1"),
-                    self.tokenizer,
-                )
-                for r, hidden in zip(pool, hiddens, strict=True)
-            ]
-            return [s.margins.tolist() for s in replay_blocks(runner, requests, BLOCK)]
-
         for cell, split, hiddens in self.test_cells():
-            if cell not in found:
-                found[cell] = margins(self.pools[split], hiddens)
-                with path.open("a") as stream:
-                    stream.write(json.dumps([cell, found[cell]]) + "\n")
-                self.say(f"replayed {cell}")
+            if cell in found:
+                continue
+            requests = [
+                Request(r.prompt, hidden[: context - len(r.prompt)], SPEC, r.seed, scheme, self.tokenizer)
+                for r, hidden in zip(self.pools[split], hiddens, strict=True)
+            ]
+            found[cell] = [of(scores) for scores in replay_blocks(runner, requests, BLOCK)]
+            with path.open("a") as stream:
+                stream.write(json.dumps([cell, found[cell]]) + "\n")
+            self.say(f"{name}: {cell}")
         return found
 
     # Without weights -------------------------------------------------------------------------------
@@ -204,7 +199,7 @@ def worst_of_prefix(margins, seed):
     return np.array([max(m[: source.randrange(len(m)) + 1]) for m in margins])
 
 
-def without_weights(verifier, by_rule):
+def fused(verifier, by_rule, likelihoods=None):
     """Cell -> scores of the fused test; the calibration's second half is calibration, the first ranks the tests."""
     half = len(verifier["calibration"]) // 2
 
@@ -212,6 +207,7 @@ def without_weights(verifier, by_rule):
         columns = [
             verifier[cell],
             *([r[k] for r in by_rule[cell]] for k in by_rule[cell][0]),
+            *([] if likelihoods is None else [-np.array(likelihoods[cell])]),
         ]
         return [np.array(c, float)[part] for c in columns]
 
@@ -230,29 +226,44 @@ def without_weights(verifier, by_rule):
     }
 
 
+def false_alarms(trained, splits=400):
+    """Rates of the fused test without weights over random splits of all honest responses, [splits, 2].
+
+    One calibration has its luck; the conformal promise is of the mean.
+    """
+    rng, half = np.random.default_rng(0), SIZES["calibration"] // 2
+    by_rule = trained["rules"]["calibration"] + trained["rules"]["honest"]
+    columns = [np.array(trained["all"]["calibration"] + trained["all"]["honest"])]
+    columns += [np.array([r[k] for r in by_rule]) for k in by_rule[0]]
+    found = []
+    for _ in range(splits):
+        places = rng.permutation(len(by_rule))
+        ranks, calibration, fresh = np.split(places, [half, 2 * half])
+        scores = [worst_of([(c[ranks], c[part]) for c in columns]) for part in (calibration, fresh)]
+        p = p_values(*scores)
+        found.append([(p <= 0.01).mean(), (p <= 0.05).mean()])
+    return np.array(found)
+
+
 def methods(study):
     replayed = study.once("replayed", study.replayed)
+    likelihoods = study.once("likelihoods", study.likelihoods)
     trained = study.once("trained", study.trained)
     found = {
         "weights, all opened": {c: worst(m) for c, m in replayed.items()},
         "weights, one prefix": {c: worst_of_prefix(m, c) for c, m in replayed.items()},
-        "no weights": without_weights(trained["all"], trained["rules"]),
+        "weights, no seed": fused(trained["all"], trained["rules"], likelihoods),
+        "no weights": fused(trained["all"], trained["rules"]),
     }
     left_out = {}
     for name, cells in trained["left-out"].items():
-        fused = without_weights(cells, trained["rules"])
-        left_out |= {(name, cell): scores for cell, scores in fused.items()}
+        unseen = fused(cells, trained["rules"])
+        left_out |= {(name, cell): scores for cell, scores in unseen.items()}
     found["no weights, attack unseen"] = left_out
     published = study.once("published", study.published)
     found["CoIn DeepSets"] = {c: np.array(s) for c, s in published["deepsets"].items()}
     found["CoIn rule"] = {c: np.array(s) for c, s in published["rule"].items()}
     return found
-
-
-def wilson(hits, n, z=1.96):
-    p, d = hits / n, 1 + z * z / n
-    centre, half = p + z * z / (2 * n), z * ((p * (1 - p) + z * z / (4 * n)) / n) ** 0.5
-    return max(0.0, (centre - half) / d), min(1.0, (centre + half) / d)
 
 
 def row(calibration, scores, seed):
@@ -281,76 +292,6 @@ def table(study):
     return rows
 
 
-def print_tables(rows, checks, n_test):
-    """One table an inflation rate: attacks down, methods side by side; then the averages."""
-    names = list(dict.fromkeys(key.split("|")[0] for key in rows))
-    head = "| attack | " + " | ".join(names) + " |\n|---|" + "---|" * len(names)
-    for rate in RATES:
-        print(f"\n### Inflation {rate:g}\n\n{head}")
-        for name in CONTENT:
-            cells = [cell(rows[f"{method}|{name}|{rate}"]) for method in names]
-            print(f"| {name.removeprefix('accounting/')} | " + " | ".join(cells) + " |")
-        for name, result in checks.items():
-            cells = ["" if m.startswith("CoIn") else sure(result["refused"][f"{rate}"]) for m in names]
-            print(f"| {name.removeprefix('accounting/')} | " + " | ".join(cells) + " |")
-    print(f"\n### No inflation\n\n{head}")
-    honest = [cell(rows[key]) if (key := f"{m}|honest|0") in rows else "" for m in names]
-    print("| content | " + " | ".join(honest) + " |")
-    refused = next(iter(checks.values()))["honest_refused"]
-    print(
-        "| commitment | "
-        + " | ".join("" if m.startswith("CoIn") else sure([refused, n_test]) for m in names)
-        + " |"
-    )
-    print_averages(rows, checks, names)
-
-
-def print_averages(rows, checks, names):
-    """Detection per response at inflation 0.5, a mean over attacks; its interval resamples responses."""
-    rng = np.random.default_rng(9)
-    print(
-        "\n### Averages at inflation 0.5\n\n| method | 7 contents, 1 % | 5 % | all ten, 1 % | 5 % |\n|---|---|---|---|---|"
-    )
-    for method in names:
-        line = []
-        for attacks in (CONTENT, (*CONTENT, *checks)):
-            for rate in ("hits_1", "hits_5"):
-                hits = [
-                    rows[f"{method}|{a}|0.5"][rate] if a in CONTENT else caught(checks[a]["refused"]["0.5"])
-                    for a in attacks
-                ]
-                line.append("" if method.startswith("CoIn") and attacks != CONTENT else mean_of(hits, rng))
-        print(f"| {method} | " + " | ".join(line) + " |")
-
-
-def caught(counted):
-    refused, n = counted
-    return [1] * refused + [0] * (n - refused)
-
-
-def mean_of(hits, rng):
-    """Mean over attacks; all attacks were made of the same responses, so these are drawn together."""
-    n = min(map(len, hits))
-    table = np.array([h[:n] for h in hits], float)
-    drawn = [table[:, rng.integers(n, size=n)].mean() for _ in range(2_000)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return f"{table.mean():.3f} ({low:.3f} to {high:.3f})"
-
-
-def share(hits, n):
-    low, high = wilson(hits, n)
-    return f"{hits / n:.2f} ({low:.2f} to {high:.2f})"
-
-
-def sure(counted):
-    return f"{share(*counted)}, 1" if counted[0] else share(*counted)
-
-
-def cell(r):
-    needed = "over 400" if r["needed"] is None else r["needed"]
-    return f"{share(sum(r['hits_1']), r['n'])} / {share(sum(r['hits_5']), r['n'])}, {needed}"
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -375,6 +316,12 @@ def main():
     rows = table(study)
     (options.out / "table.json").write_text(json.dumps({"rows": rows, "checks": checks}, indent=1))
     print_tables(rows, checks, len(study.pools["test"]))
+    rates = false_alarms(study.once("trained", study.trained))
+    low, high = np.percentile(rates, [5, 95], axis=0)
+    for name, mean, a, b in zip(("1 %", "5 %"), rates.mean(axis=0), low, high, strict=True):
+        print(
+            f"\nFalse alarms without weights at {name}, {len(rates)} splits: {mean:.4f} ({a:.4f} to {b:.4f})"
+        )
     say("done")
 
 

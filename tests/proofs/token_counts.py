@@ -21,7 +21,7 @@ CALIBRATION_SEED, REPORT_SEED = 81_001, 82_002
 SEQUENCES, LENGTH = 1_000, 100
 PUBLISHED = {1: 30.1, 2: 15.8, 3: 11.1}
 BATCH = 32
-ROUNDS = 5
+ROUNDS = 3
 
 
 def interval(hits, total):
@@ -105,15 +105,14 @@ def beside_honest(tokenizer, calibration, report):
             f"beside honest bills, +{extra} tokens: {interval(sum(p <= 0.01 for p in ps), len(ps))} responses at p <= "
             f"0.01, {over} overbilled for sure, {found.unmatched} unmatched, {len(found.refused)} refused"
         )
-    (bound,) = bills.bounds.values()
-    sizes = [n for n in (50, 100, 200, 400) if n <= len(bound.honest)]
-    for n in sizes:
-        luck = [flags(bound.honest, report_excess(bills, report), n, generator) for _ in range(SEQUENCES)]
+    condition, bound = max(bills.bounds.items(), key=lambda pair: len(pair[1].honest))
+    print(f"sequences are of the largest condition: {condition}, {len(bound.honest)} honest responses")
+    excess = report_excess(bills, report, condition)
+    for n in (50, 100, 200):
+        luck = [flags(bound.honest, excess, n, generator) for _ in range(SEQUENCES)]
         print(f"{n} honest bills, honest sequences flagged: {interval(sum(luck), SEQUENCES)} at alpha 0.05")
         for extra in (1, 2, 3):
-            stops = [
-                stop(bound.honest, report_excess(bills, report) + extra, n, generator) for _ in range(201)
-            ]
+            stops = [stop(bound.honest, excess + extra, n, generator) for _ in range(201)]
             print(f"  +{extra} tokens: {np.median(stops):.0f} responses (median) at alpha 0.001")
 
 
@@ -124,8 +123,9 @@ def padded(traces, extra):
     ]
 
 
-def report_excess(bills, traces):
-    return np.array([r.excess for r in bills.judge(traces, 0.001).responses], float)
+def report_excess(bills, traces, condition):
+    judged = bills.judge(traces, 0.001).responses
+    return np.array([r.excess for r in judged if r.condition == condition], float)
 
 
 def drawn_test(honest, excess, n, alpha, generator):
@@ -152,7 +152,7 @@ def cost(reference, traces, responses):
 
     model = reference.model
     seconds = {"audit": 0.0, "pass": 0.0}
-    for trace in traces[:100]:
+    for trace in traces[:60]:
         ids = torch.tensor([*prompt_ids(trace, reference), *reference.tokenizer.encode(trace.text)])
         for name, work in (
             ("audit", lambda t=trace: count_response(t, reference)),
@@ -181,7 +181,7 @@ def byte_level(reference, traces):
     vocabulary = token_bytes(tokenizer, model.config.vocab_size)
     follow = canonical(canonical_pairs(tokenizer))
     off, positions, passes, rounds = [], [], [], np.zeros((ROUNDS, 2))
-    for trace in traces[:200]:
+    for trace in traces[:150]:
         body = trace.text.split("<|")[0].encode()
         whole = generator.random() < 0.5
         data = body if whole else body[: int(generator.integers(len(body) // 2, len(body) + 1))]
@@ -214,7 +214,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--responses", type=int, default=1_000, help="fresh responses for the report")
+    parser.add_argument("--responses", type=int, default=400, help="fresh responses for the report")
     count = parser.parse_args().responses
     reference = Reference.load(TARGET)
     provider = Provider.load(TARGET, dtype="bfloat16", batch_size=BATCH)

@@ -9,11 +9,18 @@ from pathlib import Path
 
 from sqlalchemy import insert, select
 
+from auditor.merkle.keys import Algorithm, SeedSigner
+from auditor.profiles import shipped_profiles
 from auditor.reports import Policy, make_report
+from auditor.reports.packing import Logs
+from auditor.service.blobs import BlobFolder
+from auditor.service.log_placing import ServiceLog, place
 from auditor.store import Store
 from auditor.store_schema import metadata
+from auditor.transparency_log import TransparencyLog
 
 HERE = Path(__file__).parent
+TRACES = HERE.parent.parent / "traces"
 WEEK = 7 * 86_400_000_000
 MONDAY = 1_793_577_600_000_000  # 2026-11-02 00:00 UTC
 SALT = bytes(range(32))
@@ -54,3 +61,27 @@ def load(url):
             salt = bytes([number]) + SALT[1:]
             connection.execute(insert(metadata.tables["tenant_salt"]).values(tenant_id=ids[name], salt=salt))
     return Recorded(store, ids["tenant"], ids["other"])
+
+
+def kept_logs(folder):
+    """The logs that the rows are about, as a service keeps them."""
+    blobs = BlobFolder(folder)
+    lines = gzip.decompress((HERE / "rows.jsonl.gz").read_bytes()).splitlines()
+    for name, values in map(json.loads, lines):
+        if name == "trace_log":
+            blobs.put((TRACES / values["name"]).read_bytes())
+    profiles = {profile.id: profile for profile in shipped_profiles().values()}
+    return Logs(blobs, profiles.get)
+
+
+def signed_log(store, folder, seed=b"log"):
+    """The transparency log of a store, with everything in it that was committed; returns (log, key)."""
+    signer = key_of("example.com/log", seed)
+    if not (folder / ".log").exists():
+        TransparencyLog.create(folder, signer.public.name)
+    place(store, ServiceLog(folder, signer, folder.with_name(folder.name + ".head")))
+    return TransparencyLog(folder), signer.public
+
+
+def key_of(name, seed=b"report"):
+    return SeedSigner(name, Algorithm.ED25519, seed.ljust(32, b"."))

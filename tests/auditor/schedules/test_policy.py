@@ -7,7 +7,7 @@ import json
 import pytest
 
 from auditor.errors import PolicyInvalidError
-from auditor.power import MUST_DETECT
+from auditor.must_detect import MUST_DETECT
 from auditor.schedules.policy import EXAMPLE, Policy, parse_policy
 
 LEAST = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'

@@ -139,7 +139,7 @@ def false_accusations(providers, alpha, seed, weekly_requests=4, weeks=WEEKS):
 
 
 def test_a_year_of_weekly_looks_accuses_honest_providers_no_more_often_than_alpha():
-    providers, alpha = 60, 0.1
+    providers, alpha = 40, 0.1
     accused = false_accusations(providers, alpha, seed=5)
     upper = beta.ppf(0.975, accused + 1, providers - accused)
     print(f"{accused} of {providers} honest providers accused in {WEEKS} weeks (95 % bound {upper:.3f})")

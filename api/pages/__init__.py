@@ -1,0 +1,1 @@
+"""Pages for people: rendered here, readable without script; script only makes them livelier."""

@@ -1,0 +1,116 @@
+"""Erasure and retention: a log's bytes go, its digest and what the transparency log says of it stay.
+
+The transparency log and the verdicts hold digests, never prompts, so both stay verifiable when the bytes
+are gone; an audit that still needs them ends as `evidence-erased`, which is no verdict.
+
+1. The log is marked as erased, its audits' exhibits lose their excerpts, and that is committed: from here on
+   nobody gets the bytes.
+2. Under a lock on the digest, and only if no other log (of any tenant) has the same bytes, they are removed.
+   Whoever hands the same bytes in looks under the same lock whether they are there (`keep`), so an
+   acknowledged log never loses them.
+3. What a crash left between the two is made good by the next `sweep`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sqlalchemy import BigInteger, cast, func, select, update
+from sqlalchemy.sql import text
+
+from auditor.service import audits, exhibits
+from auditor.service.clock import SECOND
+from auditor.service.clock import now as time_now
+from auditor.service.queue import UNFINISHED
+from auditor.store_schema import audit as audit_table
+from auditor.store_schema import job as job_table
+from auditor.store_schema import tenant as tenant_table
+from auditor.store_schema import trace_log as log_table
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from sqlalchemy import Connection
+
+    from auditor.service.audits import TraceLog
+    from auditor.service.blobs import Blobs
+    from auditor.store import Store
+
+_DAY = 86_400 * SECOND
+
+
+def erase(store: Store, blobs: Blobs, tenant_id: str, log_id: str) -> TraceLog:
+    """Erase a log's bytes; again is the same as once.
+
+    Raises:
+        NotFoundError: the tenant has no such log.
+        StoreError: the database or the storage refused; the log is marked, and `sweep` tries again.
+    """
+    with store.transaction(writes=True) as connection:
+        log = audits.find_log(connection, tenant_id, log_id)
+        same = (log_table.c.id == log_id, log_table.c.erased.is_(None))
+        connection.execute(update(log_table).where(*same).values(erased=time_now(connection)))
+        exhibits.forget_texts(connection, log_id)
+        log = audits.find_log(connection, tenant_id, log_id)
+    _remove(store, blobs, log.digest)
+    return log
+
+
+def keep(connection: Connection, digest: str, blobs: Blobs, put: Callable[[], object]) -> None:
+    """In the transaction that names a blob: make sure that an erasure has not removed it meanwhile."""
+    _lock(connection, digest)
+    if not blobs.holds(digest):
+        put()
+
+
+def sweep(store: Store, blobs: Blobs) -> int:
+    """Erase what outlived its tenant's retention, and finish erasures; returns how many logs were erased.
+
+    A log with an audit that is not finished waits until it is.
+
+    Raises:
+        StoreError: the database or the storage refused.
+    """
+    column = log_table.c
+    with store.transaction() as connection:
+        now = time_now(connection)
+        unfinished = (
+            select(audit_table.c.trace_log_id)
+            .join(job_table, job_table.c.audit_id == audit_table.c.id)
+            .where(job_table.c.state.in_(UNFINISHED))
+        )
+        old = (
+            select(column.tenant_id, column.id)
+            .join(tenant_table, tenant_table.c.id == column.tenant_id)
+            .where(
+                column.erased.is_(None),
+                tenant_table.c.retention_days.is_not(None),
+                column.created + cast(tenant_table.c.retention_days, BigInteger) * _DAY <= now,
+                column.id.not_in(unfinished),
+            )
+        )
+        expired = connection.execute(old).all()
+        marked = connection.execute(select(column.digest).where(column.erased.is_not(None)).distinct())
+        digests = list(marked.scalars())
+    for tenant_id, log_id in expired:
+        erase(store, blobs, tenant_id, log_id)
+    for digest in digests:
+        if blobs.holds(digest):
+            _remove(store, blobs, digest)
+    return len(expired)
+
+
+def _remove(store: Store, blobs: Blobs, digest: str) -> None:
+    column = log_table.c
+    with store.transaction(writes=True) as connection:
+        _lock(connection, digest)
+        live = select(func.count()).where(column.digest == digest, column.erased.is_(None))
+        if connection.execute(live).scalar_one() == 0:
+            blobs.remove(digest)
+
+
+def _lock(connection: Connection, digest: str) -> None:
+    # SQLite's writing transactions exclude each other anyway.
+    if connection.dialect.name == "postgresql":
+        key = int(digest.removeprefix("sha256:")[:15], 16)
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
