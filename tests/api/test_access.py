@@ -131,6 +131,7 @@ def belongings(world):
         make_report(world.service.store, world.alice.tenant.id, "", now - 2, now - 1, Policy())
     )
     named |= {"schedule_id": made["id"], "dispute_id": filed["id"], "report_id": report["id"]}
+    named["log_id"] = audit["log"]["id"]
     return named, [audit["log"]["id"], *named.values(), delivery["id"], world.alice.tenant.id]
 
 

@@ -135,7 +135,6 @@ HS = base64.urlsafe_b64encode(b"0" * 32).decode()
         {"key": RSA, "algorithm": "PS256", "kid": "rsa"},
         {"padding": "x" * 9000},
     ],
-    ids=str,
 )
 def test_any_other_token_is_refused(client, issuer, change):
     refused(get(client, issuer.token(**change)), 401, "unauthenticated")

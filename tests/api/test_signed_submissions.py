@@ -140,7 +140,6 @@ def seconds(number):
         {"key_id": "ak_0"},
         {"key_id": "ak_\x7f"},
     ],
-    ids=str,
 )
 def test_a_signature_with_wrong_parameters_is_refused(world, provider, parameters):
     if parameters.get("key_id") == "ak_\x7f":

@@ -71,7 +71,7 @@ def server(url, folder):
         "from auditor.service.egress import Egress;"
         "tenants.SUBMISSIONS_A_SECOND = tenants.SUBMISSIONS_AT_ONCE = 1e9;"
         "serving.serve_all(url=sys.argv[1], folder=Path(sys.argv[2]), listen='127.0.0.1:0', workers=0,"
-        " worker_options=[], new_key=False, egress=Egress(), on_start=lambda a, _: print(a, flush=True))"
+        " worker_options=[], new_key=False, blob_store=None, issuer=None, egress=Egress(), on_start=lambda a, _: print(a, flush=True))"
     )
     command = [sys.executable, "-c", code, url, str(folder / "blobs")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:

@@ -22,6 +22,8 @@ def main():
         workers=0,
         worker_options=[],
         new_key=False,
+        blob_store=None,
+        issuer=None,
         egress=Egress(),
         on_start=lambda address, _key: print(address, flush=True),
     )

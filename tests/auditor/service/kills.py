@@ -131,7 +131,7 @@ class Server:
 
     def start(self):
         self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, cwd=WORKER.parents[3])
-        self.started = time.monotonic()
+        self.answered = None
 
     def kill(self):
         self.process.kill()
@@ -152,6 +152,7 @@ class Server:
                 with httpx.Client(base_url=f"http://{self.listen}", timeout=30, trust_env=False) as client:
                     answer = client.post("/v1/audits", content=body, headers=headers)
                     if answer.status_code == 202:
+                        self.answered = self.answered or time.monotonic()
                         self.see(client)
                         return answer.json()["id"]
                     assert answer.status_code in (409, 503), answer.text
@@ -183,7 +184,7 @@ def soak(store, url, server, key, *, jobs, kills, workers, lease, step, seed, se
         try:
             while not ending.is_set():
                 acknowledged.add(server.submit(key, next(numbers)))
-                while rows(store, "SELECT count(*) FROM job WHERE state = 'queued'")[0][0] > 1:
+                while rows(store, "SELECT count(*) FROM job WHERE state = 'queued'")[0][0] > workers:
                     if ending.wait(0.1):
                         return
         except BaseException as error:
@@ -192,7 +193,7 @@ def soak(store, url, server, key, *, jobs, kills, workers, lease, step, seed, se
     suppliers = [threading.Thread(target=supply) for _ in range(2)]
     for thread in suppliers:
         thread.start()
-    patience = 1.5
+    patience = 0.5
     try:
         while time.monotonic() < deadline and not failures:
             if made >= kills and len(acknowledged) >= jobs:
@@ -202,9 +203,11 @@ def soak(store, url, server, key, *, jobs, kills, workers, lease, step, seed, se
             supplied = ending.is_set() and not any(thread.is_alive() for thread in suppliers)
             if supplied and not running and not waiting:
                 break
-            if made < kills and time.monotonic() - server.started > patience:
+            # One kill in three is the server's, some time after it answered: it is asked without a pause.
+            due = server.answered is not None and time.monotonic() - server.answered > patience
+            if due and made < kills and 3 * server.kills <= made:
                 server.kill()
-                made, patience = made + 1, 3.0 + chance.random() * 9.0
+                made, patience = made + 1, chance.random()
                 server.start()
             at_work = {int(row.worker.rpartition(":")[2]): row.audit_id for row in running}
             busy = [n for n, process in enumerate(alive) if process.pid in at_work]
