@@ -25,7 +25,7 @@ from auditor.api.service import (
     Writer,
     WriterOrProvider,
 )
-from auditor.api.views import Body, FailureView, Label, Next, Time
+from auditor.api.views import Body, FailureView, Label, Next, Time, Whole
 from auditor.errors import LogStateError, TraceSyntaxError
 from auditor.service import audits, challenges, commitments, log_entries
 from auditor.service.challenges import SECRET_BYTES, Draw, KeptChallenge
@@ -75,14 +75,14 @@ class ChallengeOrder(Body):
     """What is to be drawn."""
 
     commitment: Label = Field(examples=["cmt_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
-    blocks: int = Field(default=1, ge=1, le=1024, description="Blocks to draw.")
+    blocks: Whole = Field(default=1, ge=1, le=1024, description="Blocks to draw.")
     prefix: bool = Field(
         default=False, description="All before the last block drawn, too: a replay needs it."
     )
     max_share: float = Field(
         default=1.0, ge=0.0, le=1.0, description="Of the hidden tokens, earlier challenges included."
     )
-    seconds: int = Field(default=86_400, ge=1, le=MOST_SECONDS, description="Given to answer.")
+    seconds: Whole = Field(default=86_400, ge=1, le=MOST_SECONDS, description="Given to answer.")
 
 
 class ChallengeView(BaseModel):

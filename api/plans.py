@@ -13,7 +13,7 @@ from pydantic import Field
 from auditor.api.bodies import json_body, json_content
 from auditor.api.problems import responses
 from auditor.api.service import Reader, Service, TheService
-from auditor.api.views import Body, Digest, Label
+from auditor.api.views import Body, Digest, Label, Whole
 from auditor.plan_result import plan_to_json
 from auditor.planning import plan
 from auditor.profile import Profile, parse_profile
@@ -68,7 +68,7 @@ class PlanOrder(Body):
     speed: float | None = Field(
         default=None, gt=0.0, le=1e12, description="Output tokens a second.", examples=[1000.0]
     )
-    seed: int = Field(default=0, ge=0, lt=1 << 63)
+    seed: Whole = Field(default=0, ge=0, lt=1 << 63)
 
 
 @router.post(

@@ -13,12 +13,21 @@ from auditor.service.clock import to_text
 from auditor.service.tenants import MOST_KEY_DAYS, MOST_RUNNING, PROVIDER_SCOPE, SCOPES, ApiKey, Tenant
 
 State = Literal["queued", "running", "done", "dead", "quarantined", "cancelled"]
+
+
+def _whole(value: Any) -> Any:
+    # 142.0 is an integer in JSON Schema, and JSON knows no other number.
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+Days = Annotated[
+    # Bounds first: after a validator they would be missing in the description.
+    Annotated[int, Field(ge=1, le=36_500), BeforeValidator(_whole)] | None,
+    Field(examples=[365], description="Days after which the bytes of logs are erased; null: never."),
+]
 # Text that a database can hold and a terminal can show.
 Label = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
-Days = Annotated[
-    int | None,
-    Field(ge=1, le=36_500, description="Days after which the bytes of logs are erased; null: never."),
-]
 Digest = Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$", examples=["sha256:" + "0" * 64])]
 _VKEY = "acme.example/tokens+4ab6f7b1+AUlpJ+2aVWcZzvQvjAIXmTGkCvWvmWpIhzVPBvxA8VPz"
 Vkeys = Annotated[
@@ -34,13 +43,6 @@ Next = Annotated[
 NextNumber = Annotated[int | None, Field(description="`after` of the next page.", examples=[49])]
 _TRACE = {"id": "req-1", "grade": "B", "verdict": "consistent", "match_rate": 0.998, "spans": []}
 
-
-def _whole(value: Any) -> Any:
-    # 142.0 is an integer in JSON Schema, and JSON knows no other number.
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-Whole = Annotated[int, BeforeValidator(_whole)]
 # Of lists of names: which there are is said to whoever reads the description, and checked by the library.
 Scope = Annotated[str, Field(json_schema_extra={"enum": [*SCOPES, PROVIDER_SCOPE]})]
 
@@ -169,7 +171,7 @@ class TenantView(BaseModel):
     name: str = Field(examples=["acme"])
     created: Time
     most_running: int = Field(examples=[4])
-    retention_days: int | None
+    retention_days: int | None = Field(examples=[365])
 
 
 class TenantPage(BaseModel):

@@ -115,6 +115,11 @@ class ParallelModel:
         """One: the ranks take part in every call."""
         return 1
 
+    @property
+    def from_the_beginning(self) -> bool:
+        """As `Model.from_the_beginning`."""
+        return self._own.from_the_beginning
+
     def new_cache(self, *, limit: int | None = None) -> SlotKV:
         """An empty cache for this rank's heads or layers."""
         return self._own.new_cache(limit=limit)

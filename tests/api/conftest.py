@@ -13,6 +13,7 @@ from auditor.api.application import create_application
 from auditor.api.service import Service
 from auditor.service import audits, tenants
 from auditor.service.blobs import BlobFolder
+from auditor.service.log_placing import open_report_key
 from auditor.service.webhook_signing import WebhookSigner
 from auditor.service.worker import Worker
 from auditor.store import Store
@@ -83,6 +84,7 @@ def world(database_url, tmp_path):
             tmp_path / "uploads",
             tmp_path / "log",
             WebhookSigner(bytes(32)),
+            open_report_key(tmp_path / "report.key"),
         )
         with TestClient(create_application(service), raise_server_exceptions=False) as client:
             world = World(service, client, None, None)

@@ -6,7 +6,9 @@ does not is refused; keys are asked for; what was deleted is gone. `make soak` t
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import itertools
 import os
 
@@ -15,7 +17,9 @@ import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis import GenerationMode
+from schemathesis.specs.openapi.checks import positive_data_acceptance
 
+from auditor.service.tenants import SCOPES
 from tests.api.conftest import LINE
 from tests.api.test_access import POLICY
 
@@ -29,6 +33,8 @@ COMMON = {
 }
 # Their answers do not depend on anything a request says.
 WITHOUT_NEGATIVES = {"/livez", "/readyz", "/problems/{code}", "/log/checkpoint", "/log/tile/{path}"}
+# Their bodies are about something that a schema cannot describe: signatures, what a challenge drew, a profile's figures.
+BEYOND_SCHEMAS = {"/v1/profiles", "/v1/commitments", "/v1/challenges/{challenge_id}/openings", "/v1/plans"}
 
 
 @pytest.fixture
@@ -41,7 +47,13 @@ def schema(world, monkeypatch):
     world.work()
     schema = schemathesis.openapi.from_asgi("/v1/openapi.json", world.client.app)
     # Whoever breaks `maxLength` may break the limit of all bodies with it.
-    schema.config.checks.negative_data_rejection.expected_statuses += ["413"]
+    refused, taken = (
+        schema.config.checks.negative_data_rejection,
+        schema.config.checks.positive_data_acceptance,
+    )
+    refused.expected_statuses = [*refused.expected_statuses, "413"]
+    # Of a schedule that was changed meanwhile.
+    taken.expected_statuses = [*taken.expected_statuses, "412"]
     return schema
 
 
@@ -60,14 +72,35 @@ def made_sensible(case):
         and case.media_type != "application/json"
     ):
         case.body = LINE % 1
+    if "Content-Digest" in case.headers:
+        case.body = LINE % 1
+        case.headers["Content-Digest"] = (
+            f"sha-256=:{base64.b64encode(hashlib.sha256(case.body).digest()).decode()}:"
+        )
     if isinstance(case.body, dict):
-        changes = {"url": "https://example.com/hook", "public_key": None, "by": "Jo Doe", "evidence": []}
+        changes = {
+            "vkeys": [],
+            "url": "https://example.com/hook",
+            "public_key": None,
+            "by": "Jo Doe",
+            "evidence": [],
+        }
+        if case.path == "/v1/keys":
+            changes |= {
+                "provider": None,
+                "scopes": [s for s in case.body.get("scopes", []) if s in SCOPES] or ["keys"],
+            }
         if case.path == "/v1/tenants":
             changes["name"] = f"tenant {next(_numbers)}"
         if case.path == "/v1/schedules":
             changes |= {"cron": "0 6 * * 1", "zone": "UTC", "policy": POLICY}
         case.body |= {name: value for name, value in changes.items() if name in case.body}
     return case
+
+
+def excluded(case):
+    beyond = case.method == "POST" and case.path in BEYOND_SCHEMAS
+    return [positive_data_acceptance] if beyond else []
 
 
 def operations(schema):
@@ -83,7 +116,7 @@ def test_requests_that_fit_the_description_are_answered_as_it_says(world, schema
         def fits(case):
             response = made_sensible(case).call(headers=headers)
             seen.add((case.method, case.path, response.status_code))
-            case.validate_response(response, headers=headers)
+            case.validate_response(response, headers=headers, excluded_checks=excluded(case))
 
         fits()
     made = {(method, path) for method, path, status in seen if status in (200, 201, 202)}
@@ -120,7 +153,10 @@ def test_sequences_of_requests_are_answered_as_it_says(world, schema):
             return {"headers": key}
 
         def validate_response(self, response, case, **options):
-            super().validate_response(response, case, **options)
+            if excluded(case):
+                case.validate_response(response, headers=key, excluded_checks=excluded(case))
+            else:
+                super().validate_response(response, case, **options)
 
     Sequences.run(settings=settings(max_examples=2 * EXAMPLES, stateful_step_count=10, **COMMON))
     assert len(steps) > EXAMPLES

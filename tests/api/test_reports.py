@@ -84,6 +84,7 @@ def test_pages_of_reports_follow_on_each_other(world, monkeypatch):
 def test_a_pack_is_there_once_the_log_holds_the_report_and_verifies(world, monkeypatch):
     body = reported(world, monkeypatch)
     name = json.loads(body)["id"]
+    world.client.app.state.service = replace(world.service, report_signer=None)
     refused(world.alice.get(f"/v1/reports/{name}/pack"), 503, "not-ready")
     refused(world.client.get("/log/report-key"), 503, "not-ready")
     world.client.app.state.service = replace(world.service, report_signer=KEY)

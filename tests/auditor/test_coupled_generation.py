@@ -45,7 +45,10 @@ def test_drafters_leave_the_log_as_it_is_and_the_audit_takes_it_for_plain_sampli
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--speculation", "typical"], "rule 'typical' is not one of: coupled, standard, block"),
+        (
+            ["--speculation", "relaxed"],
+            "rule 'relaxed' is not one of: coupled, standard, lenient, typical, block",
+        ),
         (["--speculation", "standard", "--drafter", "ngram"], "judges the drafts of a model"),
     ],
 )

@@ -70,12 +70,15 @@ REFUSED = {
         lambda t: sampling(t, typical_p=0.9),
         "sampling-unsupported",
     ),
-    "lossy speculation": (lambda t: replace(t, speculation=Speculation("typical")), "sampling-unsupported"),
+    "lossy speculation": (
+        lambda t: replace(t, speculation=Speculation("relaxed-top-n")),
+        "sampling-unsupported",
+    ),
     "coins that nobody has read": (
         lambda t: replace(t, speculation=Speculation("standard")),
         "noise-unknown",
     ),
-    "a declared policy": (lambda t: replace(t, policy="kv/h2o budget=64"), "sampling-unsupported"),
+    "an unknown policy": (lambda t: replace(t, policy="kv/mystery budget=64"), "sampling-unsupported"),
     "no prompt at all": (
         lambda t: replace(t, prompt_token_ids=None, messages=None, prompt_text=None),
         "trace-incomplete",

@@ -147,7 +147,7 @@ def test_greedy_requests_are_scored_as_if_nothing_had_been_drafted(serve, refere
 @pytest.mark.parametrize(
     ("speculation", "code"),
     [
-        (Speculation("typical"), "sampling-unsupported"),
+        (Speculation("relaxed-top-n"), "sampling-unsupported"),
         (Speculation("standard", ((), (1, 2))), "trace-field"),
         (Speculation("standard", ((), (5_000_000,))), "token-out-of-range"),
     ],

@@ -256,6 +256,6 @@ def test_damaged_parquet_is_refused_or_ends_in_an_error(tmp_path):
 
 def test_raw_server_logs_are_not_looked_for_in_parquet(tmp_path):
     write_traces(tmp_path / "a.parquet", [a_trace()])
-    with pytest.raises(TraceFileError, match="not raw server logs"):
+    with pytest.raises(TraceFileError, match="holds traces, not openai logs"):
         next(read_traces(tmp_path / "a.parquet", input_format="openai"))
     assert places(read_traces(tmp_path / "a.parquet", input_format="parquet")) == ["req-1"]

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from auditor.api import serving
+from auditor.reference.demo.prompts import TARGET
 from auditor.service.egress import Egress
 
 
@@ -22,6 +23,7 @@ def main():
         workers=0,
         worker_options=[],
         new_key=False,
+        model=TARGET,
         blob_store=None,
         issuer=None,
         egress=Egress(),

@@ -138,7 +138,7 @@ class World:
 
     def work(self):
         work = AuditWork(self.blobs, None, lambda _key: None)
-        work._judged = lambda audit, _lease, path: (
+        work._judged = lambda audit, _keys, _lease, path: (
             lambda c, now: audits.record(c, audit, path.read_bytes()[:10], "inconclusive", [], now)
         )
         while Worker(self.store, work).run_once():
