@@ -97,7 +97,7 @@ $(PEER)/.installed: tests/bench/peer-constraints.txt
 
 # About an hour on 2 cores: both error rates of the verdict, measured on fresh generations.
 proof: setup
-	$(BIN)/python -m pytest -m slow tests/reference
+	$(BIN)/python -m pytest -m slow tests/reference tests/auditor
 	$(BIN)/python -m tests.proofs.error_rates --out out/error_rates.jsonl
 
 # Tokens and bytes of activation fingerprints beside TOPLOC's: docs/fingerprints.md again. Goes on where it was stopped.

@@ -59,7 +59,7 @@ def declared(traces, rule):
 
 @pytest.mark.parametrize(("rule", "outcome"), [("lenient", "consistent"), ("typical", "inconclusive")])
 def test_what_is_declared_is_replayed_as_declared(serve, profiles, reference, rule, outcome):
-    """Typical acceptance keeps nearly every draft at any temperature, so that a wrong one cannot be excluded."""
+    """Typical acceptance keeps nearly every draft at any temperature: excluding a wrong one takes the long log below."""
     verdict = verdict_of(serve(rule, 72_000, 40), profiles[rule], reference)
     assert verdict.outcome == outcome
     assert verdict.log_e < 0
@@ -67,6 +67,18 @@ def test_what_is_declared_is_replayed_as_declared(serve, profiles, reference, ru
     assert {t.scored.mode for t in verdict.traces} == {f"drafted-{rule}"}
     scores = [t.scored.scores for t in verdict.traces]
     assert sum(s.matched for s in scores) > 0.98 * sum(s.tokens for s in scores)
+
+
+@pytest.mark.slow
+def test_a_long_log_of_typical_acceptance_is_consistent(serve, reference):
+    """3,861 tokens, and four times as many simulated to know what a temperature does to them."""
+    spec = SamplingSpec(max_tokens=160)
+    profile = calibrate(serve("typical", 71_000, 60, spec), reference, shadow_tokens=6000)
+    traces = serve("typical", 72_000, 40, spec)
+    verdict = verdict_of(traces, profile, reference)
+    assert verdict.outcome == "consistent", verdict.reasons
+    bare = [replace(t, speculation=Speculation()) for t in traces]
+    assert verdict_of(bare, profile, reference).outcome == "inconsistent"
 
 
 @pytest.mark.parametrize("rule", LOSSY)
