@@ -18,7 +18,7 @@ from auditor.schedules import periods, sampling, slots
 from auditor.schedules.keeper import Keeper
 from auditor.schedules.period_work import PeriodWork
 from auditor.schedules.policy import parse_policy
-from auditor.schedules.standing import level
+from auditor.schedules.shares import level
 from auditor.service.audit_work import AuditWork
 from auditor.service.worker import Worker
 from auditor.trace_format import parse_trace
