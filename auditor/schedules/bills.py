@@ -11,9 +11,9 @@ any time and follow the traffic, by `TOLERATED` tokens a response; that is all t
 Process (i, j) holds the responses from period j on against the first n = 20 * 2^i. T is a large order
 statistic of those, the (n - r)-th smallest, and each later response is *beyond* it or not: excess > T +
 `TOLERATED`. The chance of that has, before anything is seen, at most a Beta(r + 1, n - r) law (Wilks 1941),
-so a sequence with x of m responses beyond has probability at most B(r+1+x, n-r+m-x) / B(r+1, n-r): the luck
-of the earlier ones is in
-it. Against it is held a provider that pads any share of its responses, a large share sooner than a small one:
+under which a sequence with x of m responses beyond has probability B(r+1+x, n-r+m-x) / B(r+1, n-r): the luck
+of the first responses is in it. Against it is held a provider that pads any share of its responses, large
+shares sooner than small ones:
 
     L = [B(r+1+x, 1+m-x) / B(r+1, 1)] / [B(r+1+x, n-r+m-x) / B(r+1, n-r)]
 

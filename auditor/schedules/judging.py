@@ -46,9 +46,10 @@ class Judged:
 def counted_log_e(document: Mapping[str, Any], policy: Policy) -> float | None:
     """Log e-value of the tests that the policy counts, bills aside; None where the audit had none of them.
 
-    Bills have a part of alpha to themselves (`bills_part`): a verdict's own test of them knows no deployment's
-    habits and accuses nobody (decision 0020). The mean over the policy's other tests, those that the log has no
-    matter for counting as 0, and over the log's groups: means of e-values with weights that no outcome moves.
+    Bills have a part of alpha to themselves (`bills_part`): a verdict's own test of them knows no
+    deployment's habits and accuses nobody (decision 0020). The mean over the policy's other tests, those that
+    the log has no matter for counting as 0, and over the log's groups: means of e-values with weights that no
+    outcome moves.
     """
     groups = [_group_log_e(group, policy) for group in document["groups"]]
     if not groups:
