@@ -24,7 +24,7 @@ from auditor.schedules.timetable import SECOND, Timetable
 from auditor.service import audits, clock, tenants
 from auditor.service.blobs import BlobFolder
 from auditor.store import Store
-from auditor.trace_format import trace_to_line
+from auditor.trace_format import parse_trace, trace_to_line
 
 ROOT = Path(__file__).parents[3]
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
@@ -70,6 +70,12 @@ def traffic(demo, week, requests, max_tokens=120):
             usage = replace(usage, completion_tokens=BILLED[cause](usage.completion_tokens))
         lines.append(trace_to_line(replace(trace, provider=demo.name, usage=usage)))
     return b"".join(lines)
+
+
+def parsed(demo, week, requests, max_tokens=120):
+    """The same log, read."""
+    lines = traffic(demo, week, requests, max_tokens).splitlines()
+    return [parse_trace(line, file=demo.name, line=number) for number, line in enumerate(lines, 1)]
 
 
 class Weeks:
