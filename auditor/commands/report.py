@@ -65,7 +65,7 @@ def _opened(database: str | None) -> Store:
     "policy_file",
     type=click.Path(path_type=Path),
     default=None,
-    help="TOML: a report's or a schedule's.",
+    help="TOML, as `audit schedule policy` prints it, or the policy.toml of a pack.",
 )
 @OUT
 def make(
@@ -93,7 +93,7 @@ def make(
 
 
 def read_policy(path: Path | None, provider: str) -> Policy:
-    """A report's policy file, or a schedule's as reports print it, or the default policy."""
+    """The policy, or a pack's record of one, as reports print it; the default policy without a file."""
     from auditor.reports.policy import MAX_POLICY_BYTES, Policy, parse_policy  # noqa: PLC0415
 
     if path is None:
