@@ -124,8 +124,8 @@ def judge_period(
         said = "the provider's own signatures contradict its log"
         return Judged("inconsistent", (said, *document["reasons"][:_MOST_REASONS]), causes, convicted=True)
     if standing.accuses(policy.alpha):
-        named, said = _accused(policy, standing, causes or tuple(accumulated))
-        return Judged("inconsistent", said, named, convicted=True)
+        named, why = _accused(policy, standing, causes or tuple(accumulated))
+        return Judged("inconsistent", why, named, convicted=True)
     if still_accused:
         return Judged("inconsistent", ("an earlier period convicted",), (), convicted=False)
     reasons = tuple(_doubts(policy, document, why_none, bad_lines))
