@@ -1,9 +1,9 @@
 """`auditor.report-policy/v1`: the rules that decided a report, as its pack holds them (`policy.toml`).
 
-People write one kind of policy, `auditor.policy/v1` (`auditor.schedules.policy`; `audit schedule policy` prints
-it), for schedules and reports alike. It says more than a report can rest on: whom to alert, when to look harder,
-how logs are read, what holds for other providers. A report is signed, goes to outsiders and is made again in
-years; so what it names by digest is this: what of the policy decided it, for its provider, defaults written out.
+People write one kind of policy, `auditor.policy/v1` (`audit schedule policy` prints it), for schedules and
+reports alike. It says more than a report can rest on: whom to alert, when to look harder, how logs are read,
+what holds for other providers. A report is signed, goes to outsiders and is made again in years; so what it
+names by digest is this: what of the policy decided it, for its provider, defaults written out.
 
     schema = "auditor.report-policy/v1"
     name = "strict"
