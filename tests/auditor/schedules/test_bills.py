@@ -88,10 +88,10 @@ def test_the_process_has_mean_one_and_grows_with_every_response_beyond(n, r):
 
 def test_honest_bills_of_the_worst_kind_are_accused_no_more_often_than_alpha():
     """Ties and a tail, a habit that grows to the tolerance, and samples that are the larger the more is odd."""
-    generator, alpha, providers, accused = np.random.default_rng(7), 0.2, 120, 0
+    generator, alpha, providers, accused = np.random.default_rng(7), 0.2, 60, 0
     for _ in range(providers):
         periods, size = [], 4
-        for week in range(1, 25):
+        for week in range(1, 17):
             law = generator.geometric(0.3, size) - 1 + (TOLERATED if week > 6 else 0)
             periods += weeks(law)
             size = 12 if law.max() < 5 else 3

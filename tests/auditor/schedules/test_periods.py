@@ -128,9 +128,9 @@ def test_padding_convicts_beside_the_providers_own_bills_and_an_end_mark_does_no
     weeks = Weeks(f"sqlite:///{tmp_path}/store.sqlite3", tmp_path, demos)
     with weeks.clock():
         hands = Hands(weeks)
-        for week in (1, 2):
+        for week, requests in ((1, 24), (2, 12)):
             for demo in demos:
-                weeks.hand_in(f"{demo.name} {week}", traffic(demo, week, 24, max_tokens=40))
+                weeks.hand_in(f"{demo.name} {week}", traffic(demo, week, requests, max_tokens=40))
             weeks.wait_for_next_slot()
             hands.work()
         convicted, habit = (weeks.periods(demo.name)[1] for demo in demos)
