@@ -18,6 +18,7 @@ from sqlalchemy import (
 from auditor.store_schema import metadata, reference, text_column
 
 __all__ = [
+    "bill",
     "dispute",
     "dispute_event",
     "likelihood",
@@ -131,6 +132,14 @@ likelihood = Table(
     Column("prior", LargeBinary, nullable=False),
     Column("calibration", LargeBinary, nullable=False),
     Column("audited", LargeBinary, nullable=False),
+)
+
+# What its responses were billed beyond ids and text: a JSON list of tokens, null for hidden ones.
+bill = Table(
+    "bill",
+    metadata,
+    reference("audit_id", "audit", primary_key=True),
+    text_column("excesses"),
 )
 
 mail = Table(

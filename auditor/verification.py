@@ -183,7 +183,7 @@ def verify(
         _judge_group(members, group, nulls, level(group), trusted) for group, members in groups.items()
     )
     if explain:
-        verdicts = tuple(_explained(verdict, _declared(verdict, reference)) for verdict in verdicts)
+        verdicts = tuple(explained(v, reference) if v.outcome == "inconsistent" else v for v in verdicts)
     synchrony = tuple(synchrony_of(verdict, _declared(verdict, reference)) for verdict in verdicts)
     return Result(alpha, reference, verdicts, tuple(errors), selection, seconds, synchrony)
 
@@ -276,14 +276,12 @@ def _declared(verdict: Verdict, reference: Reference) -> Reference:
     return reference.declared(verdict.traces[0].scored.trace.policy)
 
 
-def _explained(verdict: Verdict, reference: Reference) -> Verdict:
-    """A conviction with its cause; any other verdict as it is."""
+def explained(verdict: Verdict, reference: Reference) -> Verdict:
+    """The verdict with the causes that explain it best; as it is where there is nothing to replay."""
     usable = [t.scored for t in verdict.traces if t.scored.counts is not None]
-    if verdict.outcome != "inconsistent" or verdict.profile is None:
+    if not usable or verdict.profile is None:
         return verdict
-    if not usable:
-        return verdict
-    return replace(verdict, diagnosis=diagnose(usable, verdict.profile, reference))
+    return replace(verdict, diagnosis=diagnose(usable, verdict.profile, _declared(verdict, reference)))
 
 
 def _choose(source: Source, budget: int, seed: str | None) -> tuple[Selection, frozenset[int]]:

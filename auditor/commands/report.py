@@ -65,7 +65,7 @@ def _opened(database: str | None) -> Store:
     "policy_file",
     type=click.Path(path_type=Path),
     default=None,
-    help="TOML: a report's or a schedule's.",
+    help="TOML, as `audit schedule policy` prints it, or the policy.toml of a pack.",
 )
 @OUT
 def make(
@@ -93,7 +93,7 @@ def make(
 
 
 def read_policy(path: Path | None, provider: str) -> Policy:
-    """A report's policy file, or a schedule's as reports print it, or the default policy."""
+    """The policy, or a pack's record of one, as reports print it; the default policy without a file."""
     from auditor.reports.policy import MAX_POLICY_BYTES, Policy, parse_policy  # noqa: PLC0415
 
     if path is None:
@@ -188,6 +188,13 @@ def remake(name: str, database: str | None, tenant: str | None) -> None:
 )
 @click.option("--blobs", type=click.Path(path_type=Path), default=None, metavar="DIR")
 @click.option("--texts/--no-texts", default=True, help="Put in prompts, outputs and reproductions.")
+@click.option(
+    "--timestamp",
+    "authority",
+    default=None,
+    metavar="URL",
+    help="Have this RFC 3161 time-stamping authority stamp the report's statement.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="FILE")
 def pack(
     name: str,
@@ -197,11 +204,13 @@ def pack(
     log_folder: Path | None,
     blobs: Path | None,
     texts: bool,
+    authority: str | None,
     out: Path,
 ) -> None:
     """Put a stored REPORT with all that proves it into one file."""
     from auditor.key_files import read_key  # noqa: PLC0415
     from auditor.reports.packing import make_pack  # noqa: PLC0415
+    from auditor.reports.time_stamps import over_http  # noqa: PLC0415
     from auditor.service.places import blob_folder  # noqa: PLC0415
     from auditor.transparency_log import TransparencyLog  # noqa: PLC0415
 
@@ -212,7 +221,8 @@ def pack(
         with store.transaction() as connection:
             owner = tenant_of(connection, tenant)
         logs = _logs(store, folder) if texts else None
-        save(make_pack(store, owner, name, log, signer, logs), out)
+        ask = None if authority is None else over_http(authority)
+        save(make_pack(store, owner, name, log, signer, logs, ask), out)
 
 
 def _logs(store: Store, folder: Path) -> Logs:
@@ -236,12 +246,21 @@ def _logs(store: Store, folder: Path) -> Logs:
     metavar="FILE",
     help="Keys with the time they were in force, and the log policy (TOML).",
 )
+@click.option(
+    "--tsa-ca",
+    "authorities",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="FILE",
+    help="Roots (PEM) of time-stamping authorities that you trust: the pack must hold a stamp of one.",
+)
 @click.option("--format", "output_format", type=click.Choice(["table", "json"]), default="table")
 def verify(
     pack: Path,
     vkeys: tuple[str, ...],
     log_vkeys: tuple[str, ...],
     trust_file: Path | None,
+    authorities: Path | None,
     output_format: str,
 ) -> None:
     """Check an evidence PACK offline, against keys that you got from the auditor and not from the pack.
@@ -251,10 +270,13 @@ def verify(
     from auditor.commands import print_error  # noqa: PLC0415
     from auditor.commands.report_exports import shown  # noqa: PLC0415
     from auditor.reports.pack_verification import verify_pack  # noqa: PLC0415
+    from auditor.reports.time_stamps import MAX_BYTES, read_roots  # noqa: PLC0415
 
     trusted = _trusted(vkeys, log_vkeys, trust_file)
+    roots = () if authorities is None else read_roots(read_file(authorities, MAX_BYTES), str(authorities))
+    raw = read_file(pack, MAX_PACK_BYTES)
     try:
-        found = verify_pack(read_file(pack, MAX_PACK_BYTES), trusted.reports, trusted.log, str(pack))
+        found = verify_pack(raw, trusted.reports, trusted.log, str(pack), roots=roots)
     except VerificationFailedError as error:
         print_error(error)
         sys.exit(REFUSED)

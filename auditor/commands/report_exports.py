@@ -147,6 +147,8 @@ def shown(found: VerifiedPack, output_format: str) -> str:
         "texts": len(found.disclosed),
         "withheld": found.withheld,
         "disputes": list(found.disputes),
+        "has_time_stamp": found.has_stamp,
+        "time_stamp": None if found.stamped is None else found.stamped.isoformat(),
     }
     if output_format == "json":
         return json.dumps(value)
@@ -158,6 +160,9 @@ def shown(found: VerifiedPack, output_format: str) -> str:
         f"  entry {found.log_index} of log {value['log']}, cosigned by {witnesses}",
         f"  {value['texts']} texts open their commitments, {value['withheld']} are withheld",
     ]
+    if found.has_stamp:
+        unchecked = "there is one; check it with --tsa-ca"
+        lines.append(f"  time stamp: {value['time_stamp'] or unchecked}")
     lines += [f"  {p['name']}: {p['verdict']}, grade {p['grade']}" for p in document["providers"]]
     return "\n".join(lines)
 

@@ -252,7 +252,8 @@ def _controls(period: Period) -> list[dict[str, Any]]:
         minimum_power=period.policy.minimum_power,
         refuted=period.refuted,
         doubts=period.doubts,
-        bills="token-count" in period.evidence_names or any(t.committed for _, t in period.judged),
+        bills=_bills_tested(period),
+        padded=_padded(period),
         calibrated=bool(period.judged) and all(_profiles(period)),
         vouched=_vouched(period),
         signed_profiles=period.policy.signed_profiles,
@@ -267,6 +268,22 @@ def _controls(period: Period) -> list[dict[str, Any]]:
         }
         for found in findings(facts)
     ]
+
+
+def _bills_tested(period: Period) -> bool:
+    said = None if period.standing is None else period.standing.bills
+    against_texts = "token-count" in period.evidence_names or any(t.committed for _, t in period.judged)
+    return against_texts or (said is not None and bool(said["shown"]))
+
+
+def _padded(period: Period) -> str:
+    said = None if period.standing is None else period.standing.bills
+    if said is None or not said["accuse"]:
+        return ""
+    return (
+        f"{said['beyond']} of {said['responses']} responses since period {said['since']} bill more than "
+        f"{said['allowed']} tokens beyond their ids and texts; the first {said['first']} do not explain it"
+    )
 
 
 def _audit(audit: AuditRow, tally: TraceTally, *, overturned: bool) -> dict[str, Any]:

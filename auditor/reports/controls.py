@@ -67,7 +67,8 @@ class Facts:
         required: causes that the policy must have been able to detect.
         refuted: audits that the provider's own signatures contradict.
         doubts: what could not be judged, in words.
-        bills: whether anything of the bill was tested.
+        bills: whether anything of the bill was tested, so that padding would have been shown.
+        padded: what convicts the provider's bills, in words; empty where nothing does.
         calibrated, vouched: whether every verdict rests on a profile; on one that a trusted key signed.
     """
 
@@ -82,6 +83,7 @@ class Facts:
     calibrated: bool
     vouched: bool
     signed_profiles: bool
+    padded: str = ""
 
 
 def findings(facts: Facts) -> list[Finding]:
@@ -133,9 +135,11 @@ def _enough(power: float | None, minimum: float) -> bool:
 def _billing(facts: Facts) -> tuple[str, str]:
     if facts.refuted:
         return NOT_SATISFIED, f"{facts.refuted} audit(s) contradict what the provider itself signed"
+    if facts.padded:
+        return NOT_SATISFIED, facts.padded
     if facts.bills and facts.verdict == "consistent":
         return SATISFIED, "bills were tested and none was contradicted"
-    return NOT_DETERMINED, "no bill was tested against commitments or texts"
+    return NOT_DETERMINED, "no bill was tested against commitments, texts or enough earlier bills"
 
 
 def _complete(facts: Facts) -> tuple[str, str]:

@@ -69,3 +69,33 @@ class ReportInvalidError(VerificationFailedError):
     """A signed `report.json` that is not in canonical form or of another schema."""
 
     code = "report-invalid"
+
+
+class TimeStampMissingError(VerificationFailedError):
+    """A pack without the time stamp that its reader asks for."""
+
+    code = "time-stamp-missing"
+
+
+class TimeStampSyntaxError(VerificationFailedError):
+    """Bytes that are no RFC 3161 time stamp that we can read."""
+
+    code = "time-stamp-syntax"
+
+
+class TimeStampRefusedError(VerificationFailedError):
+    """A time-stamping authority that cannot be asked, or that granted nothing."""
+
+    code = "time-stamp-refused"
+
+
+class TimeStampMismatchError(VerificationFailedError):
+    """A time stamp of other bytes or another query, or of a time before what it stamps was made."""
+
+    code = "time-stamp-mismatch"
+
+
+class TimeStampUntrustedError(VerificationFailedError):
+    """A time stamp that no trusted authority signed: wrong root, signature, validity or key usage."""
+
+    code = "time-stamp-untrusted"

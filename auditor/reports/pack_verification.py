@@ -9,7 +9,9 @@ Numbered steps, the same in `VERIFY.md` and in every report:
 3. entry.json names the digests of the report and of both statements;
 4. report.tlog-proof leads from that entry to a checkpoint that the log's key and the quorum signed;
 5. policy.toml is the policy whose digest the report names;
-6. each disclosed text opens, with its salt, its commitment in the report.
+6. each disclosed text opens, with its salt, its commitment in the report;
+7. where the reader names roots of time-stamping authorities, one of them vouches for report.tsr: that
+   report.dsse.json was there at that time, and not before it says it was made.
 
 What is left out is told: a pack without its texts is a redacted one, and still a whole proof of the report.
 """
@@ -21,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from auditor.errors import KeyUnknownError, TraceSyntaxError
 from auditor.merkle.keys import PublicKey
@@ -41,9 +43,13 @@ from auditor.reports.errors import (
     ReportInvalidError,
     StatementMismatchError,
 )
-from auditor.reports.packs import REQUIRED, read_pack, removable
+from auditor.reports.packs import REQUIRED, TIME_STAMP, read_pack, removable
 from auditor.reports.statements import PACK, statements
+from auditor.reports.time_stamps import STAMPED, verify_stamp
 from auditor.strict_json import load_object
+
+if TYPE_CHECKING:
+    from cryptography.x509 import Certificate
 
 SIGNED = "pack.dsse.json"
 _MAX_JSON = 256 * 1024 * 1024
@@ -65,6 +71,7 @@ class VerifiedPack:
     Attributes:
         document: `report.json`. disclosed: texts by evidence id and field. withheld: how many were taken out.
         disputes: audits with a reproduction in the pack.
+        has_stamp: whether a time stamp is there. stamped: its time, None where no roots were named.
     """
 
     document: Mapping[str, Any]
@@ -75,10 +82,17 @@ class VerifiedPack:
     disclosed: Mapping[tuple[str, str], str]
     withheld: int
     disputes: tuple[str, ...]
+    has_stamp: bool = False
+    stamped: datetime | None = None
 
 
 def verify_pack(
-    raw: bytes, keys: Sequence[TrustedKey], log_policy: LogPolicy, where: str = "pack"
+    raw: bytes,
+    keys: Sequence[TrustedKey],
+    log_policy: LogPolicy,
+    where: str = "pack",
+    *,
+    roots: Sequence[Certificate] = (),
 ) -> VerifiedPack:
     """Check a pack by the steps of this module.
 
@@ -88,6 +102,8 @@ def verify_pack(
         PackMemberError: step 1. ReportInvalidError, StatementMismatchError: step 2.
         EntryMismatchError: step 3. VerificationFailedError: step 4, as `verify_receipt` says.
         PolicyMismatchError: step 5. DisclosureMismatchError: step 6.
+        TimeStampMissingError, TimeStampSyntaxError, TimeStampRefusedError, TimeStampMismatchError,
+            TimeStampUntrustedError: step 7.
     """
     members = read_pack(raw, where)
     if SIGNED not in members:
@@ -106,6 +122,7 @@ def verify_pack(
         if digest(members["policy.toml"]) != document["policy"]["digest"]:
             raise PolicyMismatchError("policy.toml is not the policy of the report", where=where)
         texts = _disclosed(members, document, where)
+    stamped = _stamped(members, said["report"], roots, where) if roots else None
     gone = [name for name in listed if name not in members]
     return VerifiedPack(
         document,
@@ -116,7 +133,17 @@ def verify_pack(
         texts,
         sum(name.startswith("disclosures/") for name in gone),
         tuple(sorted({name.split("/")[1] for name in members if name.startswith("disputes/")})),
+        TIME_STAMP in members,
+        stamped,
     )
+
+
+def _stamped(
+    members: Mapping[str, bytes], statement: bytes, roots: Sequence[Certificate], where: str
+) -> datetime:
+    made = _time(_object(statement, where)["predicate"]["timeCreated"], where)
+    token = members.get(TIME_STAMP)
+    return verify_stamp(token, members[STAMPED], made, roots, f"{where}: {TIME_STAMP}")
 
 
 @contextmanager

@@ -23,9 +23,10 @@ from auditor.reports.envelopes import seal
 from auditor.reports.html import render_report
 from auditor.reports.making import find_report, report_entry
 from auditor.reports.pack_verification import SIGNED, disclosure
-from auditor.reports.packs import read_pack, removable, write_pack
+from auditor.reports.packs import TIME_STAMP, read_pack, removable, write_pack
 from auditor.reports.statements import pack_statement, statements
 from auditor.reports.texts import verify_instructions
+from auditor.reports.time_stamps import STAMPED, Ask, request_stamp
 from auditor.service.clock import to_text
 from auditor.service.errors import NotFinishedError
 from auditor.store_schema import audit as audit_table
@@ -61,17 +62,20 @@ def make_pack(
     log: TransparencyLog,
     signer: ReportSigner,
     logs: Logs | None = None,
+    ask: Ask | None = None,
 ) -> bytes:
     """The evidence pack of a stored report.
 
     Args:
         name: of the report. log: holds its entry. signer: the report key.
         logs: put texts and reproductions in; without them when None.
+        ask: has an authority stamp the time of the report's statement; no stamp when None.
 
     Raises:
         NotFoundError: the tenant has no such report.
         NotFinishedError: the log does not hold its entry yet.
         StoreError: a log is missing.
+        TimeStampRefusedError, TimeStampSyntaxError, TimeStampMismatchError: the authority did not stamp it.
     """
     with store.transaction() as connection:
         stored, body, policy = find_report(connection, tenant_id, name)
@@ -92,6 +96,8 @@ def make_pack(
     }
     if logs is not None:
         members |= _texts(store, tenant_id, document, logs)
+    if ask is not None:
+        members[TIME_STAMP] = request_stamp(members[STAMPED], ask)
     members[SIGNED] = seal(pack_statement(members, name, made), [signer])
     return write_pack(members)
 

@@ -7,6 +7,7 @@ fixed time. A reader makes the archive again from what it read and compares: no 
     report.dsse.json  svr.dsse.json             the signed statements about it
     entry.json  report.tlog-proof               what the log holds, and the proof
     pack.dsse.json                              signed: the digest of every member
+    report.tsr                                  a time stamp of report.dsse.json, where one was asked for
     keys.txt  VERIFY.md                         whose keys to ask for, and how to check
     disclosures/N-FIELD.json                    texts that open commitments; may be taken out
     disputes/AUDIT/...                          reproductions of convictions; may be taken out
@@ -35,6 +36,7 @@ REQUIRED = (
     "report.tlog-proof",
     "svr.dsse.json",
 )
+TIME_STAMP = "report.tsr"
 _REMOVABLE = re.compile(r"disclosures/[0-9]{1,6}-[a-z]{1,20}\.json|disputes/aud_[0-9a-f]{32}/[A-Za-z.]{1,40}")
 _TIME = (1980, 1, 1, 0, 0, 0)
 
@@ -88,7 +90,7 @@ def _check(entry: zipfile.ZipInfo, members: Mapping[str, bytes], where: str) -> 
     name = entry.filename
     if name in members:
         raise PackSyntaxError(f"the member {name[:60]!r} twice", where=where)
-    if name not in REQUIRED and not removable(name):
+    if name not in (*REQUIRED, TIME_STAMP) and not removable(name):
         raise PackSyntaxError(f"a member {name[:60]!r}, which no pack has", where=where)
     # Stored members are as long as they take place: nothing can be inflated.
     if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:

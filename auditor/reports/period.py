@@ -158,14 +158,14 @@ class Period:
 
     @cached_property
     def causes(self) -> list[tuple[str, float]]:
-        """(cause, weight) over the convicted groups, by falling weight; each group counts alike."""
+        """(cause, weight) by falling weight: the standing's, else over the convicted groups, each alike."""
+        if self.verdict == "inconsistent" and self.standing is not None and self.standing.causes:
+            return list(self.standing.causes)
         convicted = [group for _, group in self.groups() if group["verdict"] == "inconsistent"]
         weights: dict[str, float] = {}
         for group in convicted:
             for named in group.get("diagnosis", ()):
                 weights[named["cause"]] = weights.get(named["cause"], 0.0) + named["weight"] / len(convicted)
-        if not weights and self.verdict == "inconsistent" and self.standing is not None:
-            return list(self.standing.causes)
         return sorted(weights.items(), key=lambda item: (-item[1], item[0]))
 
     @cached_property

@@ -1,4 +1,9 @@
-"""`auditor.report-policy/v1`: by which rules a period is judged, in a TOML file that can be signed off.
+"""`auditor.report-policy/v1`: the rules that decided a report, as its pack holds them (`policy.toml`).
+
+People write one kind of policy, `auditor.policy/v1` (`audit schedule policy` prints it), for schedules and
+reports alike. It says more than a report can rest on: whom to alert, when to look harder, how logs are read,
+what holds for other providers. A report is signed, goes to outsiders and is made again in years; so what it
+names by digest is this: what of the policy decided it, for its provider, defaults written out.
 
     schema = "auditor.report-policy/v1"
     name = "strict"
@@ -12,8 +17,8 @@
     largest_fraction = 0.1         # of requests on which a cheat may go unseen before the grade is capped
     budget_tokens = 200000         # output tokens to audit in a period; left out: all
 
-A schedule's policy (`auditor.schedules.policy`) is more than that, and is reported as one of these. The
-digest of the file's bytes names the policy in every report.
+`audit report make` takes either, so that a pack's policy can be applied again. The digest of the file's bytes
+names the policy in every report.
 """
 
 from __future__ import annotations

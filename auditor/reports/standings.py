@@ -31,6 +31,8 @@ class ProviderStanding:
         log_e: of all its periods together (`schedules/standing.py`).
         since: period from which the evidence is strongest.
         level: alpha at which that period's own audit was judged.
+        bills: what became of the provider's bills (`schedules.judging.bills_said`); None where there were too
+            few to be held against earlier ones.
     """
 
     verdict: str
@@ -40,6 +42,7 @@ class ProviderStanding:
     level: float
     reasons: tuple[str, ...]
     causes: tuple[tuple[str, float], ...]
+    bills: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,7 @@ def background(connection: Connection, scope: Scope, audit_ids: Sequence[str]) -
             findings["level"],
             tuple(findings["reasons"]),
             tuple((cause, weight) for cause, weight in findings["causes"]),
+            findings.get("bills"),
         )
     disputes = about(connection, scope.tenant_id, scope.provider, scope.start, scope.end)
     gone = overturned(connection, scope.tenant_id, audit_ids, scope.end)
@@ -99,6 +103,19 @@ def standing_json(found: ProviderStanding | None) -> dict[str, Any] | None:
         "period_alpha": significant(found.level),
         "reasons": list(found.reasons),
         "causes": [{"cause": cause, "weight": decimal(weight, 3)} for cause, weight in found.causes],
+        "bills": None if found.bills is None else _bills_json(found.bills),
+    }
+
+
+def _bills_json(said: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "verdict": "inconsistent" if said["accuse"] else "consistent" if said["shown"] else "inconclusive",
+        "since_period": said["since"],
+        "first_responses": said["first"],
+        "responses": said["responses"],
+        "allowed_tokens": said["allowed"],
+        "beyond": said["beyond"],
+        "log10_e": log10_text(said["log_e"]),
     }
 
 

@@ -20,8 +20,11 @@ from scipy.special import logsumexp
 
 from auditor.schedules.policy import EVIDENCE, Policy
 from auditor.schedules.standing import Standing
+from auditor.token_counts.evidence import TOKEN_COUNT
 
 FINGERPRINT = "fingerprint"
+BILL = "accounting/bill"
+"""The cause of a conviction by bills: more tokens billed than were served, and nothing else done."""
 _MOST_REASONS = 6
 
 
@@ -41,10 +44,12 @@ class Judged:
 
 
 def counted_log_e(document: Mapping[str, Any], policy: Policy) -> float | None:
-    """Log e-value of the tests that the policy counts; None where the audit had none of them.
+    """Log e-value of the tests that the policy counts, bills aside; None where the audit had none of them.
 
-    The mean over the policy's tests, those that the log has no matter for counting as 0, and over the log's
-    groups: means of e-values with weights that no outcome moves.
+    Bills have a part of alpha to themselves (`bills_part`): a verdict's own test of them knows no
+    deployment's habits and accuses nobody (decision 0020). The mean over the policy's other tests, those that
+    the log has no matter for counting as 0, and over the log's groups: means of e-values with weights that no
+    outcome moves.
     """
     groups = [_group_log_e(group, policy) for group in document["groups"]]
     if not groups:
@@ -58,9 +63,28 @@ def _group_log_e(group: Mapping[str, Any], policy: Policy) -> float:
     for evidence in group["evidence"]:
         value = math.log(evidence["e_value"]) if evidence["e_value"] > 0.0 else -math.inf
         by_name.setdefault(kind_of(evidence["name"]), []).append(value)
-    known = [by_name[name] for name in policy.counts if name in by_name and group["profile"] is not None]
+    counts = [name for name in policy.counts if name != TOKEN_COUNT]
+    known = [by_name[name] for name in counts if name in by_name and group["profile"] is not None]
     means = [float(logsumexp(values)) - math.log(len(values)) for values in known]
-    return float(logsumexp(means) - math.log(len(policy.counts))) if means else -math.inf
+    return float(logsumexp(means) - math.log(len(counts))) if means else -math.inf
+
+
+def bills_part(policy: Policy) -> float:
+    """The part of alpha that bills have: that of one test among those that count."""
+    return (TOKEN_COUNT in policy.counts) / len(policy.counts)
+
+
+def bills_said(policy: Policy, standing: Standing) -> dict[str, Any]:
+    """What became of the bills. `shown`: whether padding of every response would have convicted."""
+    test = standing.bills
+    told: dict[str, Any] = {"since": test.since, "first": test.first, "responses": test.responses}
+    told |= {"beyond": test.beyond, "allowed": test.allowed}
+    shown = test.most + math.log(bills_part(policy)) >= -math.log(policy.alpha)
+    return told | {
+        "log_e": standing.by_bills,
+        "accuse": standing.accuses_by_bills(policy.alpha),
+        "shown": shown,
+    }
 
 
 def kind_of(name: str) -> str:
@@ -84,6 +108,7 @@ def judge_period(
     why_none: str = "",
     bad_lines: int = 0,
     still_accused: bool = False,
+    accumulated: Sequence[tuple[str, float]] = (),
 ) -> Judged:
     """Judge.
 
@@ -92,21 +117,46 @@ def judge_period(
         why_none: why not.
         bad_lines: lines of the period's logs that nobody could read.
         still_accused: an earlier period convicted and no dispute has overturned it.
+        accumulated: what explains periods that convict only together.
     """
-    causes = () if document is None else _causes(document)
+    causes = () if document is None else causes_of(document)
     if document is not None and refuted(document):
         said = "the provider's own signatures contradict its log"
         return Judged("inconsistent", (said, *document["reasons"][:_MOST_REASONS]), causes, convicted=True)
     if standing.accuses(policy.alpha):
-        said = f"the evidence since period {standing.since} reaches 1/alpha in the provider's standing"
-        return Judged("inconsistent", (said,), causes, convicted=True)
+        named, why = _accused(policy, standing, causes or tuple(accumulated))
+        return Judged("inconsistent", why, named, convicted=True)
     if still_accused:
         return Judged("inconsistent", ("an earlier period convicted",), (), convicted=False)
     reasons = tuple(_doubts(policy, document, why_none, bad_lines))
     return Judged("inconclusive" if reasons else "consistent", reasons, (), convicted=False)
 
 
-def _causes(document: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+def _accused(
+    policy: Policy, standing: Standing, causes: tuple[tuple[str, float], ...]
+) -> tuple[tuple[tuple[str, float], ...], tuple[str, ...]]:
+    """Causes and reasons of what accuses: replays, bills, or both, which then share the weight."""
+    said: list[str] = []
+    replays, bills = standing.accuses_by_replay(policy.alpha), standing.accuses_by_bills(policy.alpha)
+    if replays:
+        said.append(
+            f"the evidence since period {standing.strongest} reaches 1/alpha in the provider's standing"
+        )
+    if bills:
+        test = standing.bills
+        said.append(
+            f"{test.beyond} of {test.responses} responses since period {test.since} bill more than "
+            f"{test.allowed} tokens beyond their ids and texts, which the "
+            f"first {test.first} of the provider's do not explain"
+        )
+    part = 1.0 / len(said)
+    named = [(cause, weight * part) for cause, weight in causes if replays]
+    named += [(BILL, part)] * bills
+    return tuple(sorted(named, key=lambda item: (-item[1], item[0]))), tuple(said)
+
+
+def causes_of(document: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+    """(cause, weight) over an audit's convicted groups, by falling weight; each group counts alike."""
     convicted = [g for g in document["groups"] if g["verdict"] == "inconsistent"]
     weights: dict[str, float] = {}
     for group in convicted:

@@ -3,7 +3,8 @@
 1. *Cut.* The period's number and logs are fixed and the seed of its sample is drawn, in one transaction: from
    then on nothing that anybody does decides what is looked at.
 2. *Sample.* A function of what was cut (`sampling.py`); the sample is ordered as an ordinary audit.
-3. *Judge*, once that audit has ended: the standing of the provider, and the verdict on it.
+3. *Judge*, once that audit has ended: the standing of the provider, and the verdict on it. Where periods
+   convict only together, what they have in common is explained first.
 4. *Report* on the time since the last period was judged; end the slot, and tell whoever is to be told.
 """
 
@@ -20,8 +21,9 @@ from auditor.profile import Profile, ProfileKey
 from auditor.reports import Policy as ReportPolicy
 from auditor.reports import make_report, report_id
 from auditor.schedules import periods, sampling, schedules, slots
+from auditor.schedules.explaining import causes_together
 from auditor.schedules.judging import FINGERPRINT
-from auditor.schedules.standing import level
+from auditor.schedules.shares import level
 from auditor.service import audits, erasure
 from auditor.service.errors import LeaseLostError
 from auditor.service.queue import UNFINISHED, Job, Terms
@@ -110,7 +112,13 @@ class PeriodWork:
                 if audit.state in UNFINISHED:
                     slots.hand_back(connection, job)
                     return
-            periods.judge(connection, job, policy)
+            open_audits = periods.unexplained(connection, slot, policy)
+        lease.check()
+        causes = causes_together(
+            open_audits, store, self._blobs, self._reference, self._find_profile, lease.check
+        )
+        with store.transaction(writes=True) as connection:
+            periods.judge(connection, job, policy, causes)
             slot = slots.find(connection, job.tenant_id, job.audit_id)
         lease.check()
         made = self._report(store, slot, policy)

@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import insert, select
 
 from auditor.disputes.disputes import overturned
-from auditor.schedules import alerts, likelihoods, schedules, slots
-from auditor.schedules.judging import Judged, counted_log_e, judge_period
+from auditor.schedules import alerts, bill_rows, likelihoods, schedules, slots
+from auditor.schedules.judging import (
+    Judged,
+    bills_part,
+    bills_said,
+    causes_of,
+    counted_log_e,
+    judge_period,
+    refuted,
+)
 from auditor.schedules.policy import Policy
-from auditor.schedules.standing import PeriodEvidence, Standing, level, standing
+from auditor.schedules.shares import level
+from auditor.schedules.standing import PeriodEvidence, Standing, standing
 from auditor.service import audits
-from auditor.service.audits import AuditOptions, TraceLog
+from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import now as time_now
 from auditor.store_schedules import slot as slot_table
 from auditor.store_schedules import taken_log as taken_log_table
@@ -186,13 +195,15 @@ def history(connection: Connection, slot: Slot, policy: Policy) -> tuple[History
     rows = connection.execute(select(column.audit_id, column.body).where(column.audit_id.in_(ids)))
     documents = {row.audit_id: json.loads(bytes(row.body)) for row in rows}
     margins = likelihoods.margins(connection, ids)
+    bills = bill_rows.bills(connection, ids)
     void = overturned(connection, slot.tenant_id, ids, time_now(connection))
     evidence = []
     for one in found:
         document = documents.get(one.audit_id)
         alone = None if document is None else counted_log_e(document, policy)
-        own = margins.get(one.audit_id or "", ())
-        evidence.append(PeriodEvidence(one.number or 0, alone, own, void=one.audit_id in void))
+        audit_id = one.audit_id or ""
+        found_in = (margins.get(audit_id, ()), bills.get(audit_id))
+        evidence.append(PeriodEvidence(one.number or 0, alone, *found_in, void=audit_id in void))
     before = next((s for s in reversed(found[:-1]) if s.verdict is not None), None)
     since = 0 if before is None else before.period_end or 0
     lately = any(moment >= since for moment in void.values())
@@ -201,17 +212,39 @@ def history(connection: Connection, slot: Slot, policy: Policy) -> tuple[History
 
 def stands(found: History, policy: Policy) -> Standing:
     """The standing; after a dispute was upheld, the worst that it would have been without that evidence."""
-    by_margins = _MARGINS in policy.counts
-    now = standing(found.evidence, by_margins=by_margins)
+    now = _standing(found.evidence, policy)
     if not found.overturned:
         return now
-    prefixes = [standing(found.evidence[:n], by_margins=by_margins) for n in range(1, len(found.evidence))]
+    prefixes = [_standing(found.evidence[:n], policy) for n in range(1, len(found.evidence))]
     worst = max([*prefixes, now], key=lambda s: s.log_e)
     return worst if worst.accuses(policy.alpha) else now
 
 
-def judge(connection: Connection, job: Job, policy: Policy) -> None:
+def _standing(evidence: Sequence[PeriodEvidence], policy: Policy) -> Standing:
+    return standing(evidence, by_margins=_MARGINS in policy.counts, bills_part=bills_part(policy))
+
+
+def unexplained(connection: Connection, slot: Slot, policy: Policy) -> list[Audit]:
+    """Audits of the periods whose replays convict only together, so that none of them names a cause.
+
+    Empty where there is nothing to explain: no conviction, an earlier one stands, or the newest audit
+    convicts by itself. Audits whose log was erased are left out.
+    """
+    found, document = history(connection, slot, policy)
+    now = stands(found, policy)
+    alone = document is not None and (refuted(document) or bool(causes_of(document)))
+    if slot.verdict is not None or alone or found.still_accused or not now.accuses_by_replay(policy.alpha):
+        return []
+    ids = [s.audit_id for s in found.slots if s.audit_id is not None and (s.number or 0) >= now.strongest]
+    audited = [audits.find(connection, slot.tenant_id, audit_id) for audit_id in ids]
+    return [audit for audit in audited if audit.log.erased is None]
+
+
+def judge(connection: Connection, job: Job, policy: Policy, causes: Sequence[tuple[str, float]] = ()) -> None:
     """Judge the period; again is the same as once.
+
+    Args:
+        causes: what explains the audits that were `unexplained`.
 
     Raises:
         LeaseLostError: another worker holds the slot.
@@ -229,6 +262,7 @@ def judge(connection: Connection, job: Job, policy: Policy) -> None:
         why_none=_why_none(connection, slot),
         bad_lines=drawn.get("bad_lines", 0),
         still_accused=found.still_accused,
+        accumulated=causes,
     )
     end = time_now(connection)
     started = found.before.period_end if found.before is not None else None
@@ -254,6 +288,8 @@ def _findings(
         causes = before.findings["causes"]  # what the earlier conviction was explained by
     told: dict[str, Any] = {"reasons": list(judged.reasons), "causes": causes}
     told |= {"convicted": judged.convicted, "since": now.since, "policy": policy.digest}
+    if now.bills.since:
+        told["bills"] = bills_said(policy, now)
     return told | {"level": level(policy.alpha, slot.number or 1)}
 
 

@@ -32,6 +32,7 @@ must_detect = ["model/substituted", "seed/wrong", "weights/int4", "temperature/+
                "depth/skip-layer"]
 evidence = ["token-difr"]  # what each period must have; without it the period is inconclusive
 counts = ["token-difr", "outside-support", "stop-decisions", "token-count", "fingerprint"]  # in equal parts
+                           # token-count: bills beyond ids and text, against the provider's own first ones
 signed_profiles = false
 largest_fraction = 0.1     # of requests on which a cheat may go unseen before the grade is capped
 budget_tokens = 20000      # output tokens audited in a period at most; fewer where the plan needs fewer

@@ -23,6 +23,11 @@ the price of 2/w_k, 6.1 nats in week 12 and 9.1 in week 52.
 
 Evidence that a dispute has overturned is *void*: e_j of that period and every A that holds it become 0. Only
 lowering a non-negative process keeps the promise.
+
+**Bills** are held against the provider's own earlier ones (`bills.py`), which gives B_k with P(B_k >= c for
+any k) <= 1/c and no calibration in it. A policy that counts them gives them their part b of alpha: the
+standing is then max((1 - b) S_k, b B_k), and reaches 1/alpha with probability at most
+(1 - b) alpha + b alpha.
 """
 
 from __future__ import annotations
@@ -36,6 +41,8 @@ from scipy.special import logsumexp
 
 from auditor.evidence import Calibration, margin_log_e
 from auditor.noise_model import F64
+from auditor.schedules.bills import NO_TEST, Bills, BillTest, bill_test
+from auditor.schedules.shares import share
 
 LEAST_LOG_E = -700.0
 """What stands for the log of nothing: no period has been audited yet."""
@@ -57,11 +64,17 @@ class Margins:
 
 @dataclass(frozen=True, slots=True)
 class PeriodEvidence:
-    """One period, numbered from 1. `log_e`: of the tests that count, None where nothing was audited."""
+    """One period, numbered from 1.
+
+    Attributes:
+        log_e: of the tests that count, bills aside; None where nothing was audited.
+        bills: None where none were audited.
+    """
 
     number: int
     log_e: float | None
     margins: tuple[Margins, ...] = ()
+    bills: Bills | None = None
     void: bool = False
 
 
@@ -70,40 +83,67 @@ class Standing:
     """Where a provider stands after its newest period.
 
     Attributes:
-        log_e: log of S_k, at least `LEAST_LOG_E`; an accusation from -log(alpha) on.
+        log_e: log of the standing, at least `LEAST_LOG_E`; an accusation from -log(alpha) on.
         suspicion: the largest log e-value that ends with this period, shares left aside: no level for an
             accusation, but reason to look harder.
         since: number of the period from which the evidence is strongest.
+        by_replay, by_bills: logs of the two parts (1 - b) S_k and b B_k.
+        strongest: number of the period from which the replays say most.
+        bills: the test behind the second part.
     """
 
     log_e: float
     suspicion: float
     since: int
+    by_replay: float = LEAST_LOG_E
+    by_bills: float = LEAST_LOG_E
+    strongest: int = 0
+    bills: BillTest = NO_TEST
 
     def accuses(self, alpha: float) -> bool:
         """Whether it reaches 1/alpha."""
         return self.log_e >= -math.log(alpha)
 
+    def accuses_by_replay(self, alpha: float) -> bool:
+        """Whether its first part does."""
+        return self.by_replay >= -math.log(alpha)
 
-def share(number: int) -> float:
-    """w_j of the period with this number."""
-    return 6.0 / (math.pi * number) ** 2
-
-
-def level(alpha: float, number: int) -> float:
-    """The alpha at which the period's own audit is judged: what an alpha ledger gives its entry `number`."""
-    return alpha * share(number)
+    def accuses_by_bills(self, alpha: float) -> bool:
+        """Whether its second part does."""
+        return self.by_bills >= -math.log(alpha)
 
 
-def standing(periods: Sequence[PeriodEvidence], *, by_margins: bool = True) -> Standing:
+def standing(
+    periods: Sequence[PeriodEvidence], *, by_margins: bool = True, bills_part: float = 0.0
+) -> Standing:
     """Where a provider stands.
 
     Args:
         periods: in order of their numbers; each number at most once.
         by_margins: whether margins count over several periods; without them e_j has the whole share.
+        bills_part: b, of [0, 1].
     """
     if not periods:
         return Standing(LEAST_LOG_E, LEAST_LOG_E, 0)
+    total, running = _by_replay(periods, by_margins=by_margins)
+    strongest = int(running.argmax())
+    since = periods[strongest].number
+    by_replay = total + _log(1.0 - bills_part)
+    voids = [n for n, period in enumerate(periods, start=1) if period.void]
+    bills = bill_test([p.bills for p in periods], begin=max(voids, default=0)) if bills_part else NO_TEST
+    by_bills = bills.log_e + _log(bills_part)
+    suspicion = max(float(running.max()), bills.alone)
+    least = [max(LEAST_LOG_E, value) for value in (max(by_replay, by_bills), suspicion, by_replay, by_bills)]
+    newest = bills.since if by_bills > by_replay else since
+    return Standing(least[0], least[1], newest, least[2], least[3], since, bills)
+
+
+def _log(part: float) -> float:
+    return math.log(part) if part > 0.0 else -math.inf
+
+
+def _by_replay(periods: Sequence[PeriodEvidence], *, by_margins: bool) -> tuple[float, F64]:
+    """Log S_k, and the largest log e-value of each beginning j."""
     shares = np.log([share(period.number) for period in periods])
     alone = np.array([-np.inf if p.void or p.log_e is None else p.log_e for p in periods])
     running = np.full(len(periods), -np.inf)
@@ -114,10 +154,7 @@ def standing(periods: Sequence[PeriodEvidence], *, by_margins: bool = True) -> S
         together = _together(periods)
         running = np.maximum(running, together)
         total = float(logsumexp([shares + alone, shares + together]) - math.log(2.0))
-    strongest = int(running.argmax())
-    return Standing(
-        max(LEAST_LOG_E, total), max(LEAST_LOG_E, float(running[strongest])), periods[strongest].number
-    )
+    return total, running
 
 
 def _together(periods: Sequence[PeriodEvidence]) -> F64:

@@ -20,7 +20,7 @@ from auditor.replay import Reference, Scored
 from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
-from auditor.schedules import likelihoods
+from auditor.schedules import bill_rows, likelihoods
 from auditor.service import audits, exhibits, providers, tenant_profiles
 from auditor.service.clock import SECOND
 from auditor.service.exhibit import exhibit_of
@@ -90,7 +90,7 @@ class AuditWork:
             for lines in _fanned_out(self._crew, path, audit, steps, lease):
                 steps.keep(lines)
         result = verify(
-            lambda: with_openings(lease.store, audit, _traces(path, audit)),
+            lambda: with_openings(lease.store, audit, traces_of(path, audit)),
             self._reference,
             find_profile=tenant_profiles.finder(
                 lease.store, audit.tenant_id, audit.created, self._find_profile
@@ -106,11 +106,13 @@ class AuditWork:
         steps.flush()
         body, traces = documents(result)
         exhibit = exhibit_of(result)
+        bills = bill_rows.bills_of(result.verdicts, self._reference.tokenizer)
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
             exhibits.record(connection, audit, exhibit)
             likelihoods.record(connection, audit.id, result.verdicts)
+            bill_rows.record(connection, audit.id, bills)
 
         return effects
 
@@ -177,7 +179,7 @@ def _fanned_out(crew: Crew, path: Path, audit: Audit, steps: Steps, lease: Lease
         options = audit.options
         recipe = None if options.engine_recipe is None else (options.engine_recipe, _scheme(audit))
         return crew.score_parquet(path, recipe, steps.known, lease.waiting)
-    return crew.score(shards_of(_traces(path, audit), steps.known), lease.waiting)
+    return crew.score(shards_of(traces_of(path, audit), steps.known), lease.waiting)
 
 
 def _scheme(audit: Audit) -> str | None:
@@ -187,7 +189,8 @@ def _scheme(audit: Audit) -> str | None:
     return options.noise
 
 
-def _traces(path: Path, audit: Audit) -> Iterator[Trace | AuditError]:
+def traces_of(path: Path, audit: Audit) -> Iterator[Trace | AuditError]:
+    """An audit's log, read as its options say."""
     options, scheme = audit.options, _scheme(audit)
     label = audit.log.name or audit.log.id
     for item in read_traces(path, input_format=options.input_format, label=label):  # type: ignore[arg-type]

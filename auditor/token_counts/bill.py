@@ -61,12 +61,33 @@ def bill_of(trace: Trace, tokenizer: Tokenizer, vocabulary: TokenBytes) -> Bill:
         TraceIncompleteError: no text or no bill.
         CannotScoreError: the text does not hold all that was generated, or far less than was billed.
     """
+    bill = bill_beside(trace, tokenizer, vocabulary)
+    if is_hidden(bill.excess, bill.allowed):
+        # Leaving such a response out forgoes a gain of the bet, never a loss, so it costs no validity.
+        raise CannotScoreError(
+            f"{bill.excess} tokens are billed beyond the {bill.allowed} of the text: hidden tokens that the "
+            "log does not declare",
+            where=trace.where,
+            fix="have them committed to (audit commit), or log usage.reasoning_tokens",
+        )
+    return bill
+
+
+def bill_beside(trace: Trace, tokenizer: Tokenizer, vocabulary: TokenBytes) -> Bill:
+    """The same, however large the bill: what is refused depends on request and text alone.
+
+    Raises:
+        TraceIncompleteError, CannotScoreError: as `bill_of`.
+    """
     text, billed = _text_and_bill(trace)
     canonical = canonical_ids(text, tokenizer, vocabulary, trace)
     allowed = len(canonical) + _forgiven(text, trace, tokenizer)
-    bill = _bill_of_text(billed, trace.usage.reasoning_tokens or 0, allowed)
-    _refuse_hidden(bill, allowed, trace.where)
-    return Bill(bill, canonical, allowed)
+    return Bill(_bill_of_text(billed, trace.usage.reasoning_tokens or 0, allowed), canonical, allowed)
+
+
+def is_hidden(excess: int, allowed: int) -> bool:
+    """Far more tokens than the text takes: padding or undeclared reasoning; no text tells them apart."""
+    return excess > max(_FEW, _PART * allowed)
 
 
 def _text_and_bill(trace: Trace) -> tuple[str, int]:
@@ -92,20 +113,6 @@ def _bill_of_text(billed: int, reasoning: int, allowed: int) -> int:
     """
     answer = max(0, billed - reasoning - (_MARKS if reasoning else 0))
     return billed if allowed > 1.1 * answer + 8 else answer
-
-
-def _refuse_hidden(bill: int, allowed: int, where: str) -> None:
-    """Far more tokens than the text: padding or undeclared reasoning, which a text cannot tell apart.
-
-    Leaving such a response out forgoes a gain of the bet, never a loss, so it costs no validity.
-    """
-    if bill - allowed > max(_FEW, _PART * allowed):
-        raise CannotScoreError(
-            f"{bill - allowed} tokens are billed beyond the {allowed} of the text: hidden tokens that the "
-            "log does not declare",
-            where=where,
-            fix="have them committed to (audit commit), or log usage.reasoning_tokens",
-        )
 
 
 def canonical_ids(text: str, tokenizer: Tokenizer, vocabulary: TokenBytes, trace: Trace) -> Ids:

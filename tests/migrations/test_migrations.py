@@ -25,7 +25,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0010"
+NEWEST = "0011"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -261,7 +261,7 @@ LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
 LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
 LATER += ("dispute", "dispute_event", "nonce", "exhibit", "session")
 LATER += ("provider", "provider_key", "model", "tenant_profile")
-LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening")
+LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening", "bill")
 """Tables that came after the service's first release."""
 
 

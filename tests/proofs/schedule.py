@@ -2,8 +2,8 @@
 
     python -m tests.proofs.schedule
 
-Five providers: two honest ones, one that serves int4 weights from week 7, one that bills a tenth too much from
-week 9, one whose chat template changes in week 5. Workers are real processes; one is killed in the middle of an
+Six providers: two honest ones, one that serves int4 weights from week 7, one that bills a tenth too much from
+week 9, one whose chat template changes in week 5, and an honest one that bills an end mark, too, from week 6. Workers are real processes; one is killed in the middle of an
 audit, one in the middle of a period, one is restarted. Only the clock is a test's. Writes docs/schedules.md.
 """
 
@@ -22,8 +22,9 @@ from scipy.stats import beta
 from auditor.evidence import Calibration, margin_log_e
 from auditor.noise_model import log_likelihoods
 from auditor.profiles import shipped_profiles
+from auditor.schedules.bills import TOLERATED, Bills
 from auditor.schedules.standing import Margins, PeriodEvidence, standing
-from tests.auditor.schedules.weeks import PADDED, Demo, Weeks, check, provider, traffic
+from tests.auditor.schedules.weeks import END_MARK, PADDED, Demo, Weeks, check, provider, traffic
 
 PAGE = Path(__file__).parents[2] / "docs" / "schedules.md"
 LAST_WEEK, REQUESTS = 12, 20
@@ -33,8 +34,10 @@ DEMOS = (
     Demo("squeeze", "weights/int4", 7),
     Demo("padder", PADDED, 9),
     Demo("retemplate", "prompt/template", 5),
+    Demo("endmark", END_MARK, 6),
 )
 KILLED_IN_AUDIT, RESTARTED, KILLED_IN_PERIOD = 3, 6, 10
+BILLS_PART = 0.2
 PROVIDERS, WEEKS, WEEKLY_REQUESTS, ALPHA = 300, 52, 4, 0.05
 
 
@@ -90,13 +93,20 @@ def honest_year(providers=PROVIDERS, alpha=ALPHA, seed=11):
         for week in range(1, WEEKS + 1):
             audited = fresh[generator.integers(0, len(fresh), WEEKLY_REQUESTS)].sum(axis=0)
             own = float(margin_log_e(calibration, audited))
-            periods.append(PeriodEvidence(week, own, (Margins("p", calibration, audited),)))
-            peak = max(peak, standing(periods).log_e)
+            margins = (Margins("p", calibration, audited),)
+            periods.append(PeriodEvidence(week, own, margins, honest_bills(generator, week)))
+            peak = max(peak, standing(periods, bills_part=BILLS_PART).log_e)
         accused += peak >= -math.log(alpha)
         largest.append(peak)
     upper = float(beta.ppf(0.975, accused + 1, providers - accused)) if accused < providers else 1.0
     lower = float(beta.ppf(0.025, accused, providers - accused + 1)) if accused else 0.0
     return accused, lower, upper, max(largest)
+
+
+def honest_bills(generator, week):
+    """The worst that honest means (`bills.py`): a law with ties and a tail, moved up from some week on."""
+    habit = generator.geometric(0.4, WEEKLY_REQUESTS) - 1.0
+    return Bills(tuple(habit + (TOLERATED if week > WEEKS // 4 else 0)))
 
 
 def page(table, lost, year):
@@ -120,7 +130,10 @@ def page(table, lost, year):
     for week in range(1, LAST_WEEK + 1):
         row = [f"{marks[cells[n, week][0]]} {cells[n, week][1] / math.log(10):.1f}" for n in names]
         lines.append(f"| {week} | " + " | ".join(row) + " |")
-    truth = ", ".join(f"{d.name}: {d.cause} from week {d.week}" for d in DEMOS if d.week)
+    truth = ", ".join(f"{d.name}: {d.cause} from week {d.week}" for d in DEMOS if d.accused_in(LAST_WEEK))
+    habits = ", ".join(
+        f"{d.name} (bills an end mark from week {d.week})" for d in DEMOS if d.cause == END_MARK
+    )
     accused, lower, upper, largest = year
     what_happened = (
         f"Week {KILLED_IN_AUDIT}: `kill -9` in the middle of an audit; week {RESTARTED}: restart; week "
@@ -128,13 +141,14 @@ def page(table, lost, year):
         f"periods. Reports: {len(table)} of {len(table)}, one a period, the last {max(late):.0f} s after its slot."
     )
     accusations = (
-        f"Honest providers with a calibration drawn anew for each, {WEEKLY_REQUESTS} requests a week, a look every "
-        f"week for {WEEKS} weeks: {accused} of {PROVIDERS} accused at alpha {ALPHA:g} (95 % {lower:.4f} to "
+        "Honest providers with a calibration drawn anew for each and a habit of billing that grows by "
+        f"{TOLERATED} tokens in week {WEEKS // 4 + 1}, {WEEKLY_REQUESTS} requests a week, a look every week for "
+        f"{WEEKS} weeks: {accused} of {PROVIDERS} accused at alpha {ALPHA:g} (95 % {lower:.4f} to "
         f"{upper:.4f}); the largest standing any of them ever had was e-value {math.exp(largest):.2g}."
     )
     lines += [
         "",
-        f"What was done: {truth}; the others are honest. First cause named: "
+        f"What was done: {truth}; the others are honest, {habits} too. First cause named: "
         + ", ".join(f"{n}: {c}" for n, c in causes.items())
         + ".",
         "",
@@ -148,9 +162,9 @@ def page(table, lost, year):
 
 def main():
     started = time.monotonic()
+    table, lost = twelve_weeks()
     year = honest_year()
     print(year, flush=True)
-    table, lost = twelve_weeks()
     text = page(table, lost, year)
     PAGE.write_text(text)
     print(text)

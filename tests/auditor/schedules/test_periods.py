@@ -18,11 +18,11 @@ from auditor.schedules import periods, sampling, slots
 from auditor.schedules.keeper import Keeper
 from auditor.schedules.period_work import PeriodWork
 from auditor.schedules.policy import parse_policy
-from auditor.schedules.standing import level
+from auditor.schedules.shares import level
 from auditor.service.audit_work import AuditWork
 from auditor.service.worker import Worker
 from auditor.trace_format import parse_trace
-from tests.auditor.schedules.weeks import POLICY, Demo, Weeks, check, traffic
+from tests.auditor.schedules.weeks import END_MARK, PADDED, POLICY, Demo, Weeks, check, traffic
 
 REQUESTS = 6
 
@@ -103,6 +103,50 @@ def test_an_upheld_dispute_clears_the_provider_in_standing_and_report_and_a_rela
         assert relapsed.findings["since"] == 3
         assert weeks.report(relapsed)["disputes"] == [], "resolved before this period"
         assert remake_report(weeks.store, tenant, cleared.report_id)
+
+
+def test_periods_that_convict_only_together_name_their_cause(tmp_path):
+    demo, policy = Demo("p", "weights/int4", 1), POLICY + "alpha = 1e-17\n"
+    weeks = Weeks(f"sqlite:///{tmp_path}/store.sqlite3", tmp_path, (demo,), policy=policy)
+    with weeks.clock():
+        hands = Hands(weeks)
+        for week in (1, 2, 3):
+            weeks.hand_in(f"week {week}", traffic(demo, week, 1, max_tokens=70))
+            weeks.wait_for_next_slot()
+            hands.work()
+        found = [slot.verdict for slot in weeks.periods("p")]
+        assert found == ["inconclusive", "inconclusive", "inconsistent"]
+        verdicts = weeks.rows("SELECT body FROM verdict")
+        assert all(b'"verdict":"inconsistent"' not in bytes(row.body) for row in verdicts)
+        last = weeks.periods("p")[-1]
+        assert last.findings["causes"][0][0] == "weights/int4"
+        assert weeks.report(last)["providers"][0]["causes"][0]["cause"] == "weights/int4"
+
+
+def test_padding_convicts_beside_the_providers_own_bills_and_an_end_mark_does_not(tmp_path):
+    demos = (Demo("padder", PADDED, 2), Demo("endmark", END_MARK, 2))
+    weeks = Weeks(f"sqlite:///{tmp_path}/store.sqlite3", tmp_path, demos)
+    with weeks.clock():
+        hands = Hands(weeks)
+        for week, requests in ((1, 24), (2, 12)):
+            for demo in demos:
+                weeks.hand_in(f"{demo.name} {week}", traffic(demo, week, requests, max_tokens=40))
+            weeks.wait_for_next_slot()
+            hands.work()
+        convicted, habit = (weeks.periods(demo.name)[1] for demo in demos)
+        assert convicted.verdict == "inconsistent"
+        assert convicted.findings["causes"] == [[PADDED, 1.0]]
+        (told,) = weeks.report(convicted)["providers"]
+        assert told["causes"] == [{"cause": PADDED, "weight": "1.000"}]
+        assert told["standing"]["bills"]["verdict"] == "inconsistent"
+        controls = {control["id"]: control["status"] for control in told["controls"]}
+        assert controls["BIL-1"] == "not-satisfied"
+        assert controls["MOD-1"] == "not-determined"
+        assert habit.verdict == "inconclusive"
+        assert habit.log_e < 0.0
+        assert "reason to look" in habit.findings["reasons"][0]
+        assert weeks.report(habit)["providers"][0]["standing"]["bills"]["verdict"] == "consistent"
+        assert remake_report(weeks.store, weeks.tenant.id, convicted.report_id)
 
 
 def test_a_period_without_traffic_is_reported_and_inconclusive(tmp_path):

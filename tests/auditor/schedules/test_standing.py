@@ -13,7 +13,8 @@ from auditor.evidence import Calibration, margin_log_e
 from auditor.ledger import Ledger
 from auditor.noise_model import log_likelihoods
 from auditor.profiles import shipped_profiles
-from auditor.schedules.standing import LEAST_LOG_E, Margins, PeriodEvidence, level, share, standing
+from auditor.schedules.shares import level, share
+from auditor.schedules.standing import LEAST_LOG_E, Margins, PeriodEvidence, standing
 
 RECIPE = "auditor-0.1/bfloat16-wide/decode-b32"
 WEEKS = 52

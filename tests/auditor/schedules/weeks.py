@@ -24,12 +24,15 @@ from auditor.schedules.timetable import SECOND, Timetable
 from auditor.service import audits, clock, tenants
 from auditor.service.blobs import BlobFolder
 from auditor.store import Store
-from auditor.trace_format import trace_to_line
+from auditor.trace_format import parse_trace, trace_to_line
 
 ROOT = Path(__file__).parents[3]
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
 PADDED = "accounting/bill"
 """A bill a tenth above the tokens: nothing else is done otherwise."""
+END_MARK = "habit/end-mark"
+"""One token a response that no id and no text shows is billed: an honest habit, and a new one."""
+BILLED = {PADDED: lambda tokens: round(1.1 * tokens) + 1, END_MARK: lambda tokens: tokens + 1}
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,9 @@ class Demo:
     name: str
     cause: str = "honest"
     week: int = 0
+
+    def accused_in(self, week):
+        return self.cause not in ("honest", END_MARK) and week >= self.week
 
     def cause_in(self, week):
         return self.cause if self.week and week >= self.week else "honest"
@@ -53,17 +59,23 @@ def traffic(demo, week, requests, max_tokens=120):
     """A week's log of a provider."""
     cause = demo.cause_in(week)
     seed = 1_000_003 * week + sum(demo.name.encode())
-    run = deviation("honest" if cause == PADDED else cause)
+    run = deviation("honest" if cause in BILLED else cause)
     spec = SamplingSpec(max_tokens=max_tokens)
     lines = []
     for trace in generate(
         provider(), demo_conversations(requests, seed), deviation=run, seed=seed, sampling=spec
     ):
         usage = trace.usage
-        if cause == PADDED:
-            usage = replace(usage, completion_tokens=round(1.1 * usage.completion_tokens) + 1)
+        if cause in BILLED:
+            usage = replace(usage, completion_tokens=BILLED[cause](usage.completion_tokens))
         lines.append(trace_to_line(replace(trace, provider=demo.name, usage=usage)))
     return b"".join(lines)
+
+
+def parsed(demo, week, requests, max_tokens=120):
+    """The same log, read."""
+    lines = traffic(demo, week, requests, max_tokens).splitlines()
+    return [parse_trace(line, file=demo.name, line=number) for number, line in enumerate(lines, 1)]
 
 
 class Weeks:
@@ -164,7 +176,7 @@ def check(weeks, last_week):
         )
         assert len({slot.slot_at for slot in found}) == last_week
         for slot in found:
-            accused = bool(demo.week) and slot.number >= demo.week
+            accused = demo.accused_in(slot.number)
             assert (slot.verdict == "inconsistent") == accused, (
                 demo,
                 slot.number,
