@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from auditor.reference.demo.prompts import TARGET
+from tests.bench.capture_cost import interval
 from tests.engines.cases import PLAIN, Run, job_of
 from tests.engines.environments import ENVIRONMENTS
 
@@ -73,14 +74,6 @@ class Engine:
     def close(self):
         self._process.stdin.close()
         self._process.wait(timeout=120)
-
-
-def interval(values):
-    """Median with the 95 % interval of 2,000 bootstraps by round."""
-    generator = np.random.default_rng(0)
-    draws = np.median(generator.choice(values, (2000, len(values))), axis=1)
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return f"{np.median(values):+.1%} ({low:+.1%} to {high:+.1%})"
 
 
 def main():
