@@ -8,7 +8,7 @@ OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test test-pages fuzz lint types bench bench-core bench-merkle bench-fingerprints \
-        bench-speculation bench-service bench-report report-page proof inflation token-counts fingerprints study \
+        bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints study \
         matrix cross-checks profiles engines soak schedule-proof ray clean
 
 setup: $(STAMP)
@@ -76,6 +76,11 @@ report-page: setup .browser/.installed
 	test -x .browser/bin/python || $(PYTHON) -m venv .browser
 	.browser/bin/python -m pip install --quiet playwright==1.65.2 axe-playwright-python==0.1.8
 	@touch $@
+
+# What recording tokens and fingerprints costs our core, transformers and vLLM (built by the way, 9 GB): ten minutes.
+capture-cost: setup
+	$(BIN)/python -m tests.bench.capture_cost
+	$(BIN)/python -m tests.engines.capture_cost
 
 # Half a minute: a million leaves.
 bench-merkle: setup

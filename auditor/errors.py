@@ -371,6 +371,12 @@ class FingerprintValueError(FingerprintError):
     code = "fingerprint-value"
 
 
+class FingerprintCorruptedError(FingerprintError):
+    """A fingerprint whose bytes are not those that its check sum was made of."""
+
+    code = "fingerprint-corrupted"
+
+
 class FingerprintReplayedError(FingerprintError):
     """A fingerprint that was made for another request."""
 

@@ -151,16 +151,26 @@ def windowed(
     starts = np.arange(0, n, kind.window)
     counts = np.minimum(kind.window, n - starts)
     weight = np.where(words >> np.uint64(63), -1.0, 1.0) / np.sqrt(np.repeat(counts, counts))
-    padded = np.zeros((len(starts) * kind.window,), np.float32)
-    padded[:n] = weight
     if isinstance(hidden, np.ndarray):
+        padded = np.zeros((len(starts) * kind.window,), np.float32)
+        padded[:n] = weight
         full = np.zeros((len(padded), width), np.float32)
         full[:n] = hidden
         return np.asarray((full * padded[:, None]).reshape(len(starts), kind.window, width).sum(axis=1))
-    full_tensor = hidden.new_zeros((len(padded), width)).float()
-    full_tensor[:n] = hidden
-    scaled = full_tensor * full_tensor.new_tensor(padded)[:, None]
-    return scaled.view(len(starts), kind.window, width).sum(dim=1)
+    return _windowed_tensor(hidden, weight.astype(np.float32), kind.window)
+
+
+def _windowed_tensor(hidden: torch.Tensor, weights: npt.NDArray[np.float32], window: int) -> torch.Tensor:
+    """Weighted sums of whole windows, and of what is left over, without a weighted copy of the rows."""
+    import torch  # noqa: PLC0415 - arrays need only numpy
+
+    weight = torch.from_numpy(weights).to(hidden.device)
+    whole = len(hidden) // window * window
+    blocks = hidden[:whole].float().view(-1, window, hidden.shape[1])
+    sums = (weight[:whole].view(-1, 1, window) @ blocks)[:, 0]
+    if whole == len(hidden):
+        return sums
+    return torch.cat([sums, weight[None, whole:] @ hidden[whole:].float()])
 
 
 def fingerprint(

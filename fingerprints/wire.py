@@ -13,7 +13,9 @@ A payload, version 1, integers big-endian:
     22  n rows   uint8 scale (not for bf16), then k levels: int4 two a byte, the first in the high half, the
                  last half zero where k is odd; int8 and fp8 a byte each; bf16 two bytes each
 
-A trace has entries `{"kind": "activation-difr/v1", "projection_seed": <32 hex digits>, "data": <base64>}`.
+A trace has entries `{"kind": "activation-difr/v1", "projection_seed": <32 hex digits>, "data": <base64>,
+"crc32": <8 hex digits>}`. The sum, over seed and payload, tells bytes that changed on the way from a provider
+that computed something else; it proves nothing, and entries written before there was one lack it.
 A sidecar is "ADFS", version 1, then records: uint16 length and UTF-8 id of the request, 16 bytes of
 projection seed, uint32 length and payload.
 
@@ -26,12 +28,18 @@ from __future__ import annotations
 import base64
 import binascii
 import struct
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from auditor.errors import FingerprintError, FingerprintUnsupportedError, FingerprintValueError
+from auditor.errors import (
+    FingerprintCorruptedError,
+    FingerprintError,
+    FingerprintUnsupportedError,
+    FingerprintValueError,
+)
 from auditor.fingerprints.activation_difr import (
     BINDING_BYTES,
     FINAL,
@@ -44,6 +52,7 @@ from auditor.kernels.value_codes import CODES, Coded, CodeName, has_loose_scale,
 
 ENTRY_KIND = "activation-difr/v1"
 MOST_PAYLOAD_BYTES = 64 << 20
+_ENTRY_KEYS = {"kind", "projection_seed", "data", "crc32"}
 
 _MAGIC, _SIDECAR_MAGIC, _VERSION = b"ADFR", b"ADFS", 1
 _HEADER = struct.Struct(f">4sBBBBhI{BINDING_BYTES}s")
@@ -140,8 +149,21 @@ def _unpacked(
 
 def to_entry(given: Fingerprint) -> dict[str, str]:
     """The fingerprint as an entry of a trace's `fingerprints`."""
-    data = base64.b64encode(to_payload(given)).decode()
-    return {"kind": ENTRY_KIND, "projection_seed": given.projection_seed.hex(), "data": data}
+    return entry_of(to_payload(given), given.projection_seed)
+
+
+def entry_of(raw: bytes, projection_seed: bytes) -> dict[str, str]:
+    """A payload as an entry, whatever its bytes are."""
+    return {
+        "kind": ENTRY_KIND,
+        "projection_seed": projection_seed.hex(),
+        "data": base64.b64encode(raw).decode(),
+        "crc32": _check_sum(raw, projection_seed),
+    }
+
+
+def _check_sum(raw: bytes, projection_seed: bytes) -> str:
+    return f"{zlib.crc32(projection_seed + raw):08x}"
 
 
 def from_entry(entry: Any, *, where: str = "") -> Fingerprint:
@@ -150,14 +172,15 @@ def from_entry(entry: Any, *, where: str = "") -> Fingerprint:
     Raises:
         FingerprintError: as `from_payload`, or the entry is not of this form.
         FingerprintUnsupportedError: an entry of another kind.
+        FingerprintCorruptedError: its bytes are not those that its check sum was made of.
     """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("kind"), str):
         raise FingerprintError("an entry without a kind", where=where)
     if entry["kind"] != ENTRY_KIND:
         raise FingerprintUnsupportedError(f"kind {entry['kind'][:40]!r}", where=where)
     seed, data = entry.get("projection_seed"), entry.get("data")
-    if not isinstance(seed, str) or not isinstance(data, str) or len(entry) != 3:
-        raise FingerprintError("an entry has kind, projection_seed and data", where=where)
+    if not isinstance(seed, str) or not isinstance(data, str) or not set(entry) <= _ENTRY_KEYS:
+        raise FingerprintError("an entry has kind, projection_seed, data and crc32", where=where)
     if len(data) > 4 * (MOST_PAYLOAD_BYTES // 3 + 1):
         raise FingerprintError(f"{len(data)} characters of data", where=where)
     if len(seed) != 2 * SEED_BYTES or not set(seed) <= set("0123456789abcdef"):
@@ -168,6 +191,8 @@ def from_entry(entry: Any, *, where: str = "") -> Fingerprint:
         raise FingerprintError("data is not base64", where=where) from error
     if base64.b64encode(raw).decode() != data:
         raise FingerprintError("data is not canonical base64", where=where)
+    if entry.get("crc32", _check_sum(raw, bytes.fromhex(seed))) != _check_sum(raw, bytes.fromhex(seed)):
+        raise FingerprintCorruptedError("bytes that changed after they were written", where=where)
     return from_payload(raw, projection_seed=bytes.fromhex(seed), where=where)
 
 

@@ -8,6 +8,9 @@ Every parameter is resolved first (the call's, then `model.generation_config`'s,
 default, which for top-k is 50) and handed to `generate` in full, so that what is recorded is what ran.
 Parameters that a trace does not model are recorded under their own names, where a replay stops.
 
+Fingerprints are of what the output matrix is given: the last row of each forward pass, which is the state
+that the next token is sampled from. They are under a projection drawn here, so the provider knows it.
+
 Source: `generation/utils.py` and `configuration_utils.py` of transformers 5.19 and 5.23.
 """
 
@@ -16,21 +19,26 @@ from __future__ import annotations
 import copy
 import secrets
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import transformers
 
 from auditor.capture.append_log import AppendLog
+from auditor.capture.final_states import recorded_entry, recorded_kind
 from auditor.errors import CaptureError, OptionError
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest, weights_digest
 from auditor.reference.noise import noise_scheme
 from auditor.trace import SCHEMA
 from auditor.trace_format import trace_from_object, trace_to_line
+
+if TYPE_CHECKING:
+    from auditor.fingerprints.activation_difr import FingerprintKind
 
 _NOISE = "torch-cpu-multinomial"
 _GLOBAL_GENERATOR = threading.Lock()
@@ -66,6 +74,7 @@ _DECIDE_NOTHING = frozenset(
 )
 """Without beams and assistants these move no choice; the cache's kind is part of the recipe."""
 
+_NO_STATES = "record without fingerprints"
 _OFF_AT_ONE = frozenset({"encoder_repetition_penalty", "num_beam_groups"})
 _PASSED_ON = frozenset({"attention_mask", "streamer"})
 
@@ -79,6 +88,7 @@ def recorded_generate(
     tokenizer: Any = None,
     messages: Sequence[Mapping[str, Any]] | None = None,
     generation_config: Any = None,
+    fingerprints: str | None = None,
     **options: Any,
 ) -> torch.Tensor:
     """Generate from one prompt with a seed, append the trace to a log, and return what `generate` returned.
@@ -91,6 +101,7 @@ def recorded_generate(
         tokenizer: makes the trace's text, and finds stop strings.
         messages: the conversation the prompt was rendered from, for the record.
         generation_config, options: as in `generate`; an option wins over the configuration.
+        fingerprints: the kind of activation fingerprint that the trace is to carry, for example `int8:16`.
 
     Returns:
         int64 [1, prompt length + output length].
@@ -98,8 +109,10 @@ def recorded_generate(
     Raises:
         OptionError: more than one row, padding, or something that takes choices out of the parameters' hands
             (a logits processor, an assistant, beams).
-        CaptureError: torch does not draw as known, or the log cannot be written.
+        CaptureError: torch does not draw as known, the log cannot be written, or the model shows no state for
+            each output token.
     """
+    kind = None if fingerprints is None else recorded_kind(fingerprints, where="fingerprints")
     if input_ids.ndim != 2 or input_ids.shape[0] != 1 or input_ids.shape[1] == 0:
         raise OptionError(f"input_ids of shape {list(input_ids.shape)}", fix="pass one prompt, [1, length]")
     config = copy.deepcopy(generation_config) if generation_config else _blank()
@@ -113,7 +126,9 @@ def recorded_generate(
     if config.stop_strings:
         rest["tokenizer"] = tokenizer
     received = datetime.now(UTC)
-    with _GLOBAL_GENERATOR, torch.random.fork_rng(enabled=on_cpu, devices=[]):
+    states: list[torch.Tensor] = []
+    watching = nullcontext() if kind is None else _watched(model, states)
+    with watching, _GLOBAL_GENERATOR, torch.random.fork_rng(enabled=on_cpu, devices=[]):
         torch.manual_seed(seed)
         result = model.generate(input_ids, generation_config=config, **rest)
     sequence = result if isinstance(result, torch.Tensor) else result.sequences
@@ -137,6 +152,8 @@ def recorded_generate(
         "timing": {"received": _time(received), "finished": _time(datetime.now(UTC))},
         "engine": _engine(model, config),
     }
+    if kind is not None:
+        value["fingerprints"] = [_entry(states, kind, value)] if output else []
     line = trace_to_line(trace_from_object(value, file="capture", line=0, raw_digest=""))
     if isinstance(log, AppendLog):
         log.write(line)
@@ -144,6 +161,40 @@ def recorded_generate(
         with AppendLog(Path(log)) as opened:
             opened.write(line)
     return sequence
+
+
+@contextmanager
+def _watched(model: Any, states: list[torch.Tensor]) -> Iterator[None]:
+    """Append the output matrix's last input row, [hidden], of every forward pass.
+
+    Raises:
+        CaptureError: the model has no output matrix.
+    """
+    head = model.get_output_embeddings()
+    if head is None:
+        raise CaptureError("a model without an output matrix", where="fingerprints", fix=_NO_STATES)
+
+    def keep(_module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
+        states.append(arguments[0][0, -1].detach().clone())
+
+    handle = head.register_forward_pre_hook(keep)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _entry(states: list[torch.Tensor], kind: FingerprintKind, value: Mapping[str, Any]) -> dict[str, str]:
+    prompt, output = value["prompt_token_ids"], value["output_token_ids"]
+    if len(states) < len(output):
+        raise CaptureError(
+            f"the output matrix was called {len(states)} times for {len(output)} tokens",
+            where="fingerprints",
+            fix=_NO_STATES,
+        )
+    # A prompt that is computed in parts calls it once a part, before the pass that is sampled from.
+    seen = states[-len(output) :]
+    return recorded_entry(seen, kind, prompt=prompt, output=output, seed=value["seed"])
 
 
 def _blank() -> Any:

@@ -39,6 +39,7 @@ from vllm.platforms import current_platform
 from vllm.v1.sample.logits_processor import BatchUpdateBuilder, LogitsProcessor, MoveDirectionality
 
 from auditor.capture.append_log import AppendLog, is_recorded
+from auditor.capture.final_states import recorded_kind
 from auditor.capture.rows import Rows, Served
 from auditor.capture.vllm_engine import RecordedEngine, recorded_engine
 from auditor.capture.vllm_selftest import DRAWS, check_noise, check_rows
@@ -69,17 +70,10 @@ def fingerprint_kind() -> FingerprintKind | None:
     """The kind of fingerprint that traces are to carry, None when they carry none.
 
     Raises:
-        CaptureError: the variable names no kind.
+        CaptureError: the variable names no kind, or states that are not seen here.
     """
     text = os.environ.get(FINGERPRINTS)
-    if not text:
-        return None
-    from auditor.fingerprints.activation_difr import FingerprintKind  # noqa: PLC0415  # imports a compiler
-
-    try:
-        return FingerprintKind.parse(text)
-    except ValueError as error:
-        raise CaptureError(str(error), where=FINGERPRINTS, fix="for example int8:16") from error
+    return recorded_kind(text, where=FINGERPRINTS) if text else None
 
 
 class TraceRecorder(LogitsProcessor, LogitsProcessorV2):  # type: ignore[misc]  # vllm is not installed here

@@ -6,6 +6,7 @@ import secrets
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from auditor.capture.final_states import recorded_entry
 from auditor.capture.rows import Served
 from auditor.capture.vllm_engine import RecordedEngine
 from auditor.capture.vllm_sampling import AUDIT_ID, sampling_of_params
@@ -61,29 +62,16 @@ def trace_line(
     if audit_id is not None:
         value[AUDIT_ID] = str(audit_id)
     if kind is not None:
-        value["fingerprints"] = [_fingerprint(served, kind)]
+        states = [served.states[t] for t in range(len(served.output))]
+        value["fingerprints"] = [
+            recorded_entry(states, kind, prompt=served.prompt or (), output=served.output, seed=seed)
+        ]
     return trace_to_line(trace_from_object(value, file="capture", line=0, raw_digest=""))
 
 
 def has_states(served: Served) -> bool:
     """Whether the hidden state of every output token was seen, under ids that an auditor has."""
     return served.prompt is not None and all(t in served.states for t in range(len(served.output)))
-
-
-def _fingerprint(served: Served, kind: FingerprintKind) -> dict[str, str]:
-    import torch  # noqa: PLC0415
-
-    from auditor.fingerprints.activation_difr import (  # noqa: PLC0415  # imports a compiler
-        SEED_BYTES,
-        fingerprint,
-        request_binding,
-    )
-    from auditor.fingerprints.wire import to_entry  # noqa: PLC0415
-
-    states = torch.stack([served.states[t] for t in range(len(served.output))]).float().cpu()
-    binding = request_binding(tuple(served.prompt or ()), tuple(served.output), served.params.seed)
-    projection_seed = secrets.token_bytes(SEED_BYTES)
-    return to_entry(fingerprint(states, kind, projection_seed=projection_seed, binding=binding))
 
 
 def _time(seconds: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import replace
 from functools import cache
 
@@ -12,7 +11,7 @@ import torch
 
 from auditor.calibration import calibrate
 from auditor.fingerprints.activation_difr import FingerprintKind, fingerprint, request_binding
-from auditor.fingerprints.wire import HEADER_BYTES, from_entry, to_entry, to_payload
+from auditor.fingerprints.wire import HEADER_BYTES, entry_of, from_entry, to_entry, to_payload
 from auditor.generation import Provider, generate
 from auditor.reference.batch import Span
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
@@ -109,21 +108,35 @@ def test_a_prefill_spoof_leaves_fingerprints_at_chance_and_is_convicted_by_its_t
     assert result.outcome == "inconsistent"
 
 
-def flipped(trace, bit):
-    """One bit of the payload's rows flipped, by a provider or on the way."""
+def flipped(trace, bit, *, sealed):
+    """One bit of the payload's rows flipped: on the way, or by a provider that makes its check sum anew."""
     sent = from_entry(trace.fingerprints[0])
     raw = bytearray(to_payload(sent))
     raw[HEADER_BYTES + bit // 8 % (len(raw) - HEADER_BYTES)] ^= 1 << bit % 8
-    data = base64.b64encode(bytes(raw)).decode()
-    return replace(trace, fingerprints=({**trace.fingerprints[0], "data": data},))
+    entry = entry_of(bytes(raw), sent.projection_seed)
+    return replace(
+        trace, fingerprints=(entry if sealed else {**trace.fingerprints[0], "data": entry["data"]},)
+    )
+
+
+@pytest.mark.parametrize("bit", [0, 7, 8, 15, 100])
+def test_any_bit_flipped_on_the_way_is_refused_by_name(bit):
+    first, *rest = served()
+    result, _ = audited([flipped(first, bit, sealed=False), *rest])
+    assert "[fingerprint-corrupted]" in " ".join(result.verdicts[0].reasons)
+    assert result.outcome != "consistent"
 
 
 @pytest.mark.parametrize("bit", [7, 6, 15])
-def test_a_flipped_high_bit_in_each_request_is_refused_or_convicted(bit):
+def test_a_flipped_high_bit_in_each_request_is_refused_or_convicted_whatever_its_sum_says(bit):
     """Bit 7 of a row's first byte is its scale's highest; bit 15 turns the sign of a level."""
-    result, found = audited([flipped(t, bit) for t in served()])
+    result, found = audited([flipped(t, bit, sealed=True) for t in served()])
     refused = " ".join(result.verdicts[0].reasons)
-    assert result.outcome == "inconsistent" or "[fingerprint-" in refused or found[KIND.name] > np.log(1000)
+    assert (
+        result.outcome == "inconsistent"
+        or "[fingerprint-value]" in refused
+        or found[KIND.name] > np.log(1000)
+    )
 
 
 NOT_NUMBERS = {"bf16": b"\x7f\x80", "fp8": b"\x7f"}
@@ -139,7 +152,7 @@ def test_nan_and_infinity_are_refused_by_name_and_never_pass(code):
     )
     raw = to_payload(own)
     raw = raw[: -len(NOT_NUMBERS[code])] + NOT_NUMBERS[code]
-    entry = {**to_entry(own), "data": base64.b64encode(raw).decode()}
+    entry = entry_of(raw, own.projection_seed)
     result, _ = audited([replace(trace, fingerprints=(entry,)), *served()[1:]])
     assert "[fingerprint-value]" in " ".join(result.verdicts[0].reasons)
     assert result.outcome != "consistent"

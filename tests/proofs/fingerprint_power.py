@@ -1,8 +1,10 @@
 """Tokens and bytes until a fingerprint tells a deviation, and how often it accuses the honest, beside TOPLOC.
 
-By request: a score is the mean over the first T output tokens of one request; the bar of each T is the largest
-score of 400 calibration requests, which an exchangeable honest request passes once in 401. Calibration, checks and
-dishonest requests have different prompts and seeds. Needed is the first T from which on 99 of 100 requests pass.
+By request: a score is the mean over the first T output tokens of one request; the bar of each T is 1.6 times the
+largest score of 400 calibration requests, the factor that verdicts forgive; without it an exchangeable honest request
+passes once in 401, and traffic that is not exchangeable more often. Every scheme's bar is set alike. Calibration,
+checks and dishonest requests have different prompts and seeds, none of which chose a scheme or a factor. Needed is the
+first T from which on 99 of 100 requests pass.
 Pools that are there (out/fingerprints) are not made again, so it goes on where it was stopped.
 
     python -m tests.proofs.fingerprint_power            makes docs/fingerprints.md and out/fingerprints/table.json
@@ -100,15 +102,15 @@ def judged(scheme, pools):
     return {
         "row_bytes": scheme.row_bytes,
         "window": scheme.window,
-        "false_alarms": {name: alarms(scores, bar) for name, scores in honest.items()},
+        "false_alarms_plain": {name: alarms(scores, bar) for name, scores in honest.items()},
         "auc": {
             "another seed": area(base[:, -1], checked, generator),
             "temperature 1.1": area(base[:, -1], honest["temperature 1.1"][:, -1], generator),
         },
-        "power": {cause: row.tolist() for cause, row in power.items()},
-        "needed": {c: needed(row, scheme.row_bytes, scheme.window) for c, row in power.items()},
-        "needed_tolerant": {c: needed(row, scheme.row_bytes, scheme.window) for c, row in tolerant.items()},
-        "false_alarms_tolerant": {name: alarms(scores, TOLERANCE * bar) for name, scores in honest.items()},
+        "power": {cause: row.tolist() for cause, row in tolerant.items()},
+        "needed_plain": {c: needed(row, scheme.row_bytes, scheme.window) for c, row in power.items()},
+        "needed": {c: needed(row, scheme.row_bytes, scheme.window) for c, row in tolerant.items()},
+        "false_alarms": {name: alarms(scores, TOLERANCE * bar) for name, scores in honest.items()},
     }
 
 

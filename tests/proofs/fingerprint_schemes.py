@@ -16,6 +16,7 @@ from auditor.fingerprints.activation_difr import FINAL, FingerprintKind, fingerp
 from auditor.fingerprints.toploc import chunks, make_proofs, verify_proofs
 from auditor.fingerprints.wire import row_bytes
 from auditor.generation import derived_projection_seed
+from auditor.kernels.value_codes import SCALES
 
 MIDDLE = 2
 """The layer after which the demo model's (five) states are also fingerprinted."""
@@ -23,11 +24,19 @@ MIDDLE = 2
 
 @dataclass(frozen=True)
 class States:
-    """One request's states: float32 [tokens, d] after the final norm, after layer `MIDDLE`, and before the norm."""
+    """One request's states, float32 [tokens, d].
+
+    Attributes:
+        final: after the final norm.
+        middle: after layer `MIDDLE`.
+        before_norm: the last layer's; of a provider not used.
+        noise: float64 [tokens], mean square by which a pass in half precision leaves `final`; of the reference.
+    """
 
     final: torch.Tensor
     middle: torch.Tensor
     before_norm: torch.Tensor
+    noise: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,31 @@ class Ours:
         if final:
             return residuals(given, truth.final, truth.before_norm).distance
         return residuals(given, truth.middle).distance
+
+
+@dataclass(frozen=True)
+class Rescaled(Ours):
+    """The same bytes, read with a second pass of the reference, in half precision: a try, not what verdicts use.
+
+    The score is the distance from the code's centre over what is honest: the root of the second pass's own square
+    distance plus a twelfth of a level's square, which rounding to a level adds.
+    """
+
+    @property
+    def name(self):
+        return f"{super().name}, second pass"
+
+    def scores(self, own: States, truth: States, seed: int, index: int):
+        given = fingerprint(
+            own.final,
+            self.kind,
+            projection_seed=derived_projection_seed(seed, index),
+            binding=bytes(8),
+        )
+        level = SCALES[given.coded.scale]
+        centre = given.coded.levels * level[:, None]
+        square = ((residuals(given, truth.final).features - centre) ** 2).mean(axis=1)
+        return np.sqrt(square / (truth.noise + level**2 / 12))
 
 
 @dataclass(frozen=True)
@@ -121,6 +155,7 @@ SCHEMES = [
         Ours(FingerprintKind("int8", 16, 32)),
     ),
     *(Ours(FingerprintKind("int4", 16, 32)), Ours(FingerprintKind("int8", 16, 1, MIDDLE))),
+    *(Rescaled(FingerprintKind("int8", 16)), Rescaled(FingerprintKind("int8", 4))),
     *(Released(16), Released(4)),
     *(Toploc(1, 2), Toploc(1, 8), Toploc(32, 32), Toploc(32, 128)),
 ]
