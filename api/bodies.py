@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.dependencies.utils import get_flat_dependant
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from auditor.errors import TraceSyntaxError
@@ -29,6 +30,7 @@ LOG_TYPES = (
     "application/octet-stream",
 )
 _CODINGS = ("", "identity", "gzip", "zstd")
+_query_names: dict[str, frozenset[str]] = {}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -63,12 +65,21 @@ async def refuse_unknown_query(request: Request) -> None:
     Raises:
         RequestInvalidError: one is not.
     """
-    route = request.scope["route"]
-    known = {field.alias for field in get_flat_dependant(route.dependant).query_params}
     given = [name for name, _ in request.query_params.multi_items()]
+    if not given:
+        return
+    known = _names_of(request.scope["route"])
     if not known.issuperset(given) or len(set(given)) != len(given):
         choice = f"choose from {', '.join(sorted(known))}" if known else "there is none here"
         raise RequestInvalidError("a query parameter is unknown, or comes twice", where="query", fix=choice)
+
+
+def _names_of(route: APIRoute) -> frozenset[str]:
+    found = _query_names.get(route.unique_id)
+    if found is None:
+        found = frozenset(field.alias for field in get_flat_dependant(route.dependant).query_params)
+        _query_names[route.unique_id] = found
+    return found
 
 
 def json_body(model: type[Model], most_bytes: int = MOST_JSON_BYTES) -> Any:

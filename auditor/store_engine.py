@@ -23,9 +23,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from auditor.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import Column, Connection, Engine, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -138,6 +138,18 @@ def insert_if_absent(connection: Connection, table: Table, values: dict[str, Any
     key = next(iter(table.primary_key))
     new = insert(table).values(values).on_conflict_do_nothing().returning(key)
     return connection.execute(new).first() is not None
+
+
+def insert_all_absent(
+    connection: Connection, table: Table, rows: Sequence[dict[str, Any]], key: Column[Any]
+) -> set[Any]:
+    """Insert rows unless a unique column stands against one; the values of `key` in those that were inserted.
+
+    On PostgreSQL this waits for others that are inserting the same: insert in one order everywhere.
+    """
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    new = insert(table).on_conflict_do_nothing().returning(key)
+    return set(connection.execute(new, rows).scalars())
 
 
 def for_writing(connection: Connection) -> Connection:
