@@ -1,6 +1,6 @@
 """Names of what calibrations simulate, the default policy's among them, and how surely each must be caught.
 
-Plain values: who plans or reads a policy needs no reference runner (and no torch, 200 MB of a server's memory).
+Plain values: who plans or reads a policy needs no reference runner (nor torch).
 A test holds them to `reference.deviations`.
 """
 

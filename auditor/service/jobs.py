@@ -37,6 +37,15 @@ def enqueue(connection: Connection, ordered: Sequence[tuple[str, str]], now: int
     connection.execute(insert(event_table), [{"audit_id": audit_id, **first} for audit_id, _ in ordered])
 
 
+def any_due(connection: Connection) -> bool:
+    """Whether a claim is worth a try. Takes no lock: on SQLite idle workers would hold up who writes."""
+    column, now = job_table.c, time_now(connection)
+    queued = and_(column.state == "queued", column.run_at <= now)
+    orphaned = and_(column.state == "running", column.lease_until <= now)
+    due = select(column.number).where(or_(queued, orphaned)).limit(1)
+    return connection.execute(due).first() is not None
+
+
 def claim(connection: Connection, worker: str, terms: Terms) -> Job | None:
     """Take the job that has been due longest of a tenant that may run more; a poison one is quarantined.
 
