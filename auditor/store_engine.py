@@ -33,6 +33,9 @@ LOCK_SECONDS = 30.0
 VARIABLE = "AUDITOR_DATABASE_URL"
 _FORMS = "sqlite:////folder/file.sqlite3 or postgresql://user@host/database"
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
+# Of a process. As many at once as a server answers requests at once (40), so that none waits for a connection;
+# those of a usual day stay open: SQLite settles its journal whenever the last one closes.
+_POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 34}
 _CONNECT_DEFAULTS = {"connect_timeout": 10, "application_name": "auditor"}
 
 
@@ -119,6 +122,7 @@ def connect_to(place: StorePlace, *, foreign_keys: bool = True) -> Engine:
             place.url,
             pool_pre_ping=True,
             hide_parameters=True,
+            **_POOL,
             connect_args={k: v for k, v in _CONNECT_DEFAULTS.items() if k not in place.url.query},
         )
     except ImportError as error:
@@ -172,7 +176,7 @@ def one_line_errors(place: StorePlace) -> Iterator[None]:
 
 
 def _sqlite_engine(place: StorePlace, *, foreign_keys: bool) -> Engine:
-    engine = create_engine(place.url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS})
+    engine = create_engine(place.url, hide_parameters=True, **_POOL, connect_args={"timeout": LOCK_SECONDS})
 
     def prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         if not isinstance(connection, sqlite3.Connection):

@@ -127,7 +127,7 @@ def reads(kind, folder):
     log = (ROOT / "tests/traces/vllm-cpu-bf16-plain.jsonl.gz").read_bytes()
     with ExitStack() as stack:
         url = stack.enter_context(database(kind, folder))
-        client, _, _ = stack.enter_context(server(url, folder))
+        client, pid, _ = stack.enter_context(server(url, folder))
         program = "from auditor.commands import main; main()"
         command = [
             sys.executable,
@@ -138,10 +138,13 @@ def reads(kind, folder):
             str(folder / "blobs"),
             "--threads",
             "1",
+            "--with-parent",
         ]
         environment = os.environ | {"AUDITOR_DATABASE_URL": url, "OMP_NUM_THREADS": "1"}
         worker = stack.enter_context(
-            subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
         )
         stack.callback(worker.terminate)
         ids = []
@@ -152,34 +155,64 @@ def reads(kind, folder):
             time.sleep(0.5)
         kinds = ["/v1/audits?limit=20", f"/v1/audits/{ids[0]}", f"/v1/audits/{ids[0]}/verdict"]
         kinds += [f"/v1/audits/{ids[0]}/evidence?limit=20", "/v1/keys", f"/v1/audits/{ids[-1]}"]
-        started, took = time.monotonic() + 0.5, []
+        started, took, before = time.monotonic() + 0.5, [], processor_seconds(pid)
 
         def one(number):
             due = started + number / READS_A_SECOND
             time.sleep(max(0.0, due - time.monotonic()))
             answer = client.get(kinds[number % len(kinds)])
-            took.append(time.monotonic() - due)
+            took.append((time.monotonic() - due, number % len(kinds)))
             assert answer.status_code == 200
 
-        with ThreadPoolExecutor(48) as pool:
+        with ThreadPoolExecutor(48) as pool, oversleeping() as machine:
             list(pool.map(one, range(READS_A_SECOND * READ_SECONDS)))
+        spent = (processor_seconds(pid) - before) / len(took)
         page = client.get("/v1/audits?limit=50").json()["items"]
-    took.sort()
-    quantile = lambda q: round(1000 * took[min(len(took) - 1, int(q * len(took)))], 1)  # noqa: E731
+    names = [re.sub(r"aud_\w+", "ID", path) for path in kinds]
     return {
         "what": "reads",
         "database": kind,
         "per_second": READS_A_SECOND,
         "requests": len(took),
-        "milliseconds": {
-            "p50": quantile(0.5),
-            "p95": quantile(0.95),
-            "p99": quantile(0.99),
-            "most": quantile(1),
+        "milliseconds": quantiles(seconds for seconds, _ in took),
+        "p99_milliseconds_by_kind": {
+            name: quantiles(seconds for seconds, number in took if names[number] == name)["p99"]
+            for name in dict.fromkeys(names)
         },
+        "sleeper_milliseconds": quantiles(machine),
+        "server_processor_milliseconds_each": round(1000 * spent, 2),
         "audits_done_meanwhile": sum(item["state"] == "done" for item in page),
         "audits": len(page),
     }
+
+
+@contextmanager
+def oversleeping():
+    """By how much a process that does nothing but sleep wakes too late: what the machine adds to any latency."""
+    code = (
+        "import sys, threading, time\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), print(late), __import__('os')._exit(0))).start()\n"
+        "late = []\n"
+        "while True:\n"
+        "    due = time.monotonic() + 0.02\n"
+        "    time.sleep(0.02)\n"
+        "    late.append(round(time.monotonic() - due, 5))\n"
+    )
+    found = []
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield found
+        finally:
+            found += json.loads(process.communicate()[0])
+
+
+def quantiles(seconds):
+    """Of latencies, in milliseconds."""
+    took = sorted(seconds)
+    points = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "most": 1.0}
+    return {name: round(1000 * took[min(len(took) - 1, int(q * len(took)))], 1) for name, q in points.items()}
 
 
 def processor_seconds(pid):
