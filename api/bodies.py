@@ -47,13 +47,17 @@ async def read_body(request: Request, most_bytes: int) -> bytes | bytearray:
     """
     too_large = BodyTooLargeError(f"longer than {most_bytes} bytes", fix="larger logs go through /v1/uploads")
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > most_bytes:
+    expected = int(announced) if announced.isdecimal() else 0
+    if expected > most_bytes:
         raise too_large
-    body = bytearray()  # grown in place: parts and their sum at once would take twice the memory
+    # Laid out at once and filled: what grows is copied as it grows, and held twice meanwhile.
+    body, filled = bytearray(min(expected, MOST_INLINE_BYTES)), 0
     async for part in request.stream():
-        if len(body) + len(part) > most_bytes:
+        if filled + len(part) > most_bytes:
             raise too_large
-        body += part
+        body[filled : filled + len(part)] = part
+        filled += len(part)
+    del body[filled:]
     return body
 
 
