@@ -33,7 +33,7 @@ LOCK_SECONDS = 30.0
 VARIABLE = "AUDITOR_DATABASE_URL"
 _FORMS = "sqlite:////folder/file.sqlite3 or postgresql://user@host/database"
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
-# Of a process. As many at once as a server answers requests at once (40), so that none waits for a connection;
+# Of a process: as many at once as a server answers requests at once (40), so that none waits for one;
 # those of a usual day stay open: SQLite settles its journal whenever the last one closes.
 _POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 34}
 _CONNECT_DEFAULTS = {"connect_timeout": 10, "application_name": "auditor"}
