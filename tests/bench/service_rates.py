@@ -1,12 +1,14 @@
 """What submissions are held against: bare inserts and commits on the same database, and a client that costs little.
 
 The client and the server share the machine's cores, so the client says HTTP/1.1 over a socket of its own and does
-nothing else. Two bare rates, each of so many streams that wait for their own commits, on the same database:
+nothing else. Three bare rates, each of so many streams that wait for their own commits, on the same
+database with the same promise that a commit is on disk:
 
-* `one_row`: a single row of 200 bytes in a table without keys to others;
+* `one_row`: a single row of 200 bytes in a table without keys to others: one flush of the disk;
 * `same_rows`: the seven rows that a submission changes (log, audit, job, event, log entry, Idempotency-Key, and the
-  key's allowance), in the tables they belong in, one statement each. A submission writes its log's bytes to a file,
-  too, and flushes it and its folder; that is in neither.
+  key's allowance), in the tables they belong in, one statement each: one flush;
+* `rows_and_file`: those, once the log's bytes are on disk as a blob, as an acknowledgement promises: three flushes, one
+  after the other (the file, its folder, the commit).
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ def one_row(store):
     return lambda: bare
 
 
-def same_rows(store):
-    """The rows of a submission, made in advance."""
+def same_rows(store, blobs=None):
+    """The rows of a submission, made in advance; with `blobs`, after a file there."""
     with store.transaction() as connection:
         found = connection.execute(select(api_key.c.id, api_key.c.tenant_id)).all()
 
@@ -76,6 +78,8 @@ def same_rows(store):
         def bare():
             number, now, whose = next(_numbers), time.time_ns() // 1000, {"tenant_id": key.tenant_id}
             log, made = new_id("log"), {"id": new_id("aud"), "created": now}
+            if blobs is not None:
+                blobs.put(b'{"schema": "auditor.trace/v1", "id": "b-%d"}\n' % number)
             with store.transaction(writes=True) as connection:
                 run = connection.execute
                 run(
