@@ -26,9 +26,10 @@ from auditor.api.views import (
     view_spans,
 )
 from auditor.input_formats import InputFormat
-from auditor.service import audits, erasure, signatures, tenants
+from auditor.service import audits, signatures, tenants
 from auditor.service.audits import AuditOptions
 from auditor.service.parquet_check import check_inline_log
+from auditor.service.submissions import InlineLog, Order
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
@@ -57,13 +58,13 @@ async def _order_body(request: Request) -> bytes:
 @router.post(
     "/audits",
     status_code=202,
+    response_model=AuditView,
     summary="Submit an audit",
     responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 429),
     openapi_extra=_ORDER_BODY,
 )
 def submit(
     request: Request,
-    response: Response,
     service: TheService,
     submitter: Submitter,
     key: IdempotencyKey,
@@ -75,45 +76,36 @@ def submit(
     noise: Annotated[Label | None, Query()] = None,
     served_model: Annotated[Label | None, Query()] = None,
     provider: Annotated[Label | None, Query(description="Whom the log is of; reports go by it.")] = None,
-) -> AuditView:
+) -> Response:
     """Answers when the order is on disk. The same Idempotency-Key and request order it once.
 
     With an API key; or signed (RFC 9421) by a key that was registered with `POST /v1/keys`.
     """
-    caller = submitter.key
     if submitter.signed is not None:
         signatures.check_body(submitter.message, body)
-    order, digest = None, ""
     options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
+    log: InlineLog | str
     if media_type_of(request) == "application/json":
         order = parsed(AuditOrder, body)
-        options, provider = order.options(), order.provider
+        options, provider, log = order.options(), order.provider, order.log
     else:
         check_inline_log(body)
-        digest = service.blobs.put(body)
-
-    def make() -> str:
-        if order is not None:
-            log = audits.find_log(connection, caller.tenant_id, order.log)
-        else:
-            erasure.keep(connection, digest, service.blobs, lambda: service.blobs.put(body))
-            log = audits.keep_log(connection, caller.tenant_id, digest, name, len(body))
-        return audits.submit(connection, log, options, provider or "")
-
+        log = InlineLog(service.blobs.put(body), name, len(body), lambda: service.blobs.put(body))
     said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
     told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
-    with service.store.transaction(writes=True) as connection:
-        if submitter.signed is not None:
-            signatures.use_up(connection, submitter.signed)
-        audit_id, again = audits.once(connection, caller.tenant_id, key, told, make)
-        audit = audits.find(connection, caller.tenant_id, audit_id)
-        left = tenants.take_allowance(connection, caller)
-    response.headers["Location"] = f"{request.url.path}/{audit_id}"
-    response.headers["RateLimit"] = f'"submissions";r={int(left)}'
-    response.headers["RateLimit-Policy"] = f'"submissions";q={int(tenants.SUBMISSIONS_AT_ONCE)}'
-    if again:
-        response.headers["Idempotent-Replayed"] = "true"
-    return view_audit(audit)
+    taken = service.submissions.submit(
+        Order(submitter.key, key, told, options, provider or "", log, submitter.signed)
+    )
+    headers = {
+        "Location": f"{request.url.path}/{taken.audit.id}",
+        "RateLimit": f'"submissions";r={int(taken.left)}',
+        "RateLimit-Policy": f'"submissions";q={int(tenants.SUBMISSIONS_AT_ONCE)}',
+    }
+    if taken.again:
+        headers["Idempotent-Replayed"] = "true"
+    # Written here: the framework would check and copy it once more.
+    view = view_audit(taken.audit).model_dump_json()
+    return Response(view, 202, headers, "application/json")
 
 
 @router.get("/audits", summary="List audits", responses=responses(401, 403, 422))

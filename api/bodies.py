@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import Depends, Request
 from fastapi.dependencies.utils import get_flat_dependant
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
 
 from auditor.errors import TraceSyntaxError
@@ -29,6 +30,7 @@ LOG_TYPES = (
     "application/octet-stream",
 )
 _CODINGS = ("", "identity", "gzip", "zstd")
+_query_names: dict[str, frozenset[str]] = {}
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -45,13 +47,17 @@ async def read_body(request: Request, most_bytes: int) -> bytes | bytearray:
     """
     too_large = BodyTooLargeError(f"longer than {most_bytes} bytes", fix="larger logs go through /v1/uploads")
     announced = request.headers.get("content-length", "0")
-    if announced.isdecimal() and int(announced) > most_bytes:
+    expected = int(announced) if announced.isdecimal() else 0
+    if expected > most_bytes:
         raise too_large
-    body = bytearray()  # grown in place: parts and their sum at once would take twice the memory
+    # Laid out at once and filled: what grows is copied as it grows, and held twice meanwhile.
+    body, filled = bytearray(min(expected, MOST_INLINE_BYTES)), 0
     async for part in request.stream():
-        if len(body) + len(part) > most_bytes:
+        if filled + len(part) > most_bytes:
             raise too_large
-        body += part
+        body[filled : filled + len(part)] = part
+        filled += len(part)
+    del body[filled:]
     return body
 
 
@@ -63,12 +69,21 @@ async def refuse_unknown_query(request: Request) -> None:
     Raises:
         RequestInvalidError: one is not.
     """
-    route = request.scope["route"]
-    known = {field.alias for field in get_flat_dependant(route.dependant).query_params}
     given = [name for name, _ in request.query_params.multi_items()]
+    if not given:
+        return
+    known = _names_of(request.scope["route"])
     if not known.issuperset(given) or len(set(given)) != len(given):
         choice = f"choose from {', '.join(sorted(known))}" if known else "there is none here"
         raise RequestInvalidError("a query parameter is unknown, or comes twice", where="query", fix=choice)
+
+
+def _names_of(route: APIRoute) -> frozenset[str]:
+    found = _query_names.get(route.unique_id)
+    if found is None:
+        found = frozenset(field.alias for field in get_flat_dependant(route.dependant).query_params)
+        _query_names[route.unique_id] = found
+    return found
 
 
 def json_body(model: type[Model], most_bytes: int = MOST_JSON_BYTES) -> Any:

@@ -9,6 +9,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
+from starlette.concurrency import run_in_threadpool
 
 from auditor.reports.packing import ReportSigner
 from auditor.service import signatures, tenants
@@ -16,7 +17,9 @@ from auditor.service.blobs import Blobs
 from auditor.service.errors import IdempotencyKeyMissingError, UnauthenticatedError
 from auditor.service.oidc import Issuer
 from auditor.service.opening_checks import OpeningChecker
+from auditor.service.recent_callers import RecentCallers
 from auditor.service.signatures import Message, Signed
+from auditor.service.submissions import Submissions
 from auditor.service.tenants import ApiKey
 from auditor.service.webhook_signing import WebhookSigner
 from auditor.store import Store
@@ -36,6 +39,8 @@ class Service:
         issuer: whose tokens people may come with; None where only keys are taken.
         checker: what openings of challenges are checked with.
         log_key: the log's public key, as a vkey; empty where it is not known.
+        callers: who submitted a moment ago.
+        submissions: takes what is submitted.
     """
 
     store: Store
@@ -47,6 +52,12 @@ class Service:
     issuer: Issuer | None = None
     checker: OpeningChecker = field(default_factory=OpeningChecker)
     log_key: str = ""
+    callers: RecentCallers = field(default_factory=RecentCallers)
+    submissions: Submissions = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Make what needs the rest."""
+        object.__setattr__(self, "submissions", Submissions(self.store, self.blobs))
 
 
 async def service_of(request: Request) -> Service:
@@ -96,20 +107,31 @@ class Submission:
     signed: Signed | None
 
 
-def _submission(
+async def _submission(
     request: Request,
     service: TheService,
     bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
 ) -> Submission:
     message = Message(request.method, str(request.url), request.headers)
     if "signature-input" in request.headers:
-        with service.store.transaction() as connection:
-            signed = signatures.authenticate(connection, message)
+        signed = await run_in_threadpool(_signed, service, message)
         signed.key.require("audits:write")
         return Submission(signed.key, message, signed)
-    caller = _caller(service, bearer)
+    # Who came a moment ago may hand in a body; whether the key is still good is asked again in the
+    # transaction that takes it (`tenants.take_allowances`), so a revocation is not overlooked.
+    text = bearer.credentials if bearer is not None else ""
+    caller = service.callers.find(text)
+    if caller is None:
+        caller = await run_in_threadpool(_caller, service, bearer)
+        if text.count(".") == 1:  # a key; tokens end by their own clock
+            service.callers.keep(text, caller)
     caller.require("audits:write")
     return Submission(caller, message, None)
+
+
+def _signed(service: Service, message: Message) -> Signed:
+    with service.store.transaction() as connection:
+        return signatures.authenticate(connection, message)
 
 
 Submitter = Annotated[Submission, Depends(_submission)]

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from auditor.evidence import margin_log_e
-from auditor.must_detect import MUST_DETECT, REQUIRED_POWER
+from auditor.must_detect import MUST_DETECT, REQUIRED_POWER, SHOWS_WITH
 from auditor.noise_model import F64, RequestCounts, log_likelihoods
 from auditor.profile import Deviated, Profile
-from auditor.reference.deviations import DEVIATIONS
 
 DRAWS = 100
 """Simulated audits for each power figure: its standard error is at most 0.05, and 0.03 near 0.9."""
@@ -142,13 +141,11 @@ def more_tokens(profile: Profile, tokens_by_mode: Mapping[str, int], alpha: floa
 
 def can_show(cause: str, mode: str) -> bool:
     """Whether a deviation leaves anything to see in requests sampled that way (`replay.mode_of`)."""
-    deviation = DEVIATIONS.get(cause)
-    if deviation is None:
-        return True
+    needs = SHOWS_WITH.get(cause, "anything")
     return not (
-        (deviation.needs_noise and mode == "greedy")
-        or (deviation.needs_filter and mode != "nucleus")
-        or (deviation.needs_penalty and mode != "penalised")
+        (needs == "noise" and mode == "greedy")
+        or (needs == "filter" and mode != "nucleus")
+        or (needs == "penalty" and mode != "penalised")
     )
 
 

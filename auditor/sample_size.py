@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 from auditor.errors import OptionError
 from auditor.noise_model import RequestCounts, bin_centres
@@ -70,7 +70,7 @@ def tokens_for_mean(effect: Effect, alpha: float, power: float) -> float:
     honest = effect.honest_sd * math.sqrt(design_effect(effect.request_tokens, effect.honest_correlation))
     cheating = effect.sd * math.sqrt(design_effect(effect.request_tokens, effect.correlation))
     # A wide dishonest distribution crosses the threshold that often at any size.
-    root = max(0.0, float((norm.isf(alpha) * honest + norm.ppf(power) * cheating) / gap))
+    root = max(0.0, float((ndtri(power) * cheating - ndtri(alpha) * honest) / gap))
     return root * root
 
 
@@ -80,8 +80,8 @@ def power_of_mean(effect: Effect, alpha: float, tokens: float) -> float:
     cheating = effect.sd * math.sqrt(design_effect(effect.request_tokens, effect.correlation))
     gap = (effect.mean - effect.honest_mean) * math.sqrt(tokens)
     if cheating == 0.0:
-        return float(gap > norm.isf(alpha) * honest)
-    return float(norm.cdf((gap - norm.isf(alpha) * honest) / cheating))
+        return float(gap > -ndtri(alpha) * honest)
+    return float(ndtr((gap + ndtri(alpha) * honest) / cheating))
 
 
 def diluted(effect: Effect, fraction: float) -> Effect:
@@ -224,7 +224,7 @@ def runs_for_difference(sd: float, difference: float, alpha: float, power: float
     check_rates(alpha, power)
     if difference == 0.0:
         return math.inf
-    return float(2.0 * (sd * (norm.isf(alpha / 2) + norm.ppf(power)) / difference) ** 2)
+    return float(2.0 * (sd * (ndtri(power) - ndtri(alpha / 2)) / difference) ** 2)
 
 
 def clustered_variance(between_sd: float, within_sd: float, runs: int, tasks: int) -> float:

@@ -23,9 +23,9 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
 from auditor.errors import StoreError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Connection, Engine, Table
+    from sqlalchemy import Column, Connection, Engine, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -33,6 +33,9 @@ LOCK_SECONDS = 30.0
 VARIABLE = "AUDITOR_DATABASE_URL"
 _FORMS = "sqlite:////folder/file.sqlite3 or postgresql://user@host/database"
 _POSTGRESQL = ("postgresql", "postgres", "postgresql+psycopg")
+# Of a process: as many at once as a server answers requests at once (40), so that none waits for one;
+# those of a usual day stay open: SQLite settles its journal whenever the last one closes.
+_POOL: dict[str, Any] = {"pool_size": 10, "max_overflow": 34}
 _CONNECT_DEFAULTS = {"connect_timeout": 10, "application_name": "auditor"}
 
 
@@ -119,6 +122,7 @@ def connect_to(place: StorePlace, *, foreign_keys: bool = True) -> Engine:
             place.url,
             pool_pre_ping=True,
             hide_parameters=True,
+            **_POOL,
             connect_args={k: v for k, v in _CONNECT_DEFAULTS.items() if k not in place.url.query},
         )
     except ImportError as error:
@@ -138,6 +142,18 @@ def insert_if_absent(connection: Connection, table: Table, values: dict[str, Any
     key = next(iter(table.primary_key))
     new = insert(table).values(values).on_conflict_do_nothing().returning(key)
     return connection.execute(new).first() is not None
+
+
+def insert_all_absent(
+    connection: Connection, table: Table, rows: Sequence[dict[str, Any]], key: Column[Any]
+) -> set[Any]:
+    """Insert rows unless a unique column stands against one; the values of `key` in those that were inserted.
+
+    On PostgreSQL this waits for others that are inserting the same: insert in one order everywhere.
+    """
+    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
+    new = insert(table).on_conflict_do_nothing().returning(key)
+    return set(connection.execute(new, rows).scalars())
 
 
 def for_writing(connection: Connection) -> Connection:
@@ -160,7 +176,7 @@ def one_line_errors(place: StorePlace) -> Iterator[None]:
 
 
 def _sqlite_engine(place: StorePlace, *, foreign_keys: bool) -> Engine:
-    engine = create_engine(place.url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS})
+    engine = create_engine(place.url, hide_parameters=True, **_POOL, connect_args={"timeout": LOCK_SECONDS})
 
     def prepare(connection: DBAPIConnection, _entry: ConnectionPoolEntry) -> None:
         if not isinstance(connection, sqlite3.Connection):

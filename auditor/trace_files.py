@@ -43,7 +43,6 @@ from auditor.input_formats import AdaptedFormat, InputFormat
 from auditor.openai_logs import traces_from_exchange
 from auditor.strict_json import MAX_LINE_BYTES, load_object
 from auditor.trace_format import digest_of, trace_from_object, trace_to_line
-from auditor.trace_parquet import ParquetTraceWriter, read_parquet
 from auditor.trace_recipe import assert_recipe
 from auditor.trace_streams import (
     HEAD_BYTES,
@@ -106,6 +105,8 @@ def read_traces(
                 raise TraceFileError(
                     "Parquet cannot be read from a pipe", where=file, fix="save it to a file"
                 )
+            from auditor.trace_parquet import read_parquet  # noqa: PLC0415  # pyarrow takes 40 MB
+
             yield from read_parquet(stream, file=file)
             return
         if input_format == "parquet":
@@ -277,11 +278,17 @@ def _zstd_encoder(stream: IO[bytes]) -> _Encoder:
     return _LineEncoder(packed, compressed=True)
 
 
+def _parquet_encoder(stream: IO[bytes]) -> _Encoder:
+    from auditor.trace_parquet import ParquetTraceWriter  # noqa: PLC0415  # as above
+
+    return ParquetTraceWriter(stream)
+
+
 _ENCODERS: dict[str, Callable[[IO[bytes]], _Encoder]] = {
     ".jsonl": partial(_LineEncoder, compressed=False),
     ".jsonl.gz": _gzip_encoder,
     ".jsonl.zst": _zstd_encoder,
-    ".parquet": ParquetTraceWriter,
+    ".parquet": _parquet_encoder,
 }
 """File name ending -> how traces are written."""
 

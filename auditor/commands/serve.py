@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 import threading
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from auditor.schedules.mail import MailServer
     from auditor.service.ray_crew import RayCrew
     from auditor.service.worker import Worker
+
+LOWER_PRIORITY = 10
+"""What is added to the niceness of workers that `serve` starts."""
 
 database_option = click.option(
     "--database",
@@ -273,6 +277,8 @@ def worker(
     from auditor.service.worker import Worker  # noqa: PLC0415
     from auditor.store import Store  # noqa: PLC0415
 
+    if with_parent:  # beside the API on one machine: answers come first
+        os.nice(LOWER_PRIORITY)
     log_to_standard_error(log_format)
     server = _mail_server(smtp, mail_from, smtp_ca)
     options.set_threads(threads)

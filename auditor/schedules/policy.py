@@ -16,8 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from auditor.errors import PolicyInvalidError
-from auditor.must_detect import MUST_DETECT, REQUIRED_POWER
-from auditor.reference.deviations import DEVIATIONS
+from auditor.must_detect import MUST_DETECT, REQUIRED_POWER, SHOWS_WITH
 
 SCHEMA = "auditor.policy/v1"
 EXAMPLE = """\
@@ -180,7 +179,7 @@ class _File(_Strict):
     @classmethod
     def _causes(cls, names: list[str]) -> list[str]:
         for name in names:
-            if name not in DEVIATIONS:
+            if name not in SHOWS_WITH:
                 raise ValueError(f"no deviation {name[:60]!r}; `audit generate --list` names them")
         return names
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, select, tuple_, update
 
-from auditor.service import jobs, log_entries, providers, webhooks
+from auditor.service import jobs, log_entries, ordering, providers, webhooks
 from auditor.service.clock import stamp, to_text
 from auditor.service.errors import (
     ConflictError,
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, Row, Select
 
-ENTRY_SCHEMA = "auditor.entry/v1"
+    from auditor.service.ordering import NewAudit
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,16 +201,17 @@ def submit(connection: Connection, log: TraceLog, options: AuditOptions, provide
         EvidenceErasedError: its bytes are gone.
     """
     log.require_bytes()
-    now = stamp(connection)
-    audit_id = new_id("aud")
     registered = providers.named(connection, log.tenant_id, provider)
-    values = {"id": audit_id, "tenant_id": log.tenant_id, "trace_log_id": log.id, "options": options.text()}
-    made = insert(audit_table).values(**values, provider=provider, provider_id=registered, created=now)
-    connection.execute(made)
-    jobs.enqueue(connection, audit_id, log.tenant_id, now)
-    order = {"log": log.digest, "options": f"sha256:{hashlib.sha256(options.text().encode()).hexdigest()}"}
-    log_fact(connection, audit_id, log.tenant_id, "submission", {"audit": audit_id, **order})
-    return audit_id
+    made = ordering.NewAudit(new_id("aud"), log, options, provider, registered)
+    ordering.write(connection, [made], stamp(connection))
+    return made.id
+
+
+def ordered(new: NewAudit, now: int) -> Audit:
+    """An audit as `find` has it at the moment it was ordered."""
+    ends = (None, None, None, None, None)
+    whose, log = (new.options, new.provider), new.log
+    return Audit(new.id, log.tenant_id, now, *whose, log, "queued", 0, 0, *ends, 1, new.provider_id)
 
 
 def record(
@@ -234,8 +235,7 @@ def log_fact(connection: Connection, subject: str, tenant_id: str, kind: str, fa
 
     Digests and ids only: the log is public, and a verdict is the tenant's to publish.
     """
-    entry = {"schema": ENTRY_SCHEMA, "kind": kind, "tenant": tenant_id, **fact}
-    body = json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()
+    body = ordering.entry_body(tenant_id, kind, fact)
     connection.execute(insert(log_entry_table).values(subject=subject, kind=kind, body=body))
 
 

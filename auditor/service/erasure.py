@@ -28,7 +28,7 @@ from auditor.store_schema import tenant as tenant_table
 from auditor.store_schema import trace_log as log_table
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
 
     from sqlalchemy import Connection
 
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from auditor.store import Store
 
 _DAY = 86_400 * SECOND
+_LOCKS = text("SELECT pg_advisory_xact_lock(key) FROM unnest(CAST(:keys AS BIGINT[])) AS key")
 
 
 def erase(store: Store, blobs: Blobs, tenant_id: str, log_id: str) -> TraceLog:
@@ -58,9 +59,15 @@ def erase(store: Store, blobs: Blobs, tenant_id: str, log_id: str) -> TraceLog:
 
 def keep(connection: Connection, digest: str, blobs: Blobs, put: Callable[[], object]) -> None:
     """In the transaction that names a blob: make sure that an erasure has not removed it meanwhile."""
-    _lock(connection, digest)
-    if not blobs.holds(digest):
-        put()
+    keep_all(connection, {digest: put}, blobs)
+
+
+def keep_all(connection: Connection, puts: Mapping[str, Callable[[], object]], blobs: Blobs) -> None:
+    """Several at once: digest -> how to keep those bytes again."""
+    _lock(connection, puts)
+    for digest, put in puts.items():
+        if not blobs.holds(digest):
+            put()
 
 
 def sweep(store: Store, blobs: Blobs) -> int:
@@ -103,14 +110,15 @@ def sweep(store: Store, blobs: Blobs) -> int:
 def _remove(store: Store, blobs: Blobs, digest: str) -> None:
     column = log_table.c
     with store.transaction(writes=True) as connection:
-        _lock(connection, digest)
+        _lock(connection, [digest])
         live = select(func.count()).where(column.digest == digest, column.erased.is_(None))
         if connection.execute(live).scalar_one() == 0:
             blobs.remove(digest)
 
 
-def _lock(connection: Connection, digest: str) -> None:
+def _lock(connection: Connection, digests: Collection[str]) -> None:
     # SQLite's writing transactions exclude each other anyway.
     if connection.dialect.name == "postgresql":
-        key = int(digest.removeprefix("sha256:")[:15], 16)
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": key})
+        # In one order, whoever asks: nobody waits in a circle.
+        keys = sorted(int(digest.removeprefix("sha256:")[:15], 16) for digest in digests)
+        connection.execute(_LOCKS, {"keys": keys})

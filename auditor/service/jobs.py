@@ -22,17 +22,28 @@ from auditor.store_schema import job as job_table
 from auditor.store_schema import tenant as tenant_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from sqlalchemy import Connection, Row
 
 _COLUMNS = [job_table.c[field.name] for field in fields(Job)]
 
 
-def enqueue(connection: Connection, audit_id: str, tenant_id: str, now: int) -> Job:
-    """Add a job; it exists if the audit does, since both are committed together."""
-    job = Job(audit_id, tenant_id, run_at=now)
-    connection.execute(insert(job_table).values(asdict(job)))
-    tell(connection, audit_id, "queued", {}, now)
-    return job
+def enqueue(connection: Connection, ordered: Sequence[tuple[str, str]], now: int) -> None:
+    """Add the jobs of new audits, (audit, tenant) each; they exist if the audits do: one commit."""
+    made = [asdict(Job(audit_id, tenant_id, run_at=now)) for audit_id, tenant_id in ordered]
+    connection.execute(insert(job_table), made)
+    first = {"sequence": 1, "kind": "queued", "data": "{}", "created": now}
+    connection.execute(insert(event_table), [{"audit_id": audit_id, **first} for audit_id, _ in ordered])
+
+
+def any_due(connection: Connection) -> bool:
+    """Whether a claim is worth a try. Takes no lock: on SQLite idle workers would hold up who writes."""
+    column, now = job_table.c, time_now(connection)
+    queued = and_(column.state == "queued", column.run_at <= now)
+    orphaned = and_(column.state == "running", column.lease_until <= now)
+    due = select(column.number).where(or_(queued, orphaned)).limit(1)
+    return connection.execute(due).first() is not None
 
 
 def claim(connection: Connection, worker: str, terms: Terms) -> Job | None:

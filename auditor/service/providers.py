@@ -5,7 +5,7 @@ A key of a tenant belongs to one provider: a signature says whose it is, nobody 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -179,9 +179,17 @@ def _with_keys(connection: Connection, tenant_id: str, found: list[Provider]) ->
 
 def named(connection: Connection, tenant_id: str, name: str) -> str | None:
     """The id of the provider of that name; None where there is none."""
+    return named_all(connection, {(tenant_id, name)}).get((tenant_id, name))
+
+
+def named_all(connection: Connection, names: Collection[tuple[str, str]]) -> dict[tuple[str, str], str]:
+    """The ids of providers, by (tenant, name); those that are none are left out."""
+    if not names:
+        return {}
     column = provider_table.c
-    wanted = select(column.id).where(column.tenant_id == tenant_id, column.name == name)
-    return connection.execute(wanted).scalar_one_or_none()
+    wanted = select(column.tenant_id, column.name, column.id)
+    wanted = wanted.where(tuple_(column.tenant_id, column.name).in_(sorted(names)))
+    return {(row.tenant_id, row.name): row.id for row in connection.execute(wanted)}
 
 
 def signing_keys(

@@ -13,7 +13,7 @@ import secrets
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Double, func, insert, literal, or_, select, tuple_, update
+from sqlalchemy import bindparam, insert, or_, select, tuple_, update
 from sqlalchemy.exc import IntegrityError
 
 from auditor.service.clock import SECOND, stamp
@@ -24,6 +24,7 @@ from auditor.service.errors import (
     RateLimitedError,
     RequestInvalidError,
     ScopeMissingError,
+    ServiceError,
     UnauthenticatedError,
 )
 from auditor.service.identifiers import new_id
@@ -35,7 +36,7 @@ from auditor.store_schema import tenant as tenant_table
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, Row
 
 SCOPES = {
     "audits:read": "read audits, evidence, verdicts and progress",
@@ -53,6 +54,8 @@ MOST_RUNNING = 4
 MOST_KEY_DAYS = 366
 SUBMISSIONS_A_SECOND = 50.0
 SUBMISSIONS_AT_ONCE = 500.0
+_PERSON = "person_"
+"""Such a key stands for a person: it has no end of its own, their tokens have."""
 _DECOY = hashlib.sha256(secrets.token_bytes(32)).digest()
 
 
@@ -243,7 +246,7 @@ def person_key(
     tenant_ids = connection.execute(select(tenant_table.c.id).where(named)).scalars().all()
     if len(tenant_ids) != 1:
         raise UnauthenticatedError("the token is not taken")
-    key_id = f"person_{hashlib.sha256(repr((tenant_ids[0], issuer, subject)).encode()).hexdigest()[:32]}"
+    key_id = f"{_PERSON}{hashlib.sha256(repr((tenant_ids[0], issuer, subject)).encode()).hexdigest()[:32]}"
     wanted = select(*_KEY_COLUMNS).where(key_table.c.id == key_id)
     row = connection.execute(wanted).one_or_none()
     if row is None:
@@ -313,27 +316,56 @@ def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> ApiKey:
 def take_allowance(connection: Connection, key: ApiKey) -> float:
     """Count one submission against a key's token bucket; returns what is left.
 
-    Last in its transaction: others who use the key wait from here on until it ends.
+    Others who use the key wait from here on until the transaction ends.
 
     Raises:
         RateLimitedError: nothing is left.
+        UnauthenticatedError: the key was revoked, or has expired.
+    """
+    left = take_allowances(connection, [key])[0]
+    if isinstance(left, ServiceError):
+        raise left
+    return left
+
+
+def take_allowances(connection: Connection, callers: Sequence[ApiKey]) -> list[float | ServiceError]:
+    """Several submissions at once: what is left after each, or why it may not be taken.
+
+    Whether the keys are still good is looked up here, in the transaction of what they submit: it counts
+    whatever was found out about them before.
     """
     column, now = key_table.c, stamp(connection)
-    least, most = (func.min, func.max) if connection.dialect.name == "sqlite" else (func.least, func.greatest)
+    names = ("id", "revoked", "expires", "allowance", "allowance_at")
+    wanted = select(*(column[name] for name in names)).where(column.id.in_({key.id for key in callers}))
+    # Locked in one order: nobody waits in a circle. `key_share` lets others refer to a key meanwhile.
+    rows = connection.execute(wanted.order_by(column.id).with_for_update(key_share=True))
+    found = {row.id: row for row in rows}
     # A clock that was set back gives nothing, and takes nothing away.
-    gained = most(0, now - column.allowance_at) * (SUBMISSIONS_A_SECOND / SECOND)
-    left = least(literal(SUBMISSIONS_AT_ONCE, Double), column.allowance + gained)
-    taken = (
-        update(key_table)
-        .where(column.id == key.id, left >= 1.0)
-        .values(allowance=left - 1.0, allowance_at=most(now, column.allowance_at))
-        .returning(column.allowance)
-    )
-    found = connection.execute(taken).scalar_one_or_none()
-    if found is None:
+    rate = SUBMISSIONS_A_SECOND / SECOND
+    left = {
+        row.id: min(SUBMISSIONS_AT_ONCE, row.allowance + max(0, now - row.allowance_at) * rate)
+        for row in found.values()
+    }
+    taken = [_taken(found.get(key.id), now, left) for key in callers]
+    used = {key.id for key, one in zip(callers, taken, strict=True) if not isinstance(one, ServiceError)}
+    if used:
+        same = update(key_table).where(column.id == bindparam("key"))
+        changes = [
+            {"key": key, "allowance": left[key], "allowance_at": max(now, found[key].allowance_at)}
+            for key in sorted(used)
+        ]
+        connection.execute(same, changes)
+    return taken
+
+
+def _taken(row: Row[Any] | None, now: int, left: dict[str, float]) -> float | ServiceError:
+    if row is None or row.revoked is not None or (row.expires <= now and not row.id.startswith(_PERSON)):
+        return UnauthenticatedError("the key is unknown, expired or revoked")
+    if left[row.id] < 1.0:
         wait = int(1.0 / SUBMISSIONS_A_SECOND) + 1
-        raise RateLimitedError("too many submissions with this key", retry_after=wait)
-    return float(found)
+        return RateLimitedError("too many submissions with this key", retry_after=wait)
+    left[row.id] -= 1.0
+    return left[row.id]
 
 
 _TENANT_COLUMNS = tuple(

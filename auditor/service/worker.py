@@ -149,6 +149,9 @@ class Worker:
         Raises:
             StoreError: the database refused.
         """
+        with self.store.transaction() as connection:
+            if not jobs.any_due(connection):
+                return False
         with self.store.transaction(writes=True) as connection:
             job = jobs.claim(connection, self.name, self.terms)
         if job is None:

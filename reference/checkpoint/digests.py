@@ -21,7 +21,6 @@ from pathlib import Path
 
 from auditor.errors import ModelNotFoundError
 from auditor.reference.checkpoint.digest_cache import DigestCache
-from auditor.reference.checkpoint.files import SINGLE_FILE, weight_files
 from auditor.reference.tokenizer import read_template
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -37,6 +36,9 @@ def weights_digest(directory: Path | str, *, cache: DigestCache | None = None) -
     Raises:
         ModelNotFoundError, ModelUnsafeError, ModelCorruptError: as `weight_files`.
     """
+    # Here: a process that answers requests digests tokenizers, and is spared torch (200 MB).
+    from auditor.reference.checkpoint.files import SINGLE_FILE, weight_files  # noqa: PLC0415
+
     files = list(weight_files(Path(directory)))
     digests = file_digests(files, cache=cache)
     if [path.name for path in files] == [SINGLE_FILE]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import itertools
 import json
 import os
 import re
@@ -18,27 +17,27 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
-from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, insert
 
 from auditor.service import tenants
+from auditor.service.blobs import BlobFolder
 from auditor.store import Store
+from tests.bench import service_rates
+from tests.bench.service_rates import rate
 from tests.conftest import _postgres_programs, _start
 
 ROOT = Path(__file__).parents[2]
 STREAMS = 8
-SECONDS = 8.0
+SECONDS = 6.0
 ROUNDS = 3
 READS_A_SECOND, READ_SECONDS = 50, 30
 UPLOAD_BYTES = int(os.environ.get("AUDITOR_BENCH_UPLOAD_GIB", "10")) << 30
 PART_BYTES = 8 << 20
-_numbers = itertools.count()
 
 
 @contextmanager
@@ -68,10 +67,10 @@ def server(url, folder):
     keys = [text for _, text in made]
     code = (
         "import sys; from pathlib import Path; from auditor.api import serving; from auditor.service import tenants;"
-        "from auditor.service.egress import Egress;"
+        "from auditor.service.egress import Egress; from auditor.reference.demo.prompts import TARGET;"
         "tenants.SUBMISSIONS_A_SECOND = tenants.SUBMISSIONS_AT_ONCE = 1e9;"
         "serving.serve_all(url=sys.argv[1], folder=Path(sys.argv[2]), listen='127.0.0.1:0', workers=0,"
-        " worker_options=[], new_key=False, blob_store=None, issuer=None, egress=Egress(), on_start=lambda a, _: print(a, flush=True))"
+        " worker_options=[], new_key=False, model=TARGET, blob_store=None, issuer=None, egress=Egress(), on_start=lambda a, _: print(a, flush=True))"
     )
     command = [sys.executable, "-c", code, url, str(folder / "blobs")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
@@ -88,61 +87,40 @@ def server(url, folder):
             process.wait()
 
 
-def rate(call, streams, seconds):
-    """Calls a second of so many streams, each one after the other."""
-    ending, counts = time.monotonic() + seconds, []
-
-    def stream():
-        count = 0
-        while time.monotonic() < ending:
-            call()
-            count += 1
-        counts.append(count)
-
-    started = time.monotonic()
-    threads = [threading.Thread(target=stream) for _ in range(streams)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / (time.monotonic() - started)
-
-
 def submissions(kind, folder):
     """Acknowledged submissions beside bare inserts and commits, in turn on one database."""
-    scratch = Table("bench", MetaData(), Column("n", Integer, primary_key=True), Column("body", LargeBinary))
     with database(kind, folder) as url, server(url, folder) as (client, pid, keys), Store.open(url) as store:
-        scratch.metadata.create_all(store._engine)
-
-        def bare():
-            with store.transaction(writes=True) as connection:
-                connection.execute(insert(scratch).values(body=b"x" * 200))
-
-        def submit():
-            number = next(_numbers)
-            headers = {"Idempotency-Key": f"bench-{number}", "Content-Type": "application/jsonl"}
-            headers["Authorization"] = f"Bearer {keys[number % len(keys)]}"
-            body = b'{"schema": "auditor.trace/v1", "id": "r-%d"}\n' % number
-            answer = client.post("/v1/audits", content=body, headers=headers)
-            assert answer.status_code == 202, answer.text
-
-        rate(submit, STREAMS, 2.0)
-        pairs, spent = [], 0.0
+        calls = {
+            "one_row": service_rates.one_row(store),
+            "same_rows": service_rates.same_rows(store),
+            "rows_and_file": service_rates.same_rows(store, BlobFolder(folder / "blobs")),
+            "submissions": service_rates.submissions(str(client.base_url), keys),
+        }
+        rate(calls["submissions"], STREAMS, 2.0)
+        rounds, spent = [], []
         for _ in range(ROUNDS):
-            plain, before, numbered = rate(bare, STREAMS, SECONDS), processor_seconds(pid), next(_numbers)
-            told = rate(submit, STREAMS, SECONDS)
-            spent = (processor_seconds(pid) - before) / (next(_numbers) - numbered)
-            pairs.append((plain, told))
-    shares = [told / plain for plain, told in pairs]
+            told = {}
+            for name, call in calls.items():
+                before = processor_seconds(pid)
+                told[name] = rate(call, STREAMS, SECONDS)
+                spent.append((processor_seconds(pid) - before) / (told[name] * SECONDS))
+            rounds.append(told)
+    shares = {
+        name: [told["submissions"] / told[name] for told in rounds] for name in ("one_row", "same_rows")
+    }
     return {
         "what": "submissions",
         "database": kind,
         "streams": STREAMS,
-        "bare_per_second": [round(plain, 1) for plain, _ in pairs],
-        "submissions_per_second": [round(told, 1) for _, told in pairs],
-        "server_processor_milliseconds_each": round(1000 * spent, 2),
-        "share_median": round(statistics.median(shares), 3),
-        "share_range": [round(min(shares), 3), round(max(shares), 3)],
+        "a_second": {name: [round(told[name], 1) for told in rounds] for name in calls},
+        "server_processor_milliseconds_each": round(1000 * statistics.median(spent[3::4]), 2),
+        "share": {
+            name: {
+                "median": round(statistics.median(some), 3),
+                "range": [round(min(some), 3), round(max(some), 3)],
+            }
+            for name, some in shares.items()
+        },
     }
 
 
@@ -151,7 +129,7 @@ def reads(kind, folder):
     log = (ROOT / "tests/traces/vllm-cpu-bf16-plain.jsonl.gz").read_bytes()
     with ExitStack() as stack:
         url = stack.enter_context(database(kind, folder))
-        client, _, _ = stack.enter_context(server(url, folder))
+        client, pid, _ = stack.enter_context(server(url, folder))
         program = "from auditor.commands import main; main()"
         command = [
             sys.executable,
@@ -162,10 +140,13 @@ def reads(kind, folder):
             str(folder / "blobs"),
             "--threads",
             "1",
+            "--with-parent",
         ]
         environment = os.environ | {"AUDITOR_DATABASE_URL": url, "OMP_NUM_THREADS": "1"}
         worker = stack.enter_context(
-            subprocess.Popen(command, env=environment, cwd=ROOT, stderr=subprocess.DEVNULL)
+            subprocess.Popen(
+                command, env=environment, cwd=ROOT, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL
+            )
         )
         stack.callback(worker.terminate)
         ids = []
@@ -176,34 +157,64 @@ def reads(kind, folder):
             time.sleep(0.5)
         kinds = ["/v1/audits?limit=20", f"/v1/audits/{ids[0]}", f"/v1/audits/{ids[0]}/verdict"]
         kinds += [f"/v1/audits/{ids[0]}/evidence?limit=20", "/v1/keys", f"/v1/audits/{ids[-1]}"]
-        started, took = time.monotonic() + 0.5, []
+        started, took, before = time.monotonic() + 0.5, [], processor_seconds(pid)
 
         def one(number):
             due = started + number / READS_A_SECOND
             time.sleep(max(0.0, due - time.monotonic()))
             answer = client.get(kinds[number % len(kinds)])
-            took.append(time.monotonic() - due)
+            took.append((time.monotonic() - due, number % len(kinds)))
             assert answer.status_code == 200
 
-        with ThreadPoolExecutor(48) as pool:
+        with ThreadPoolExecutor(48) as pool, oversleeping() as machine:
             list(pool.map(one, range(READS_A_SECOND * READ_SECONDS)))
+        spent = (processor_seconds(pid) - before) / len(took)
         page = client.get("/v1/audits?limit=50").json()["items"]
-    took.sort()
-    quantile = lambda q: round(1000 * took[min(len(took) - 1, int(q * len(took)))], 1)  # noqa: E731
+    names = [re.sub(r"aud_\w+", "ID", path) for path in kinds]
     return {
         "what": "reads",
         "database": kind,
         "per_second": READS_A_SECOND,
         "requests": len(took),
-        "milliseconds": {
-            "p50": quantile(0.5),
-            "p95": quantile(0.95),
-            "p99": quantile(0.99),
-            "most": quantile(1),
+        "milliseconds": quantiles(seconds for seconds, _ in took),
+        "p99_milliseconds_by_kind": {
+            name: quantiles(seconds for seconds, number in took if names[number] == name)["p99"]
+            for name in dict.fromkeys(names)
         },
+        "sleeper_milliseconds": quantiles(machine),
+        "server_processor_milliseconds_each": round(1000 * spent, 2),
         "audits_done_meanwhile": sum(item["state"] == "done" for item in page),
         "audits": len(page),
     }
+
+
+@contextmanager
+def oversleeping():
+    """By how much a process that does nothing but sleep wakes too late: what the machine adds to any latency."""
+    code = (
+        "import sys, threading, time\n"
+        "threading.Thread(target=lambda: (sys.stdin.read(), print(late), __import__('os')._exit(0))).start()\n"
+        "late = []\n"
+        "while True:\n"
+        "    due = time.monotonic() + 0.02\n"
+        "    time.sleep(0.02)\n"
+        "    late.append(round(time.monotonic() - due, 5))\n"
+    )
+    found = []
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield found
+        finally:
+            found += json.loads(process.communicate()[0])
+
+
+def quantiles(seconds):
+    """Of latencies, in milliseconds."""
+    took = sorted(seconds)
+    points = {"p50": 0.5, "p95": 0.95, "p99": 0.99, "most": 1.0}
+    return {name: round(1000 * took[min(len(took) - 1, int(q * len(took)))], 1) for name, q in points.items()}
 
 
 def processor_seconds(pid):

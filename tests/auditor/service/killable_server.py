@@ -1,11 +1,7 @@
-"""The service's server as a process for kill tests: `audit serve` without its command line, and signing often.
-
-python -m tests.auditor.service.killable_server URL BLOBS LISTEN
-"""
+"""The service's server as a process for kill tests: `audit serve` without its command line, and signing often."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from auditor.api import serving
@@ -13,8 +9,8 @@ from auditor.reference.demo.prompts import TARGET
 from auditor.service.egress import Egress
 
 
-def main():
-    url, blobs, listen = sys.argv[1:]
+def run(told, url, blobs, listen):
+    """Be the server; says "up" when it listens."""
     serving.PLACE_SECONDS = 0.1
     serving.serve_all(
         url=url,
@@ -27,9 +23,5 @@ def main():
         blob_store=None,
         issuer=None,
         egress=Egress(),
-        on_start=lambda address, _key: print(address, flush=True),
+        on_start=lambda _address, _key: told.send("up"),
     )
-
-
-if __name__ == "__main__":
-    main()

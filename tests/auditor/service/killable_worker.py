@@ -1,13 +1,9 @@
-"""A worker process for kill tests: real queue, real database, and work that takes a few committed steps.
-
-python -m tests.auditor.service.killable_worker URL LEASE_SECONDS STEP_SECONDS
-"""
+"""A worker process for kill tests: real queue, real database, and work that takes a few committed steps."""
 
 from __future__ import annotations
 
 import hashlib
 import signal
-import sys
 import time
 
 from auditor.service import audits
@@ -44,15 +40,11 @@ def new_work(step_seconds):
     return work
 
 
-def main():
-    url, lease_seconds, step_seconds = sys.argv[1:]
+def run(told, url, lease_seconds, step_seconds):
+    """Be a worker; says "up" when it looks for work."""
     with Store.open(url) as store:
-        terms = Terms(lease_seconds=float(lease_seconds), most_lost_leases=1000)
-        worker = Worker(store, new_work(float(step_seconds)), terms=terms, poll_seconds=0.05)
+        terms = Terms(lease_seconds=lease_seconds, most_lost_leases=1000)
+        worker = Worker(store, new_work(step_seconds), terms=terms, poll_seconds=0.05)
         signal.signal(signal.SIGTERM, lambda *_: worker.stop())
-        print("ready", flush=True)
+        told.send("up")
         worker.run()
-
-
-if __name__ == "__main__":
-    main()

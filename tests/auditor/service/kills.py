@@ -8,12 +8,9 @@ import itertools
 import json
 import random
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
-from pathlib import Path
 
 import httpx
 from sqlalchemy import text
@@ -22,14 +19,7 @@ from auditor.merkle.checkpoints import parse_checkpoint
 from auditor.merkle.tree import Tree
 from auditor.transparency_log import TransparencyLog
 from tests.auditor.service.killable_worker import STEPS, output_of, verdict_of
-
-WORKER = Path(__file__).with_name("killable_worker.py")
-
-
-def start_worker(url, *, lease, step):
-    command = [sys.executable, "-m", "tests.auditor.service.killable_worker", url, str(lease), str(step)]
-    root = WORKER.parents[3]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root)
+from tests.auditor.service.processes import start_server, start_worker
 
 
 def rows(store, sql):
@@ -118,24 +108,15 @@ class Server:
     def __init__(self, url, blobs):
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.listen = f"127.0.0.1:{free.getsockname()[1]}"
-        self.command = [
-            sys.executable,
-            "-m",
-            "tests.auditor.service.killable_server",
-            url,
-            str(blobs),
-            self.listen,
-        ]
+        self.arguments = (url, blobs, self.listen)
         self.heads, self.kills = [], 0
         self.start()
 
     def start(self):
-        self.process = subprocess.Popen(self.command, stdout=subprocess.DEVNULL, cwd=WORKER.parents[3])
-        self.answered = None
+        self.process, self.answered = start_server(*self.arguments), None
 
     def kill(self):
         self.process.kill()
-        self.process.wait()
         self.kills += 1
 
     def submit(self, key, number):
@@ -168,23 +149,73 @@ class Server:
                 self.heads.append((head.size, head.root))
 
 
-def soak(store, url, server, key, *, jobs, kills, workers, lease, step, seed, seconds):
-    """Submit over HTTP and kill at random: workers, mostly those at work, and the server while it is asked.
+@contextlib.contextmanager
+def oversleeping():
+    """By how much this process, asleep for 10 ms at a time, woke too late at worst: a list of one number."""
+    ended, worst = threading.Event(), [0.0]
 
-    Returns (acknowledged, kills made, [(job, when)]).
+    def sleep():
+        while not ended.is_set():
+            due = time.monotonic() + 0.01
+            time.sleep(0.01)
+            worst[0] = max(worst[0], time.monotonic() - due)
+
+    thread = threading.Thread(target=sleep)
+    thread.start()
+    try:
+        yield worst
+    finally:
+        ended.set()
+        thread.join()
+
+
+class Crew:
+    """Workers, some of them idle: a tenant runs fewer jobs at once than there are workers.
+
+    Only a worker at work whose job another could take at once is killed, since what is measured is how long that
+    takes: there must be one that is up and has nothing to do.
+    """
+
+    def __init__(self, url, count, **terms):
+        self._start = lambda: start_worker(url, **terms)
+        self.workers = [self._start() for _ in range(count)]
+        assert all(worker.is_up(60) for worker in self.workers)
+        self.killed = []
+
+    def kill_one(self, running, chance):
+        """Kill a worker at work, and start another; whether there was one that may be killed."""
+        at_work = {int(row.worker.rpartition(":")[2]): row.audit_id for row in running}
+        busy = [number for number, worker in enumerate(self.workers) if worker.pid in at_work]
+        idle = [worker for worker in self.workers if worker.pid not in at_work and worker.is_up()]
+        if not busy or not idle:
+            return False
+        number = chance.choice(busy)
+        self.workers[number].kill()
+        self.killed.append((at_work[self.workers[number].pid], time.time()))
+        self.workers[number] = self._start()
+        return True
+
+    def end(self):
+        for worker in self.workers:
+            worker.kill()
+
+
+def soak(store, url, server, key, *, jobs, kills, crew, seed, seconds):
+    """Submit over HTTP and kill at random: workers at work, and the server while it is asked.
+
+    Returns (acknowledged, kills made).
     """
     chance = random.Random(seed)
-    alive = [start_worker(url, lease=lease, step=step) for _ in range(workers)]
-    for process in alive:
-        assert process.stdout.readline() == b"ready\n"
-    acknowledged, made, killed, deadline = set(), 0, [], time.monotonic() + seconds
+    acknowledged, made, deadline = set(), 0, time.monotonic() + seconds
     ending, numbers, failures = threading.Event(), itertools.count(), []
 
     def supply():
         try:
             while not ending.is_set():
                 acknowledged.add(server.submit(key, next(numbers)))
-                while rows(store, "SELECT count(*) FROM job WHERE state = 'queued'")[0][0] > workers:
+                while rows(store, "SELECT count(*) FROM job WHERE state = 'queued'")[0][0] > len(
+                    crew.workers
+                ):
                     if ending.wait(0.1):
                         return
         except BaseException as error:
@@ -205,29 +236,19 @@ def soak(store, url, server, key, *, jobs, kills, workers, lease, step, seed, se
                 break
             # One kill in three is the server's, some time after it answered: it is asked without a pause.
             due = server.answered is not None and time.monotonic() - server.answered > patience
-            if due and made < kills and 3 * server.kills <= made:
+            turn = made < kills and 3 * server.kills <= made
+            if turn and due:
                 server.kill()
                 made, patience = made + 1, chance.random()
                 server.start()
-            at_work = {int(row.worker.rpartition(":")[2]): row.audit_id for row in running}
-            busy = [n for n, process in enumerate(alive) if process.pid in at_work]
-            if made < kills and chance.random() < 0.5 and (busy or chance.random() < 0.1):
-                number = chance.choice(busy or range(workers))
-                pid = alive[number].pid
-                alive[number].kill()
-                if pid in at_work:
-                    killed.append((at_work[pid], time.time()))
-                alive[number].communicate()
-                made += 1
-                alive[number] = start_worker(url, lease=lease, step=step)
+            elif made < kills and not turn and chance.random() < 0.5:
+                made += crew.kill_one(running, chance)
             time.sleep(chance.random() * 0.3)
     finally:
         ending.set()
         for thread in suppliers:
             thread.join()
-        for process in alive:
-            process.kill()
-            process.communicate()
+        crew.end()
         server.kill()
     assert not failures, failures
-    return acknowledged, made, killed
+    return acknowledged, made

@@ -93,17 +93,23 @@ class Rig:
                 connection, tenant.id, "k", scope, days=1, public_key=signer.public.vkey
             )
         self.signer = RequestSigner(key.id, signer)
+        # One application for all processes: routes and schemas take longer to make than what they are made for.
+        self.application = create_application(self.service(None))
+
+    def service(self, store):
+        """The service of a process."""
+        blobs, uploads = BlobFolder(self.folder / "blobs"), self.folder / "uploads"
+        return Service(store, blobs, uploads, self.folder / "log", WebhookSigner(bytes(32)))
 
     def submit(self, number):
         """A signed submission over HTTP."""
 
         def act(store):
-            blobs, uploads = BlobFolder(self.folder / "blobs"), self.folder / "uploads"
-            service = Service(store, blobs, uploads, self.folder / "log", WebhookSigner(bytes(32)))
+            self.application.state.service = self.service(store)
             body = b'{"number": %d}\n' % number
             headers = {"Content-Type": "application/jsonl", "Idempotency-Key": f"key-{number}"}
             headers = self.signer.headers("POST", URL, headers, body)
-            answer = TestClient(create_application(service)).post(URL, content=body, headers=headers)
+            answer = TestClient(self.application).post(URL, content=body, headers=headers)
             assert answer.status_code == 202, answer.text
             return answer.json()["id"]
 
