@@ -14,6 +14,7 @@ from sqlalchemy import insert, select
 from auditor.disputes.disputes import overturned
 from auditor.schedules import alerts, bill_rows, likelihoods, schedules, slots
 from auditor.schedules.judging import (
+    BILL,
     Judged,
     bills_part,
     bills_said,
@@ -262,7 +263,7 @@ def judge(connection: Connection, job: Job, policy: Policy, causes: Sequence[tup
         why_none=_why_none(connection, slot),
         bad_lines=drawn.get("bad_lines", 0),
         still_accused=found.still_accused,
-        accumulated=causes,
+        accumulated=tuple(causes) or _earlier_causes(found),
     )
     end = time_now(connection)
     started = found.before.period_end if found.before is not None else None
@@ -278,6 +279,13 @@ def judge(connection: Connection, job: Job, policy: Policy, causes: Sequence[tup
         period_end=max(end, started + 1),
         findings=_findings(judged, now, slot, policy, found.before),
     )
+
+
+def _earlier_causes(found: History) -> tuple[tuple[str, float], ...]:
+    """What an accusation by replays that still stands was explained by; bills are named anew each time."""
+    told = (found.before.findings or {}).get("causes", []) if found.still_accused and found.before else []
+    replayed = 1.0 - sum(weight for cause, weight in told if cause == BILL)
+    return tuple((cause, weight / replayed) for cause, weight in told if cause != BILL)
 
 
 def _findings(

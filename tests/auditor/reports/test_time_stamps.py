@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -140,6 +141,13 @@ def test_an_authority_that_is_not_there_or_nowhere():
         over_http("ftp://example.com")
     with pytest.raises(OptionError, match=r"ca\.pem"):
         read_roots(b"no PEM", "ca.pem")
+
+
+def test_without_the_extra_it_is_said_which(stamp, authority, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rfc3161_client", None)
+    with pytest.raises(OptionError, match="time stamps need rfc3161_client") as caught:
+        verified(stamp, authority)
+    assert "[tsa]" in caught.value.fix
 
 
 def test_a_stamped_pack_verifies_with_its_root_redacted_or_not_and_says_when(authority, tmp_path):

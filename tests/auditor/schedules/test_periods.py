@@ -205,6 +205,22 @@ def test_a_suspicious_period_enlarges_the_next_sample_up_to_a_limit(verdict, sus
     assert periods._budget([], policy) == 1000
 
 
+@pytest.mark.parametrize(
+    ("verdict", "told", "overturned", "wanted"),
+    [
+        ("inconsistent", [["weights/int4", 0.45], [PADDED, 0.5]], False, (("weights/int4", 0.9),)),
+        ("inconsistent", [[PADDED, 1.0]], False, ()),
+        ("inconsistent", [["weights/int4", 0.9]], True, ()),
+        ("consistent", [], False, ()),
+    ],
+)
+def test_an_accusation_that_stands_keeps_the_cause_its_replays_had(verdict, told, overturned, wanted):
+    empty = dict.fromkeys(slots.Slot.__slots__)
+    before = slots.Slot(**empty | {"verdict": verdict, "findings": {"causes": told}})
+    found = periods.History((), (before, slots.Slot(**empty)), overturned)
+    assert periods._earlier_causes(found) == wanted
+
+
 def test_each_period_is_audited_at_its_own_level(tmp_path):
     weeks = Weeks(f"sqlite:///{tmp_path}/store.sqlite3", tmp_path, (Demo("steady"),))
     with weeks.clock():
