@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -9,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from auditor.api.application import create_application
@@ -31,6 +32,7 @@ logger = logging.getLogger("auditor.serve")
 
 _WORKER = "from auditor.commands import main; main()"
 _MOST_REST = 30.0
+_M_MMAP_THRESHOLD = -3  # of glibc's <malloc.h>
 SWEEP_SECONDS = 600.0
 PLACE_SECONDS = 2.0
 """An entry is in a signed tree after about so long."""
@@ -106,7 +108,18 @@ def serve_all(
         stack.enter_context(_meanwhile("webhooks", Sender(store, signer, egress).run))
         # Whoever waits for the interpreter gets it sooner: an answer is many short turns.
         sys.setswitchinterval(SWITCH_SECONDS)
+        _give_memory_back()
         serve(create_application(service), listener)
+
+
+def _give_memory_back() -> None:
+    """Have bodies of requests taken from the system and given back to it.
+
+    By itself glibc keeps such blocks once it has seen one freed, and the process grows to what all its
+    threads held at different times. Elsewhere nothing happens.
+    """
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def first_key(store: Store, *, always: bool = False) -> str | None:

@@ -46,6 +46,7 @@ def schema(world, monkeypatch):
     world.alice.submit()
     world.work()
     schema = schemathesis.openapi.from_asgi("/v1/openapi.json", world.client.app)
+    schema.config.request_timeout = 120.0  # a plan takes seconds, on a busy machine many
     # Whoever breaks `maxLength` may break the limit of all bodies with it.
     refused, taken = (
         schema.config.checks.negative_data_rejection,
