@@ -30,6 +30,7 @@ from auditor.api.bodies import refuse_unknown_query
 from auditor.api.description import complete
 from auditor.api.metrics import count_answer
 from auditor.api.pages import audits as audit_pages
+from auditor.api.pages import challenges as challenge_pages
 from auditor.api.pages import disputes as dispute_pages
 from auditor.api.pages import files, overview, problem_codes, signing_in, submitting
 from auditor.api.pages import keys as key_pages
@@ -57,6 +58,7 @@ _PAGES = (
     submitting,
     schedule_pages,
     report_pages,
+    challenge_pages,
     dispute_pages,
     profile_pages,
     log_page,

@@ -184,6 +184,13 @@ def named(connection: Connection, tenant_id: str, name: str) -> str | None:
     return connection.execute(wanted).scalar_one_or_none()
 
 
+def names(connection: Connection, tenant_id: str) -> dict[str, str]:
+    """Ids and names of all the tenant's providers, by name."""
+    column = provider_table.c
+    wanted = select(column.id, column.name).where(column.tenant_id == tenant_id).order_by(column.name)
+    return {row.id: row.name for row in connection.execute(wanted)}
+
+
 def signing_keys(
     connection: Connection, tenant_id: str, provider_id: str | None = None
 ) -> dict[PublicKey, str]:
