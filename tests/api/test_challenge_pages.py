@@ -58,6 +58,11 @@ def test_a_challenge_is_followed_from_the_draw_to_what_was_opened(ring, alice): 
         assert alice.get(f"{path}/receipts/{kind}").text.startswith("c2sp.org/tlog-proof")
         assert alice.get(f"{path}/entries/{kind}").json()["kind"] == kind
     assert alice.get(f"{path}/result.json").json()["found"]["seen"] == 16
+    log = alice.get("/log").text
+    assert log.count(f'<a href="{path}">') == 2, "challenge and result"
+    assert log.count(f"<code>{challenge['commitment']}</code>") == 4, "its heads"
+    assert "<code></code>" not in log
+    assert f'href="{path}"' not in Browser(ring.world).get("/log").text
 
 
 def test_hidden_tokens_are_not_sent_until_they_are_asked_for(ring, alice):  # noqa: F811
