@@ -30,8 +30,8 @@ class NewProvider(Body):
     name: Label = Field(examples=["acme"], description="As its logs and schedules name it; for good.")
     vkeys: Vkeys = Field(
         default=[],
-        description="Commitment keys: public keys that it signs commitments with. (Keys that sign submissions "
-        "are API keys: `POST /v1/keys` with a `public_key`.)",
+        description="Commitment keys: public keys that it signs commitments with. (Keys that sign "
+        "submissions are API keys: `POST /v1/keys` with a `public_key`.)",
     )
 
 

@@ -196,9 +196,9 @@ class NewKey(Body):
     scopes: list[Scope] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
     public_key: Label | None = Field(
         default=None,
-        description="Makes it a submission key: the public half (a vkey, as `audit keys generate` prints it) of "
-        "a key that signs submissions (RFC 9421); no secret is made. (Keys that sign commitments belong to a "
-        "provider: `vkeys` of `POST /v1/providers`.)",
+        description="Makes it a submission key: the public half (a vkey, as `audit keys generate` prints "
+        "it) of a key that signs submissions (RFC 9421); no secret is made. (Keys that sign commitments "
+        "belong to a provider: `vkeys` of `POST /v1/providers`.)",
         examples=["acme.example/submissions+0af1b2c3+AQ..."],
     )
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")

@@ -202,7 +202,7 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
 
 
 def _strip(head: TokenHead, asked: Sequence[int], seen: frozenset[int]) -> Iterator[tuple[str, float, float]]:
-    """(class, left, width) of what is drawn of a response: seen blocks, and over them those asked for here."""
+    """(class, left, width) of a response's blocks: those that were seen, over them those asked for here."""
     whole = 1000 / max(1, head.blocks)
     for kind, blocks in (("seen", sorted(seen)), ("asked", sorted(asked))):
         for first, after in _runs(blocks):

@@ -28,7 +28,12 @@ CHALLENGES = {
     "failed": "What was opened contradicts what the provider signed.",
     "withheld": "The provider did not open what was drawn.",
 }
-CHALLENGE_COLOURS = {"open": "inconclusive", "held": "consistent", "failed": "inconsistent", "withheld": "inconsistent"}
+CHALLENGE_COLOURS = {
+    "open": "inconclusive",
+    "held": "consistent",
+    "failed": "inconsistent",
+    "withheld": "inconsistent",
+}
 TESTS = {
     "token-difr": "How far tokens are off",
     "token-difr-uncalibrated": "Share of tokens off, without a profile",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import and_, func, insert, or_, select, update
 
-from auditor.service import queue, webhooks
+from auditor.service import queue, tracing, webhooks
 from auditor.service.clock import now as time_now
 from auditor.service.errors import LeaseLostError
 from auditor.service.queue import Job, Terms
@@ -30,9 +30,22 @@ _COLUMNS = [job_table.c[field.name] for field in fields(Job)]
 def enqueue(connection: Connection, audit_id: str, tenant_id: str, now: int) -> Job:
     """Add a job; it exists if the audit does, since both are committed together."""
     job = Job(audit_id, tenant_id, run_at=now)
-    connection.execute(insert(job_table).values(asdict(job)))
+    connection.execute(insert(job_table).values(**asdict(job), traceparent=tracing.traceparent()))
     tell(connection, audit_id, "queued", {}, now)
     return job
+
+
+def traceparent(connection: Connection, audit_id: str) -> str | None:
+    """The trace context in which an audit was ordered; None where nobody traced."""
+    wanted = select(job_table.c.traceparent).where(job_table.c.audit_id == audit_id)
+    return connection.execute(wanted).scalar_one_or_none()
+
+
+def state(connection: Connection, audit_id: str) -> str:
+    """Where an audit's job stands."""
+    return str(
+        connection.execute(select(job_table.c.state).where(job_table.c.audit_id == audit_id)).scalar_one()
+    )
 
 
 def claim(connection: Connection, worker: str, terms: Terms) -> Job | None:

@@ -1,7 +1,7 @@
 """Whom a tenant buys from: names, the keys they sign with, and how they have fared.
 
-A provider is its name, for good: logs, audits, schedules, policies, standings and signed reports say whom they
-are about by it (`docs/decisions/0027`). The id stands for the same name where rows refer to each other.
+A provider is its name, for good: logs, audits, schedules, policies, standings and signed reports say by it
+whom they are about (`docs/decisions/0027`). The id stands for that name where rows refer to each other.
 
 A commitment key of a tenant belongs to one provider: a signature says whose it is, nobody has to claim it.
 """
@@ -241,9 +241,7 @@ def standing(connection: Connection, tenant_id: str, provider_id: str) -> Provid
     )
 
 
-def answered(
-    connection: Connection, tenant_id: str, provider_id: str | None = None
-) -> list[ProviderAnswers]:
+def answered(connection: Connection, tenant_id: str, provider_id: str | None = None) -> list[ProviderAnswers]:
     """What providers committed to, and how their challenges ended: of one, or of all the tenant's by name."""
     column = commitment_table.c
     made = select(column.provider_id, func.count(), func.count(column.finished))

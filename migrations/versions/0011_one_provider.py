@@ -1,4 +1,4 @@
-"""A provider is its name: audits are linked to who is registered under it, and exhibits go by the audits' names.
+"""A provider is its name: audits are linked to who is registered under it, exhibits go by the audits' names.
 
 An audit whose submitter named nobody keeps the name that its log gave, on the pages only: reports that were
 made of it must come out again as they are. A downgrade has the exhibits go by what their logs name again.

@@ -1,4 +1,4 @@
-"""The trace context that a submission came with, beside its job (W3C `traceparent`; null where nobody traces)."""
+"""The trace context of a submission beside its job: W3C `traceparent`, null where nobody traces."""
 
 from __future__ import annotations
 

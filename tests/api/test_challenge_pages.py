@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from html import unescape
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -77,7 +78,7 @@ def test_hidden_tokens_are_not_sent_until_they_are_asked_for(ring, alice):  # no
     assert f"{len(ids)} hidden tokens left out" in words(redacted)
     shown = alice.get(f"{path}?hidden=shown")
     assert text.strip()[:12] in unescape(shown.text)
-    for n in range(0, len(text) - 6):
+    for n in range(len(text) - 6):
         assert text[n : n + 6] not in redacted.text, "it had been sent all along"
     listed = alice.get("/challenges").text
     assert text.strip()[:12] not in listed
@@ -159,7 +160,7 @@ def test_another_tenants_challenges_are_not_there(ring, alice):  # noqa: F811
 def test_runs_are_the_numbers_and_no_two_touch(numbers):
     runs = list(_runs(sorted(numbers)))
     assert [n for first, after in runs for n in range(first, after)] == sorted(numbers)
-    assert all(a[1] < b[0] for a, b in zip(runs, runs[1:], strict=False))
+    assert all(a[1] < b[0] for a, b in pairwise(runs))
 
 
 def test_without_the_tokenizer_opened_tokens_are_shown_as_numbers(ring, alice):  # noqa: F811

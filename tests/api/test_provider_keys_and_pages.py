@@ -40,7 +40,7 @@ def test_a_session_that_a_providers_key_had_before_is_over(world):
     with world.service.store.transaction(writes=True) as connection:
         own = tenants.authenticate(connection, world.alice.key)
         connection.exec_driver_sql(
-            f"UPDATE session SET api_key_id = '{key['id']}' WHERE api_key_id = '{own.id}'"  # noqa: S608
+            f"UPDATE session SET api_key_id = '{key['id']}' WHERE api_key_id = '{own.id}'"
         )
     with world.service.store.transaction() as connection:
         assert sessions.find(connection, secret) is None
