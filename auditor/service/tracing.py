@@ -172,7 +172,7 @@ def spanned(
 
     def around(method: Callable[Concatenate[_S, _P], _R]) -> Callable[Concatenate[_S, _P], _R]:
         @wraps(method)
-        def called(self: _S, *arguments: _P.args, **named: _P.kwargs) -> _R:
+        def called(self: _S, /, *arguments: _P.args, **named: _P.kwargs) -> _R:
             if _on.tracer is None:
                 return method(self, *arguments, **named)
             with span(name):

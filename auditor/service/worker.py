@@ -170,9 +170,15 @@ class Worker:
             return
         with self.store.transaction() as connection:
             ordered = jobs.traceparent(connection, job.audit_id)
-        told = {"audit": job.audit_id, "tenant": job.tenant_id}
-        counts = {"attempts": job.attempts, "lost_leases": job.lost_leases}
-        with tracing.span("audit", kind="consumer", parent=ordered, **told, **counts) as tell:
+        with tracing.span(
+            "audit",
+            kind="consumer",
+            parent=ordered,
+            audit=job.audit_id,
+            tenant=job.tenant_id,
+            attempts=job.attempts,
+            lost_leases=job.lost_leases,
+        ) as tell:
             yield
             with self.store.transaction() as connection:
                 tell("auditor.state", jobs.state(connection, job.audit_id))
