@@ -25,7 +25,6 @@ from auditor.service.exposures import exposures
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from auditor.merkle.token_heads import TokenHead
     from auditor.service.challenges import KeptChallenge
     from auditor.service.commitments import KeptCommitment
 
@@ -117,8 +116,8 @@ def look(
         asked=sum(len(response.head.block_range(block)) for block in drawn["blocks"]),
         result=None if kept.result is None else json.loads(kept.result),
         seen=seen,
-        strip=list(_strip(response.head, drawn["blocks"], seen.blocks)),
-        runs=[] if body is None else _opened(service, response.head, body, show=hidden == "shown"),
+        strip=list(_strip(response, drawn["blocks"], seen.blocks)),
+        runs=[] if body is None else _opened(service, response, body, show=hidden == "shown"),
         hidden_shown=hidden == "shown",
         entries={kind: entry for kind, entry in entries.items() if entry is not None},
     )
@@ -201,18 +200,20 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
         yield first, after
 
 
-def _strip(head: TokenHead, asked: Sequence[int], seen: frozenset[int]) -> Iterator[tuple[str, float, float]]:
+def _strip(
+    response: KeptCommitment, asked: Sequence[int], seen: frozenset[int]
+) -> Iterator[tuple[str, float, float]]:
     """(class, left, width) of a response's blocks: those that were seen, over them those asked for here."""
-    whole = 1000 / max(1, head.blocks)
+    whole = 1000 / max(1, response.head.blocks)
     for kind, blocks in (("seen", sorted(seen)), ("asked", sorted(asked))):
         for first, after in _runs(blocks):
             yield kind, round(first * whole, 2), round(max(1.0, (after - first) * whole), 2)
 
 
-def _opened(service: Service, head: TokenHead, body: bytes, *, show: bool) -> list[OpenedRun]:
+def _opened(service: Service, response: KeptCommitment, body: bytes, *, show: bool) -> list[OpenedRun]:
     """What was opened, neighbours together: as text where the tokenizer is at hand, else as ids."""
     _, opening = opening_from_json(json.loads(body), "opening")
-    tokenizer = service.checker.tokenizers.get(head.tokenizer)
+    tokenizer = service.checker.tokenizers.get(response.head.tokenizer)
     found = []
     for first, after in _runs(sorted(opening.leaves)):
         text = None

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 
 from auditor.disputes import disputes
 from auditor.disputes.rules import Said
-from auditor.reports.making import make_report
-from auditor.reports.policy import parse_policy
 from auditor.service import exhibits
 from tests.api.conftest import LINE, refused
 from tests.api.test_pages import Browser, exhibit_of, work
 from tests.api.test_providers import made, post, provider
-
-POLICY = parse_policy(b'schema = "auditor.report-policy/v1"\nname = "strict"\nversion = "1"\n')
 
 
 def overview(world):
@@ -22,14 +17,6 @@ def overview(world):
     with world.service.store.transaction() as connection:
         found = exhibits.standings(connection, world.alice.tenant.id)
     return {row.provider: row.verdicts for row in found}
-
-
-def reported(world):
-    """Audits of each provider in a report about everybody."""
-    with world.service.store.transaction() as connection:
-        now = int(connection.exec_driver_sql("SELECT max(created) FROM verdict").scalar_one()) + 1
-    report = json.loads(make_report(world.service.store, world.alice.tenant.id, "", 0, now, POLICY))
-    return {row["name"]: sum(row["audits"].values()) for row in report["providers"]}
 
 
 def listed(world, name="acme"):
@@ -68,7 +55,6 @@ def test_who_submits_says_whom_a_log_is_of_and_else_the_log_does(world):
     assert [a["provider_id"] for a in found] == [None, ours, ours]
     assert overview(world) == {"acme": {"inconsistent": 2}, None: {"inconsistent": 1}}
     assert world.alice.get(f"/v1/providers/{ours}/standing").json()["audits"]["inconsistent"] == 2
-    assert reported(world) == {"acme": 2, "unnamed": 1}
     assert listed(world) == 2
 
 
