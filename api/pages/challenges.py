@@ -203,7 +203,7 @@ def _runs(numbers: Iterable[int]) -> Iterator[tuple[int, int]]:
 def _strip(
     response: KeptCommitment, asked: Sequence[int], seen: frozenset[int]
 ) -> Iterator[tuple[str, float, float]]:
-    """(class, left, width) of a response's blocks: those that were seen, over them those asked for here."""
+    """(class, left, width) of a response's blocks: those seen, over them those asked for here."""
     whole = 1000 / max(1, response.head.blocks)
     for kind, blocks in (("seen", sorted(seen)), ("asked", sorted(asked))):
         for first, after in _runs(blocks):
