@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from fastapi import APIRouter, Request, Response
 
 from auditor.api.pages.layout import render
@@ -10,10 +12,18 @@ from auditor.api.paging import Cursor, decode_cursor, encode_cursor
 from auditor.api.service import TheService
 from auditor.profiles import shipped_profiles
 from auditor.service import tenant_profiles
+from auditor.store import StoredProfile
 
 router = APIRouter(include_in_schema=False)
 _PAGE = 20
 """Few: each profile is a file to be read whole, so that its signatures can be checked."""
+
+
+@cache
+def _shipped() -> list[StoredProfile]:
+    """Those shipped with the program, once: an id is the digest of a whole profile."""
+    found = sorted(shipped_profiles().values(), key=lambda p: p.key.provider_recipe)
+    return [StoredProfile(p.id, p.key, p.created, p.honest_tokens) for p in found]
 
 
 @router.get("/profiles")
@@ -33,5 +43,5 @@ def listed(request: Request, service: TheService, visit: ReadingVisit, cursor: C
         trusted=trusted,
         following=last and encode_cursor(last.created, last.id),
         stored=service.store.profiles(),
-        shipped=sorted(shipped_profiles().values(), key=lambda p: p.key.provider_recipe),
+        shipped=_shipped(),
     )
