@@ -124,7 +124,7 @@ def _opened_challenge(client):
     ):
         client.call("POST", f"/v1/{path}", json=body, headers={"Idempotency-Key": path})
     commitment = client.call("POST", "/v1/commitments", json={"heads": heads_of(trace)})
-    order = {"commitment": commitment["id"], "blocks": 2}
+    order = {"commitment": commitment["id"], "blocks": 5}
     deadline = time.monotonic() + WAIT_SECONDS
     while True:  # until the final head is in a signed tree
         answer = client._http.post("/v1/challenges", json=order, headers={"Idempotency-Key": "c"})

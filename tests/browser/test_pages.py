@@ -112,7 +112,7 @@ def test_a_challenge_is_found_by_keyboard_and_its_hidden_tokens_are_sent_only_wh
     page.keyboard.press("Enter")
     page.wait_for_url("**/challenges")
     row = page.locator("tbody tr").first
-    assert "40.00%" in row.inner_text()
+    assert "100.00%" in row.inner_text()
     row.get_by_role("link").focus()
     page.keyboard.press("Enter")
     page.wait_for_url(f"**{service.challenge}")
@@ -122,7 +122,8 @@ def test_a_challenge_is_found_by_keyboard_and_its_hidden_tokens_are_sent_only_wh
     page.get_by_role("link", name="Show it").press("Enter")
     page.get_by_text("Hidden tokens are shown").wait_for()
     shown = page.locator(".excerpt blockquote").first.inner_text().removeprefix("Hidden:").strip()
-    assert len(shown) > 8
+    assert re.search(r"\w", shown), "readable"
+    assert len(shown) >= 8
     assert shown not in before, "it had been sent all along"
     page.emulate_media(media="print")
     assert page.locator(".toggle").is_hidden()
