@@ -51,12 +51,19 @@ class PostgresServer:
         return f"postgresql://{self.user}@/{database}?host={self.folder}"
 
     def new_database(self):
+        name = f"test_{os.getpid()}_{next(_database_numbers)}"
+        self._run(f'CREATE DATABASE "{name}"')
+        return self.url(name)
+
+    def drop_database(self, url):
+        name = url.removeprefix("postgresql://").split("/")[1].split("?")[0]
+        self._run(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+    def _run(self, statement):
         import psycopg
 
-        name = f"test_{os.getpid()}_{next(_database_numbers)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            connection.execute(f'CREATE DATABASE "{name}"')
-        return self.url(name)
+            connection.execute(statement)
 
 
 def _postgres_programs():
@@ -104,6 +111,14 @@ def _reachable_programs(programs, folder, account):
     return programs
 
 
+def _memory_folder():
+    """Where files live in memory: a database is a thousand files, made and deleted for a test."""
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or shutil.disk_usage(memory).free < 2 << 30:
+        return None
+    return memory if os.access(memory, os.W_OK | os.X_OK) else None
+
+
 def _start(programs, folder, fsync="off"):
     import psycopg
 
@@ -132,7 +147,12 @@ def _start(programs, folder, fsync="off"):
     )
     if made.returncode != 0:
         raise RuntimeError(f"initdb failed: {made.stdout}{made.stderr}")
-    settings = {"listen_addresses": "", "unix_socket_directories": str(folder), "fsync": fsync}
+    settings = {
+        "listen_addresses": "",
+        "unix_socket_directories": str(folder),
+        "fsync": fsync,
+        "max_wal_size": "256MB",
+    }
     flags = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     log = folder / "log"
     with log.open("wb") as output:
@@ -168,7 +188,9 @@ def postgres_server():
     problems = []
     for programs in candidates:
         # Not pytest's own folder: the server's account could not enter it. Short: socket names are.
-        with tempfile.TemporaryDirectory(prefix="auditor-pg-", ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(
+            prefix="auditor-pg-", dir=_memory_folder(), ignore_cleanup_errors=True
+        ) as folder:
             try:
                 process, server = _start(programs, Path(folder))
             except (RuntimeError, OSError, subprocess.SubprocessError) as error:
@@ -189,5 +211,9 @@ def postgres_server():
 def database_url(request, tmp_path):
     """An empty database on each engine."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path / 'store.sqlite3'}"
-    return request.getfixturevalue("postgres_server").new_database()
+        yield f"sqlite:///{tmp_path / 'store.sqlite3'}"
+        return
+    server = request.getfixturevalue("postgres_server")
+    url = server.new_database()
+    yield url
+    server.drop_database(url)

@@ -85,7 +85,7 @@ def made_sensible(case):
             "by": "Jo Doe",
             "evidence": [],
         }
-        if case.path == "/v1/keys":
+        if "scopes" in case.body:
             changes |= {
                 "provider": None,
                 "scopes": [s for s in case.body.get("scopes", []) if s in SCOPES] or ["keys"],

@@ -14,11 +14,10 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from starlette.testclient import TestClient
 
-from auditor.api.application import create_application
 from auditor.errors import OptionError
 from auditor.service import oidc
 from auditor.service.oidc import Issuer
-from tests.api.conftest import refused
+from tests.api.conftest import application_over, refused
 
 AUDIENCE = "https://audit.example"
 RSA = rsa.generate_private_key(public_exponent=65537, key_size=2048)
@@ -80,7 +79,7 @@ def issuer():
 @pytest.fixture
 def client(world, issuer):
     service = replace(world.service, issuer=Issuer(issuer.url, AUDIENCE))
-    with TestClient(create_application(service), raise_server_exceptions=False) as client:
+    with TestClient(application_over(service), raise_server_exceptions=False) as client:
         yield client
 
 

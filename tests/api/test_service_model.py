@@ -23,7 +23,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from starlette.testclient import TestClient
 
-from auditor.api.application import create_application
 from auditor.api.service import Service
 from auditor.service import audits, jobs, tenants, webhooks
 from auditor.service.blobs import BlobFolder
@@ -33,7 +32,7 @@ from auditor.service.queue import Terms
 from auditor.service.webhook_signing import WebhookSigner
 from auditor.store import Store
 from auditor.transparency_log import TransparencyLog
-from tests.api.conftest import LINE
+from tests.api.conftest import LINE, application_over
 
 STEPS = int(os.environ.get("AUDITOR_SOAK_STEPS", "240"))
 A_RUN = 80
@@ -79,7 +78,7 @@ class ServiceModel(RuleBasedStateMachine):
         blobs = BlobFolder(root / "blobs")
         service = Service(self.store, blobs, root / "uploads", root / "log", WebhookSigner(bytes(32)))
         self.log = open_log(root / "log", root / "log.key")
-        self.client = TestClient(create_application(service), raise_server_exceptions=False)
+        self.client = TestClient(application_over(service), raise_server_exceptions=False)
         self.known, self.entries, self.number, self.messages = [], 0, 0, 0
         for name in ("alice", "bob"):
             with self.store.transaction(writes=True) as connection:
