@@ -35,7 +35,7 @@ def test_the_page_says_of_each_own_profile_who_vouches_for_it_and_whether_it_is_
     (row,) = rows(alice)
     assert SHORT in row
     assert f"{ends:%Y-%m-%d}" in row
-    assert row.endswith("yes")
+    assert " yes " in row
     assert rows(bob) == []
     assert "Shipped for the demo model" in alice.get("/profiles").text
     while datetime.now(UTC) <= ends:
@@ -45,13 +45,13 @@ def test_the_page_says_of_each_own_profile_who_vouches_for_it_and_whether_it_is_
     assert SHORT in row, "signed it is still"
     second = replace(demo_profile(), note=None, expires=None, created="2027-01-01T00:00:00Z")
     second = hand_in(world.alice, sign_profile(second, AUDITOR)).json()["id"]
-    assert [r.split(" ")[-1] for r in rows(alice)][1] == "yes"
+    assert " yes " in rows(alice)[1]
     other_recipe = replace(demo_profile().key, provider_recipe="<i>other</i>")
     third = replace(demo_profile(), note=None, expires=None, created="2026-01-01T00:00:00Z", key=other_recipe)
     for created, end in (("2026-01-01T00:00:00Z", None), ("2026-01-02T00:00:00Z", "2999-01-01T00:00:00Z")):
         hand_in(world.alice, sign_profile(replace(third, created=created, expires=end), AUDITOR))
     assert "a newer one was handed in" in rows(alice)[2]
-    assert rows(alice)[3].endswith("yes")
+    assert " yes " in rows(alice)[3]
     assert "<i>other" not in alice.get("/profiles").text
     post(world.alice, f"/v1/profiles/{second}/revoke", {"reason": "<b>quantized</b>"})
     assert "revoked 20" in rows(alice)[1]
