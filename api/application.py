@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from fastapi import APIRouter, Depends, FastAPI
 from starlette.datastructures import MutableHeaders
@@ -28,8 +29,9 @@ from auditor.api import (
 )
 from auditor.api.bodies import refuse_unknown_query
 from auditor.api.description import complete
-from auditor.api.metrics import count_answer
+from auditor.api.metrics import count_answer, method_of, route_of
 from auditor.api.pages import audits as audit_pages
+from auditor.api.pages import challenges as challenge_pages
 from auditor.api.pages import disputes as dispute_pages
 from auditor.api.pages import files, overview, problem_codes, signing_in, submitting
 from auditor.api.pages import keys as key_pages
@@ -40,6 +42,7 @@ from auditor.api.pages import schedules as schedule_pages
 from auditor.api.pages.negotiation import refuse
 from auditor.api.problems import add_handlers, problem_response
 from auditor.api.service import Service
+from auditor.service import tracing
 from auditor.service.errors import NotFoundError
 
 _DESCRIPTION = """Did the LLM provider run what it sold? Hand in a provider's log; a worker replays it on a
@@ -51,12 +54,14 @@ _HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+_UNTRACED = ("/livez", "/readyz", "/startupz", "/metrics")
 _PAGES = (
     overview,
     audit_pages,
     submitting,
     schedule_pages,
     report_pages,
+    challenge_pages,
     dispute_pages,
     profile_pages,
     log_page,
@@ -68,7 +73,8 @@ _PAGES = (
 
 
 def create_application(service: Service) -> FastAPI:
-    """The application over an open service."""
+    """The application over an open service; traced where the environment asks for it."""
+    tracing.start("serve")
     application = FastAPI(
         title="auditor",
         version="1",
@@ -95,8 +101,14 @@ def create_application(service: Service) -> FastAPI:
     return application
 
 
+def _traceparent(scope: Scope) -> str | None:
+    """The caller's trace context; it is no secret of ours, and what is none is not followed."""
+    found: bytes | None = next((value for name, value in scope["headers"] if name == b"traceparent"), None)
+    return None if found is None else found.decode("latin-1")
+
+
 class _Observed:
-    """Adds the headers that every answer carries, and counts it."""
+    """Adds the headers that every answer carries, counts it, and traces it where that is asked for."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -105,6 +117,15 @@ class _Observed:
         if scope["type"] != "http":
             await self._application(scope, receive, send)
             return
+        if tracing.is_on() and scope["path"] not in _UNTRACED:
+            with tracing.span("HTTP", kind="server", parent=_traceparent(scope)) as tell:
+                await self._answer(scope, receive, send, tell)
+        else:
+            await self._answer(scope, receive, send, None)
+
+    async def _answer(
+        self, scope: Scope, receive: Receive, send: Send, tell: Callable[[str, str | int], None] | None
+    ) -> None:
         started = time.perf_counter()
         application: ASGIApp = self._application
         if "\0" in scope["path"]:  # no identifier of ours, and no text that PostgreSQL can be asked for
@@ -116,6 +137,11 @@ class _Observed:
                 for name, value in _HEADERS.items():
                     headers.setdefault(name, value)
                 count_answer(scope, message["status"], started)
+                if tell is not None:
+                    tracing.rename(f"{method_of(scope)} {route_of(scope)}")
+                    tell("http.request.method", method_of(scope))
+                    tell("http.route", route_of(scope))
+                    tell("http.response.status_code", message["status"])
             await send(message)
 
         await application(scope, receive, observed)

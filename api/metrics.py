@@ -63,9 +63,18 @@ class _Requests(Collector):
         yield from _requests.collect()
 
 
+def route_of(scope: Scope) -> str:
+    """The route that answers a request, with its parameters' names instead of their values."""
+    return str(getattr(scope.get("route"), "path", "none"))
+
+
+def method_of(scope: Scope) -> str:
+    """The method of a request, if it is one that is known."""
+    return scope["method"] if scope["method"] in ("GET", "POST", "PUT", "PATCH", "DELETE") else "other"
+
+
 def count_answer(scope: Scope, status: int, started: float) -> None:
     """Count and time an answer by route, never by path (a path names things of tenants)."""
-    route = getattr(scope.get("route"), "path", "none")
-    method = scope["method"] if scope["method"] in ("GET", "POST", "PUT", "PATCH", "DELETE") else "other"
+    route, method = route_of(scope), method_of(scope)
     _answered.labels(method, route, str(status)).inc()
     _seconds.labels(method, route).observe(time.perf_counter() - started)

@@ -27,15 +27,18 @@ _MAKES: dict[str, Any] = {"status_code": 201, "responses": responses(400, 401, 4
 class NewProvider(Body):
     """A provider to be registered."""
 
-    name: Label = Field(examples=["acme"])
-    vkeys: Vkeys = Field(default=[], description="Public keys that it signs commitments with.")
+    name: Label = Field(examples=["acme"], description="As its logs and schedules name it; for good.")
+    vkeys: Vkeys = Field(
+        default=[],
+        description="Commitment keys: public keys that it signs commitments with. (Keys that sign "
+        "submissions are API keys: `POST /v1/keys` with a `public_key`.)",
+    )
 
 
 class ProviderChange(Body):
     """What is to be changed of a provider; what is left out stays."""
 
-    name: Label | None = Field(default=None, examples=["acme"])
-    vkeys: Vkeys | None = Field(default=None, description="All its keys from now on.")
+    vkeys: Vkeys | None = Field(default=None, description="All its commitment keys from now on.")
 
 
 class ProviderView(BaseModel):
@@ -44,7 +47,7 @@ class ProviderView(BaseModel):
     id: str = Field(examples=["prv_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"])
     name: str = Field(examples=["acme"])
     created: Time
-    vkeys: Vkeys
+    vkeys: Vkeys = Field(description="Commitment keys.")
 
 
 class ProviderPage(BaseModel):
@@ -58,8 +61,8 @@ class StandingView(BaseModel):
     """What is on record about a provider."""
 
     audits: dict[str, int] = Field(
-        description="Audits that name it, by verdict.",
-        examples=[{"consistent": 12, "inconsistent": 1, "inconclusive": 3}],
+        description="Audits that name it, by verdict; `overturned` where a dispute was upheld.",
+        examples=[{"consistent": 12, "inconsistent": 1, "inconclusive": 3, "overturned": 0}],
     )
     without_verdict: int = Field(examples=[1])
     commitments: int = Field(examples=[40])
@@ -180,7 +183,7 @@ def look_at_provider(
 @router.patch(
     "/providers/{provider_id}",
     tags=["providers"],
-    summary="Rename a provider, or replace its keys",
+    summary="Replace a provider's commitment keys",
     responses=responses(400, 401, 403, 404, 409, 412, 413, 415, 422, 428),
     openapi_extra={**json_content(ProviderChange), "parameters": [IF_MATCH_PARAMETER]},
 )
@@ -198,9 +201,7 @@ def change_provider(
         found = providers.find(connection, caller.tenant_id, provider_id)
         if version != str(found.version):
             raise VersionStaleError("the provider was changed meanwhile", where="If-Match")
-        providers.change(
-            connection, caller.tenant_id, provider_id, found.version, name=body.name, vkeys=body.vkeys
-        )
+        providers.change(connection, caller.tenant_id, provider_id, found.version, vkeys=body.vkeys)
         found = providers.find(connection, caller.tenant_id, provider_id)
     response.headers["ETag"] = f'"{found.version}"'
     return _view(found)

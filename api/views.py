@@ -100,7 +100,15 @@ class AuditView(BaseModel):
     state: State
     created: Time
     finished: Time | None
-    provider: str | None = Field(description="Whom the log is of.", examples=["acme"])
+    provider: str | None = Field(
+        description="Whom the log is of: as said when it was submitted, else what the log itself names, once "
+        "there is a verdict.",
+        examples=["acme"],
+    )
+    provider_id: str | None = Field(
+        description="Of the registered provider of that name.",
+        examples=["prv_019acb7d3f4b7d0f8e6a0c1b2d3e4f50"],
+    )
     log: LogView
     options: dict[str, Any] = Field(examples=[{"alpha": 0.001, "input_format": "auto"}])
     attempts: int = Field(description="Attempts that ended in an error.", examples=[0])
@@ -188,8 +196,9 @@ class NewKey(Body):
     scopes: list[Scope] = Field(min_length=1, max_length=20, examples=[["audits:read", "audits:write"]])
     public_key: Label | None = Field(
         default=None,
-        description="Of a provider's own key (a vkey, as `audit keys generate` prints it): submissions are "
-        "signed with it (RFC 9421), and no secret is made.",
+        description="Makes it a submission key: the public half (a vkey, as `audit keys generate` prints "
+        "it) of a key that signs submissions (RFC 9421); no secret is made. (Keys that sign commitments "
+        "belong to a provider: `vkeys` of `POST /v1/providers`.)",
         examples=["acme.example/submissions+0af1b2c3+AQ..."],
     )
     days: float = Field(default=90.0, gt=0.0, le=MOST_KEY_DAYS, description="Its life.")
@@ -208,7 +217,7 @@ class KeyView(BaseModel):
     expires: Time
     revoked: Time | None
     provider: str | None = Field(examples=[None])
-    public_key: str | None = Field(description="Of a key that signs submissions.", examples=[None])
+    public_key: str | None = Field(description="Of a submission key.", examples=[None])
 
 
 class MadeKey(KeyView):
@@ -275,6 +284,7 @@ def view_audit(audit: Audit) -> AuditView:
             "created": to_text(audit.created),
             "finished": None if audit.finished is None else to_text(audit.finished),
             "provider": audit.provider or None,
+            "provider_id": audit.provider_id,
             "log": view_log(audit.log),
             "options": options,
             "attempts": audit.attempts,

@@ -140,6 +140,8 @@ job = Table(
     text_column("error_code", null=True),
     text_column("error", null=True),
     Column("finished", BigInteger, nullable=True),
+    # W3C trace context of the submission; null where nobody traces.
+    text_column("traceparent", null=True),
     UniqueConstraint("audit_id"),
     Index("ix_job_due", "state", "run_at"),
     Index("ix_job_tenant", "tenant_id", "state"),

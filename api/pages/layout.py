@@ -47,6 +47,7 @@ NAVIGATION = (
     NavItem("/submit", "Submit", "audits:write"),
     NavItem("/schedules", "Schedules", "audits:read"),
     NavItem("/reports", "Reports", "audits:read"),
+    NavItem("/challenges", "Challenges", "audits:read"),
     NavItem("/disputes", "Disputes", "audits:read"),
     NavItem("/profiles", "Profiles", "audits:read"),
     NavItem("/log", "Log"),

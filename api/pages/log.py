@@ -16,8 +16,15 @@ from auditor.transparency_log import read_checkpoint
 
 router = APIRouter(include_in_schema=False)
 _NEWEST = 25
-_SUBJECTS = {"report": "/reports", "dispute": "/disputes", "audit": "/audits"}
-_DIGESTS = ("verdict", "digest", "said", "log")
+# Where an entry of that subject leads to; commitments have no page of their own.
+_SUBJECTS = {
+    "report": "/reports",
+    "dispute": "/disputes",
+    "challenge": "/challenges",
+    "commitment": "",
+    "audit": "/audits",
+}
+_DIGESTS = ("verdict", "digest", "said", "result", "challenge_digest", "head", "log")
 
 
 @router.get("/log")
@@ -46,11 +53,12 @@ def show(request: Request, service: TheService, visit: AnyVisit) -> Response:
 def _entry(position: int, value: dict[str, Any], visit: Visit | None) -> dict[str, Any]:
     """A line of the list; it leads further for the tenant whose entry it is."""
     kind, subject = next(((kind, str(value[kind])) for kind in _SUBJECTS if kind in value), ("", ""))
+    folder = _SUBJECTS.get(kind, "")
     ours = visit is not None and visit.key.tenant_id == value.get("tenant")
     return {
         "position": position,
         "kind": str(value.get("kind", "")),
         "subject": subject,
-        "path": f"{_SUBJECTS[kind]}/{subject}" if ours and kind else "",
+        "path": f"{folder}/{subject}" if ours and folder else "",
         "digest": next((str(value[name]) for name in _DIGESTS if name in value), ""),
     }

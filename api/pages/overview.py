@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 from auditor.api.pages.layout import render
 from auditor.api.pages.visits import ReadingVisit
 from auditor.api.service import TheService
-from auditor.service import audits, exhibits
+from auditor.service import audits, exhibits, providers
 
 router = APIRouter(include_in_schema=False)
 _NEWEST = 6
@@ -20,5 +20,8 @@ def overview(request: Request, service: TheService, visit: ReadingVisit) -> Resp
     with service.store.transaction() as connection:
         standings = exhibits.standings(connection, tenant)
         newest = audits.listed(connection, tenant, after=None, limit=_NEWEST)
+        answers = providers.answered(connection, tenant)
         subjects = exhibits.subjects(connection, tenant, [audit.id for audit in newest])
-    return render(request, "overview", visit, standings=standings, audits=newest, subjects=subjects)
+    return render(
+        request, "overview", visit, standings=standings, answers=answers, audits=newest, subjects=subjects
+    )

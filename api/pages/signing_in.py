@@ -22,7 +22,7 @@ from auditor.api.pages.visits import (
 )
 from auditor.api.service import TheService
 from auditor.service import sessions
-from auditor.service.errors import UnauthenticatedError
+from auditor.service.errors import ScopeMissingError, UnauthenticatedError
 
 router = APIRouter(include_in_schema=False)
 # A path of ours: one slash, then no second one, and no backslash, which browsers read as one.
@@ -67,6 +67,9 @@ def sign_in(request: Request, service: TheService, fields: VisitorForm) -> Respo
             secret = sessions.sign_in(connection, fields.one("key"))
     except UnauthenticatedError:
         return _form_page(request, following, "This key is unknown, expired or revoked.", 401)
+    except ScopeMissingError as error:
+        said = f"{error.message[:1].upper()}{error.message[1:]}."
+        return _form_page(request, following, said, error.status)
     answer = RedirectResponse(following, 303)
     set_cookie(request, answer, "session", secret)
     drop_cookie(request, answer, "visitor")

@@ -22,6 +22,18 @@ STATES = {
     "quarantined": "Set aside: workers died over it",
     "cancelled": "Cancelled",
 }
+CHALLENGES = {
+    "open": "An answer is awaited.",
+    "held": "What was opened is what the provider signed.",
+    "failed": "What was opened contradicts what the provider signed.",
+    "withheld": "The provider did not open what was drawn.",
+}
+CHALLENGE_COLOURS = {
+    "open": "inconclusive",
+    "held": "consistent",
+    "failed": "inconsistent",
+    "withheld": "inconsistent",
+}
 TESTS = {
     "token-difr": "How far tokens are off",
     "token-difr-uncalibrated": "Share of tokens off, without a profile",
@@ -125,6 +137,8 @@ FILTERS: dict[str, Any] = {
         "test_name",
     )
 } | {
+    "challenge_verdict": CHALLENGE_COLOURS.__getitem__,
+    "challenge_words": CHALLENGES.__getitem__,
     "outcome_words": OUTCOMES.__getitem__,
     "state_words": STATES.__getitem__,
 }

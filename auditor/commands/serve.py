@@ -55,6 +55,13 @@ log_format_option = click.option(
     show_default=True,
     help="Form of the service's own log on standard error; it holds no prompts.",
 )
+traces_option = click.option(
+    "--traces",
+    default=None,
+    metavar="URL",
+    help="Send OpenTelemetry traces to this OTLP/HTTP collector; they hold no prompts, outputs or names. "
+    "[default: as the OTEL_* variables say, else none]",
+)
 lease_option = click.option(
     "--lease",
     type=click.FloatRange(min=0.5),
@@ -134,6 +141,7 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
 )
 @lease_option
 @log_format_option
+@traces_option
 @mail_options
 @options.model_option
 @options.adapter_option
@@ -153,6 +161,7 @@ def serve(
     webhook_ca: Path | None,
     lease: float,
     log_format: LogFormat,
+    traces: str | None,
     smtp: str | None,
     mail_from: str | None,
     smtp_ca: Path | None,
@@ -172,9 +181,11 @@ def serve(
       audit serve
       audit serve --database postgresql://auditor@db/auditor --blobs /srv/blobs --workers 0
     """
+    from auditor.service import tracing  # noqa: PLC0415
     from auditor.service.places import blob_folder  # noqa: PLC0415
 
     log_to_standard_error(log_format)
+    tracing.start("serve", traces)  # for the workers that are started here, too
     with service_extra("serve"):
         # The room above this one: nothing here may import it, and somebody has to start it.
         serving = import_module("auditor.api.serving")
@@ -204,6 +215,7 @@ def serve(
         egress=Egress.of_options(webhook_allow, webhook_proxy, webhook_ca),
         on_start=_print_start,
     )
+    tracing.stop()
 
 
 def _print_start(address: str, key: str | None) -> None:
@@ -220,6 +232,7 @@ def _print_start(address: str, key: str | None) -> None:
 @blob_store_option
 @lease_option
 @log_format_option
+@traces_option
 @mail_options
 @options.model_option
 @options.adapter_option
@@ -245,6 +258,7 @@ def worker(
     blob_store: str | None,
     lease: float,
     log_format: LogFormat,
+    traces: str | None,
     smtp: str | None,
     mail_from: str | None,
     smtp_ca: Path | None,
@@ -271,6 +285,7 @@ def worker(
     from auditor.replay import Reference  # noqa: PLC0415
     from auditor.schedules.keeper import Keeper  # noqa: PLC0415
     from auditor.schedules.period_work import PeriodWork  # noqa: PLC0415
+    from auditor.service import tracing  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
     from auditor.service.places import blob_folder, open_blobs  # noqa: PLC0415
     from auditor.service.queue import Terms  # noqa: PLC0415
@@ -280,6 +295,7 @@ def worker(
     if with_parent:  # beside the API on one machine: answers come first
         os.nice(LOWER_PRIORITY)
     log_to_standard_error(log_format)
+    tracing.start("worker", traces)
     server = _mail_server(smtp, mail_from, smtp_ca)
     options.set_threads(threads)
     reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
@@ -295,6 +311,7 @@ def worker(
         _stop_when_told(hand, with_parent=with_parent)
         with keeper.beside():
             hand.run()
+    tracing.stop()
 
 
 def _crew(address: str | None, model: Path, adapter: Path | None, actors: int | None) -> RayCrew | None:

@@ -8,6 +8,7 @@ and the profiles: it says nothing about time or speed, and is the same bytes who
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
 from auditor.schedules import bill_rows, likelihoods
-from auditor.service import audits, exhibits, providers, tenant_profiles
+from auditor.service import audits, exhibits, providers, tenant_profiles, tracing
 from auditor.service.clock import SECOND
 from auditor.service.exhibit import exhibit_of
 from auditor.service.fan_out import Crew, shards_of
@@ -75,7 +76,9 @@ class AuditWork:
             keys = providers.signing_keys(connection, audit.tenant_id, audit.provider_id)
         audit.log.require_bytes()
         try:
-            return self._judged(audit, tuple(keys), lease, self._blobs.path(audit.log.digest))
+            with tracing.span("blob read"):
+                path = self._blobs.path(audit.log.digest)
+            return self._judged(audit, tuple(keys), lease, path)
         except AuditError:
             # Erased under our hands? Then that is what to say.
             with lease.store.transaction() as connection:
@@ -86,6 +89,23 @@ class AuditWork:
 
     def _judged(self, audit: Audit, keys: tuple[PublicKey, ...], lease: Lease, path: Path) -> Effects:
         steps = Steps(lease)
+        with tracing.span("audit replay"):
+            result = self._replayed(audit, keys, lease, path, steps)
+        body, traces = documents(result)
+        exhibit = exhibit_of(result)
+        bills = bill_rows.bills_of(result.verdicts, self._reference.tokenizer)
+
+        def effects(connection: Connection, now: int) -> None:
+            audits.record(connection, audit, body, result.outcome, traces, now)
+            exhibits.record(connection, audit, exhibit)
+            likelihoods.record(connection, audit.id, result.verdicts)
+            bill_rows.record(connection, audit.id, bills)
+
+        return effects
+
+    def _replayed(
+        self, audit: Audit, keys: tuple[PublicKey, ...], lease: Lease, path: Path, steps: Steps
+    ) -> Result:
         if self._crew is not None:
             for lines in _fanned_out(self._crew, path, audit, steps, lease):
                 steps.keep(lines)
@@ -104,17 +124,7 @@ class AuditWork:
             now=datetime.fromtimestamp(audit.created / SECOND, UTC),
         )
         steps.flush()
-        body, traces = documents(result)
-        exhibit = exhibit_of(result)
-        bills = bill_rows.bills_of(result.verdicts, self._reference.tokenizer)
-
-        def effects(connection: Connection, now: int) -> None:
-            audits.record(connection, audit, body, result.outcome, traces, now)
-            exhibits.record(connection, audit, exhibit)
-            likelihoods.record(connection, audit.id, result.verdicts)
-            bill_rows.record(connection, audit.id, bills)
-
-        return effects
+        return result
 
 
 class Steps:
@@ -126,6 +136,7 @@ class Steps:
         lines = (line for output in outputs for line in output.splitlines())
         self._entries = dict(entry_from_json(json.loads(line)) for line in lines)
         self._next, self._open, self._scored = len(outputs), list[bytes](), 0
+        self._began = time.time_ns()
 
     def find(self, raw_digest: str) -> Entry | None:
         """What a step made of the trace with these bytes."""
@@ -162,14 +173,18 @@ class Steps:
         self._lease.check()
         if lines:
             self._entries.update(entry_from_json(json.loads(line)) for line in lines)
-            self._lease.save(self._next, b"\n".join(lines), {"traces": len(self._entries)})
-            self._next += 1
+            self._save(lines, len(self._entries))
 
     def flush(self) -> None:
         """Commit the step under way."""
         if self._open:
-            self._lease.save(self._next, b"\n".join(self._open), {"traces": self._scored + 1})
-            self._next, self._open = self._next + 1, []
+            self._save(self._open, self._scored + 1)
+            self._open = []
+
+    def _save(self, lines: list[bytes], traces: int) -> None:
+        with tracing.span("audit step", since=self._began, step=self._next, traces=len(lines)):
+            self._lease.save(self._next, b"\n".join(lines), {"traces": traces})
+        self._next, self._began = self._next + 1, time.time_ns()
 
 
 def _fanned_out(crew: Crew, path: Path, audit: Audit, steps: Steps, lease: Lease) -> Iterator[list[bytes]]:

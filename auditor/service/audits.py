@@ -12,9 +12,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import func, insert, select, tuple_, update
+from sqlalchemy import func, insert, or_, select, tuple_, update
 
-from auditor.service import jobs, log_entries, ordering, providers, webhooks
+from auditor.service import jobs, log_entries, ordering, providers, tracing, webhooks
 from auditor.service.clock import stamp, to_text
 from auditor.service.errors import (
     ConflictError,
@@ -195,14 +195,14 @@ def once(
 def submit(connection: Connection, log: TraceLog, options: AuditOptions, provider: str = "") -> str:
     """Order an audit of a log of that provider; returns its id.
 
-    A name that is registered now stands for that provider, whatever it is called later.
+    A name that is registered is that provider; one that is registered later will be (`providers.create`).
 
     Raises:
         EvidenceErasedError: its bytes are gone.
     """
     log.require_bytes()
     registered = providers.named(connection, log.tenant_id, provider)
-    made = ordering.NewAudit(new_id("aud"), log, options, provider, registered)
+    made = ordering.NewAudit(new_id("aud"), log, options, provider, registered, tracing.traceparent())
     ordering.write(connection, [made], stamp(connection))
     return made.id
 
@@ -264,7 +264,7 @@ def listed(
     """A tenant's audits, newest first, after the (created, id) of another.
 
     Args:
-        provider: audits of logs that name this provider and no other.
+        provider: audits of this provider: said by who submitted it, else by the log, if by it alone.
     """
     column = audit_table.c
     wanted = _audits(tenant_id)
@@ -277,7 +277,7 @@ def listed(
     if provider is not None:
         shown = exhibit_table.c
         named = select(shown.audit_id).where(shown.tenant_id == tenant_id, shown.provider == provider)
-        wanted = wanted.where(column.id.in_(named))
+        wanted = wanted.where(or_(column.provider == provider, column.id.in_(named)))
     rows = connection.execute(wanted.order_by(column.created.desc(), column.id.desc()).limit(limit))
     return [_audit(row) for row in rows]
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from auditor.durable_files import flush_folder
 from auditor.errors import StoreError
+from auditor.service.tracing import spanned
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -80,6 +81,7 @@ class BlobFolder:
             raise StoreError("not the digest of a blob", where=digest[:80])
         return self.folder / "sha256" / match[1] / (match[1] + match[2])
 
+    @spanned("blob put")
     def put(self, data: bytes) -> str:
         """Keep bytes; returns `sha256:...`.
 
@@ -96,6 +98,7 @@ class BlobFolder:
             raise StoreError(f"cannot be kept: {error.strerror}", where=str(self.folder)) from error
         return digest
 
+    @spanned("blob put")
     def put_all(self, chunks: Iterable[bytes], *, expected: str) -> None:
         """Keep a stream whose digest is known, in bounded memory.
 
@@ -137,6 +140,7 @@ class BlobFolder:
     def release(self, digest: str) -> None:
         """Nothing: the file is the blob."""
 
+    @spanned("blob remove")
     def remove(self, digest: str) -> None:
         """Remove a blob; again is the same as once.
 
@@ -148,6 +152,7 @@ class BlobFolder:
         except OSError as error:
             raise StoreError(f"cannot be removed: {error.strerror}", where=digest) from error
 
+    @spanned("blob open")
     def open(self, digest: str) -> BinaryIO:
         """Read a blob.
 

@@ -42,7 +42,7 @@ class Exhibit:
     """An exhibit and what it is found by.
 
     Attributes:
-        provider, model: None where the log names none, or several.
+        provider, model: what the log names; None where it names none, or several.
         tokens: output tokens that were scored.
         body: canonical JSON.
     """

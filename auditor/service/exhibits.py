@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import case, func, insert, select, update
 
+from auditor.service import providers
+from auditor.service.providers import OVERTURNED
 from auditor.store_schedules import dispute as dispute_table
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import exhibit as exhibit_table
@@ -23,7 +25,8 @@ if TYPE_CHECKING:
     from auditor.service.exhibit import Exhibit
 
 MOST_PROVIDERS = 200
-OVERTURNED = "overturned"
+MOST_NAME = 200
+"""Characters of a provider's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +58,28 @@ class ProviderStanding:
 
 
 def record(connection: Connection, audit: Audit, exhibit: Exhibit) -> None:
-    """Keep what is shown of an audit, in the transaction that writes its verdict."""
+    """Keep what is shown of an audit, in the transaction that writes its verdict.
+
+    Whom it is about is what who submitted it said; where nobody did, what its log says, from now on.
+    """
     values = {name: getattr(exhibit, name) for name in type(exhibit).__slots__}
+    values["provider"] = name = audit.provider or _usable(exhibit.provider)
+    if name is not None:
+        # Also where it was said: somebody may have registered the name while the log was being submitted.
+        registered = providers.named(connection, audit.tenant_id, name)
+        if (name, registered) != (audit.provider, audit.provider_id):
+            same = update(audit_table).where(audit_table.c.id == audit.id)
+            connection.execute(same.values(provider=name, provider_id=registered))
     # Locked, so that an erasure comes either before this or after it.
     log = select(log_table.c.erased).where(log_table.c.id == audit.log.id).with_for_update(key_share=True)
     if connection.execute(log).scalar_one() is not None:
         values["body"] = _without_texts(values["body"])
     connection.execute(insert(exhibit_table).values(audit_id=audit.id, tenant_id=audit.tenant_id, **values))
+
+
+def _usable(name: str | None) -> str | None:
+    """A name that a log gives, if a provider could be registered under it."""
+    return name if name and name.isprintable() and len(name) <= MOST_NAME else None
 
 
 def forget_texts(connection: Connection, log_id: str) -> None:

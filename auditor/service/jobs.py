@@ -29,12 +29,19 @@ if TYPE_CHECKING:
 _COLUMNS = [job_table.c[field.name] for field in fields(Job)]
 
 
-def enqueue(connection: Connection, ordered: Sequence[tuple[str, str]], now: int) -> None:
-    """Add the jobs of new audits, (audit, tenant) each; they exist if the audits do: one commit."""
-    made = [asdict(Job(audit_id, tenant_id, run_at=now)) for audit_id, tenant_id in ordered]
+def enqueue(connection: Connection, ordered: Sequence[tuple[str, str, str | None]], now: int) -> None:
+    """Add the jobs of new audits; they exist if the audits do: one commit.
+
+    Args:
+        ordered: of each (audit, tenant, trace context in which it was ordered).
+    """
+    made = [
+        asdict(Job(audit_id, tenant_id, run_at=now)) | {"traceparent": context}
+        for audit_id, tenant_id, context in ordered
+    ]
     connection.execute(insert(job_table), made)
     first = {"sequence": 1, "kind": "queued", "data": "{}", "created": now}
-    connection.execute(insert(event_table), [{"audit_id": audit_id, **first} for audit_id, _ in ordered])
+    connection.execute(insert(event_table), [{"audit_id": audit_id, **first} for audit_id, _, _ in ordered])
 
 
 def any_due(connection: Connection) -> bool:
@@ -44,6 +51,19 @@ def any_due(connection: Connection) -> bool:
     orphaned = and_(column.state == "running", column.lease_until <= now)
     due = select(column.number).where(or_(queued, orphaned)).limit(1)
     return connection.execute(due).first() is not None
+
+
+def traceparent(connection: Connection, audit_id: str) -> str | None:
+    """The trace context in which an audit was ordered; None where nobody traced."""
+    wanted = select(job_table.c.traceparent).where(job_table.c.audit_id == audit_id)
+    return connection.execute(wanted).scalar_one_or_none()
+
+
+def state(connection: Connection, audit_id: str) -> str:
+    """Where an audit's job stands."""
+    return str(
+        connection.execute(select(job_table.c.state).where(job_table.c.audit_id == audit_id)).scalar_one()
+    )
 
 
 def claim(connection: Connection, worker: str, terms: Terms) -> Job | None:

@@ -28,13 +28,19 @@ ENTRY_SCHEMA = "auditor.entry/v1"
 
 @dataclass(frozen=True, slots=True)
 class NewAudit:
-    """An audit to be ordered; `provider_id` is whom the name `provider` stands for, if it is registered."""
+    """An audit to be ordered.
+
+    Attributes:
+        provider_id: whom the name `provider` stands for, if it is registered.
+        traceparent: the trace context of its request; other requests' orders may be written with it.
+    """
 
     id: str
     log: TraceLog
     options: AuditOptions
     provider: str
     provider_id: str | None
+    traceparent: str | None = None
 
 
 def write(connection: Connection, made: Sequence[NewAudit], now: int) -> None:
@@ -52,7 +58,7 @@ def write(connection: Connection, made: Sequence[NewAudit], now: int) -> None:
         for audit in made
     ]
     connection.execute(insert(audit_table), rows)
-    jobs.enqueue(connection, [(audit.id, audit.log.tenant_id) for audit in made], now)
+    jobs.enqueue(connection, [(audit.id, audit.log.tenant_id, audit.traceparent) for audit in made], now)
     entries = [
         {
             "subject": audit.id,

@@ -1,6 +1,9 @@
 """Whom a tenant buys from: names, the keys they sign with, and how they have fared.
 
-A key of a tenant belongs to one provider: a signature says whose it is, nobody has to claim it.
+A provider is its name, for good: logs, audits, schedules, policies, standings and signed reports say by it
+whom they are about (`docs/decisions/0029`). The id stands for that name where rows refer to each other.
+
+A commitment key of a tenant belongs to one provider: a signature says whose it is, nobody has to claim it.
 """
 
 from __future__ import annotations
@@ -9,7 +12,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sqlalchemy import delete, func, select, tuple_, update
+from sqlalchemy import case, delete, func, select, tuple_, update
 
 from auditor.errors import KeySyntaxError
 from auditor.merkle.keys import Algorithm, PublicKey, parse_vkey
@@ -20,6 +23,7 @@ from auditor.store_commitments import challenge as challenge_table
 from auditor.store_commitments import commitment as commitment_table
 from auditor.store_commitments import provider_key as key_table
 from auditor.store_engine import insert_if_absent
+from auditor.store_schedules import dispute as dispute_table
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import provider as provider_table
 from auditor.store_schema import verdict as verdict_table
@@ -28,6 +32,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
 OUTCOMES = ("consistent", "inconsistent", "inconclusive")
+OVERTURNED = "overturned"
+"""In place of the outcome of an audit whose dispute was upheld: it counts against nobody."""
 CHALLENGE_STATES = ("open", "held", "failed", "withheld")
 
 
@@ -48,7 +54,7 @@ class ProviderStanding:
     """What is on record about a provider.
 
     Attributes:
-        audits: outcome -> audits that name it.
+        audits: outcome -> audits that name it; those whose dispute was upheld are `OVERTURNED` instead.
         without_verdict: audits that name it and have no verdict (yet).
         commitments: responses that it signed heads of; `unfinished`, those without a final head.
         challenges: state -> challenges: `open`, or how they ended.
@@ -56,6 +62,16 @@ class ProviderStanding:
 
     audits: dict[str, int]
     without_verdict: int
+    commitments: int
+    unfinished: int
+    challenges: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderAnswers:
+    """What a provider committed to, and what it opened; see `ProviderStanding`."""
+
+    name: str
     commitments: int
     unfinished: int
     challenges: dict[str, int]
@@ -81,7 +97,7 @@ def note_keys(vkeys: Sequence[str]) -> dict[str, PublicKey]:
 
 
 def create(connection: Connection, tenant_id: str, name: str, vkeys: Sequence[str]) -> str:
-    """A new provider; returns its id.
+    """A new provider, with the audits that named it before; returns its id.
 
     Raises:
         KeySyntaxError: see `note_keys`.
@@ -92,6 +108,9 @@ def create(connection: Connection, tenant_id: str, name: str, vkeys: Sequence[st
     if not insert_if_absent(connection, provider_table, made | {"version": 1}):
         raise ConflictError("there is a provider of that name", where="name")
     _add_keys(connection, tenant_id, provider_id, keys)
+    column = audit_table.c
+    earlier = update(audit_table).where(column.tenant_id == tenant_id, column.provider == name)
+    connection.execute(earlier.values(provider_id=provider_id))
     return provider_id
 
 
@@ -108,10 +127,9 @@ def change(
     provider_id: str,
     version: int,
     *,
-    name: str | None = None,
     vkeys: Sequence[str] | None = None,
 ) -> None:
-    """Rename it, or replace its keys. What was signed with a key that is gone is no longer accepted.
+    """Replace its commitment keys. What was signed with a key that is gone is no longer accepted.
 
     Raises:
         NotFoundError: the tenant has no such provider.
@@ -120,15 +138,9 @@ def change(
     """
     column = provider_table.c
     find(connection, tenant_id, provider_id)
-    if name is not None:
-        taken = select(column.id).where(
-            column.tenant_id == tenant_id, column.name == name, column.id != provider_id
-        )
-        if connection.execute(taken).first() is not None:
-            raise ConflictError("there is a provider of that name", where="name")
-    values = {"version": version + 1} | ({} if name is None else {"name": name})
     same = (column.tenant_id == tenant_id, column.id == provider_id, column.version == version)
-    if connection.execute(update(provider_table).where(*same).values(values)).rowcount != 1:
+    changed = update(provider_table).where(*same).values(version=version + 1)
+    if connection.execute(changed).rowcount != 1:
         raise VersionStaleError("the provider was changed meanwhile", where="If-Match", fix="read it again")
     if vkeys is not None:
         fresh = note_keys(vkeys)
@@ -192,6 +204,13 @@ def named_all(connection: Connection, names: Collection[tuple[str, str]]) -> dic
     return {(row.tenant_id, row.name): row.id for row in connection.execute(wanted)}
 
 
+def names(connection: Connection, tenant_id: str) -> dict[str, str]:
+    """Ids and names of all the tenant's providers, by name."""
+    column = provider_table.c
+    wanted = select(column.id, column.name).where(column.tenant_id == tenant_id).order_by(column.name)
+    return {row.id: row.name for row in connection.execute(wanted)}
+
+
 def signing_keys(
     connection: Connection, tenant_id: str, provider_id: str | None = None
 ) -> dict[PublicKey, str]:
@@ -211,22 +230,41 @@ def standing(connection: Connection, tenant_id: str, provider_id: str) -> Provid
         NotFoundError: the tenant has no such provider.
     """
     find(connection, tenant_id, provider_id)
-    audits = select(verdict_table.c.outcome, func.count()).select_from(audit_table)
-    audits = audits.outerjoin(verdict_table, verdict_table.c.audit_id == audit_table.c.id)
-    audits = audits.where(audit_table.c.tenant_id == tenant_id, audit_table.c.provider_id == provider_id)
-    outcomes = {row[0]: row[1] for row in connection.execute(audits.group_by(verdict_table.c.outcome))}
-    column = commitment_table.c
-    ours = (column.tenant_id == tenant_id, column.provider_id == provider_id)
-    made = connection.execute(select(func.count(), func.count(column.finished)).where(*ours)).one()
-    asked = select(challenge_table.c.state, func.count()).select_from(challenge_table)
-    asked = asked.join(commitment_table, column.id == challenge_table.c.commitment_id)
-    states = {
-        row[0]: row[1] for row in connection.execute(asked.where(*ours).group_by(challenge_table.c.state))
-    }
-    return ProviderStanding(
-        {outcome: outcomes.get(outcome, 0) for outcome in OUTCOMES},
-        outcomes.get(None, 0),
-        made[0],
-        made[0] - made[1],
-        {state: states.get(state, 0) for state in CHALLENGE_STATES},
+    column = audit_table.c
+    upheld = select(dispute_table.c.audit_id).where(
+        dispute_table.c.tenant_id == tenant_id, dispute_table.c.outcome == "upheld"
     )
+    outcome = case((column.id.in_(upheld), OVERTURNED), else_=verdict_table.c.outcome).label("found")
+    audits = select(outcome, func.count()).select_from(audit_table)
+    audits = audits.outerjoin(verdict_table, verdict_table.c.audit_id == column.id)
+    audits = audits.where(column.tenant_id == tenant_id, column.provider_id == provider_id)
+    outcomes = {row[0]: row[1] for row in connection.execute(audits.group_by(outcome))}
+    answers = answered(connection, tenant_id, provider_id)[0]
+    return ProviderStanding(
+        {outcome: outcomes.get(outcome, 0) for outcome in (*OUTCOMES, OVERTURNED)},
+        outcomes.get(None, 0),
+        answers.commitments,
+        answers.unfinished,
+        answers.challenges,
+    )
+
+
+def answered(connection: Connection, tenant_id: str, provider_id: str | None = None) -> list[ProviderAnswers]:
+    """What providers committed to, and how their challenges ended: of one, or of all the tenant's by name."""
+    column = commitment_table.c
+    made = select(column.provider_id, func.count(), func.count(column.finished))
+    made = made.where(column.tenant_id == tenant_id).group_by(column.provider_id)
+    asked = select(column.provider_id, challenge_table.c.state, func.count()).select_from(challenge_table)
+    asked = asked.join(commitment_table, column.id == challenge_table.c.commitment_id)
+    asked = asked.where(column.tenant_id == tenant_id).group_by(column.provider_id, challenge_table.c.state)
+    if provider_id is not None:
+        made, asked = (wanted.where(column.provider_id == provider_id) for wanted in (made, asked))
+    counts = {row[0]: (row[1], row[2]) for row in connection.execute(made)}
+    states = {(row[0], row[1]): row[2] for row in connection.execute(asked)}
+    found = []
+    for known, name in names(connection, tenant_id).items():
+        if provider_id in (None, known):
+            whole, finished = counts.get(known, (0, 0))
+            ended = {state: states.get((known, state), 0) for state in CHALLENGE_STATES}
+            found.append(ProviderAnswers(name, whole, whole - finished, ended))
+    return found

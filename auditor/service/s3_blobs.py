@@ -22,6 +22,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from auditor.errors import OptionError, StoreError
 from auditor.service.blobs import CHUNK_BYTES, BlobFolder
+from auditor.service.tracing import spanned
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -77,6 +78,7 @@ class S3Blobs:
         with self._named("found"):
             self._client.head_bucket(Bucket=self._bucket)
 
+    @spanned("blob put")
     def put(self, data: bytes) -> str:
         """Keep bytes; returns `sha256:...`.
 
@@ -88,6 +90,7 @@ class S3Blobs:
             self._send(digest, io.BytesIO(data))
         return digest
 
+    @spanned("blob put")
     def put_all(self, chunks: Iterable[bytes], *, expected: str) -> None:
         """Keep a stream whose digest is known, in bounded memory.
 
@@ -131,6 +134,7 @@ class S3Blobs:
                 raise
         return True
 
+    @spanned("blob fetch")
     def path(self, digest: str) -> Path:
         """A copy in the local folder, its bytes checked.
 
@@ -161,6 +165,7 @@ class S3Blobs:
         """Remove the local copy; nobody here needs it for now."""
         self._cache.remove(digest)
 
+    @spanned("blob remove")
     def remove(self, digest: str) -> None:
         """Remove the blob and the local copy; again is the same as once.
 

@@ -1,6 +1,7 @@
 """Sessions of browsers: a cookie's random secret stands for an API key, and never outlives it.
 
 256 random bits; their SHA-256 is kept, so the table signs nobody in. A key that ends, ends its sessions.
+Pages are the tenant's own: a key that was given to a provider has no session.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from sqlalchemy import delete, insert, select
 from auditor.service import tenants
 from auditor.service.clock import SECOND
 from auditor.service.clock import now as time_now
+from auditor.service.errors import ScopeMissingError
 from auditor.store_schema import session as session_table
 
 if TYPE_CHECKING:
@@ -29,8 +31,14 @@ def sign_in(connection: Connection, key_text: str) -> str:
 
     Raises:
         UnauthenticatedError: the key is unknown, expired or revoked.
+        ScopeMissingError: it was given to a provider.
     """
     key = tenants.authenticate(connection, key_text)
+    if key.provider_id is not None:
+        raise ScopeMissingError(
+            "this key was given to a provider: it can commit and open over the API, and sees no pages",
+            fix="sign in with a key of your own",
+        )
     now = time_now(connection)
     connection.execute(delete(session_table).where(session_table.c.expires <= now))
     secret = secrets.token_urlsafe(32)
@@ -46,13 +54,14 @@ def sign_in(connection: Connection, key_text: str) -> str:
 
 
 def find(connection: Connection, secret: str) -> ApiKey | None:
-    """The key that a session stands for; None when the session or its key is over."""
+    """The key that a session stands for; None when the session or its key is over, or is a provider's."""
     column = session_table.c
     wanted = select(column.api_key_id, column.expires).where(column.secret_sha256 == _digest(secret))
     row = connection.execute(wanted).one_or_none()
     if row is None or row.expires <= time_now(connection):
         return None
-    return tenants.living_key(connection, row.api_key_id)
+    key = tenants.living_key(connection, row.api_key_id)
+    return None if key is None or key.provider_id is not None else key
 
 
 def sign_out(connection: Connection, secret: str) -> None:

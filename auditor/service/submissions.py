@@ -20,7 +20,7 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.exc import OperationalError
 
 from auditor.errors import AuditError, StoreError
-from auditor.service import audits, erasure, ordering, providers, signatures, tenants
+from auditor.service import audits, erasure, ordering, providers, signatures, tenants, tracing
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import stamp
 from auditor.service.errors import ConflictError, IdempotencyKeyReusedError
@@ -61,6 +61,7 @@ class Order:
         request_sha256: tells another request with the same `idempotency_key` from this one.
         log: that came with it, or the id of one that was handed in before.
         signed: the signature that it uses up, where it came with one.
+        traceparent: the trace context of its request, in whose thread it is made.
     """
 
     caller: ApiKey
@@ -70,6 +71,7 @@ class Order:
     provider: str
     log: InlineLog | str
     signed: Signed | None = None
+    traceparent: str | None = field(default_factory=tracing.traceparent)
 
     @property
     def once(self) -> tuple[str, str]:
@@ -261,7 +263,8 @@ def _write(connection: Connection, drafts: Sequence[_Draft]) -> None:
         if log is None:
             raise TypeError(draft.audit_id)
         whose = registered.get((log.tenant_id, order.provider))
-        made.append(ordering.NewAudit(draft.audit_id, log, order.options, order.provider, whose))
+        new = (draft.audit_id, log, order.options, order.provider, whose, order.traceparent)
+        made.append(ordering.NewAudit(*new))
     ordering.write(connection, made, now)
     for draft, audit in zip(drafts, made, strict=True):
         draft.ordered = audits.ordered(audit, now)

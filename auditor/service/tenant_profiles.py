@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import delete, insert, select, tuple_, update
 
-from auditor.errors import KeyUnknownError, ProfileInvalidError, ProfileRevokedError
+from auditor.errors import KeyUnknownError, ProfileExpiredError, ProfileInvalidError, ProfileRevokedError
 from auditor.merkle.keys import parse_vkey
 from auditor.profile import Profile, ProfileKey, parse_profile
-from auditor.profile_trust import Trust
+from auditor.profile_trust import REFUSALS, Trust
 from auditor.service.clock import SECOND
 from auditor.service.clock import now as time_now
 from auditor.service.errors import NotFoundError, VersionStaleError
@@ -44,6 +44,24 @@ class TenantProfile:
     created: int
     revoked: int | None
     reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileStanding:
+    """A profile and whether audits that are ordered now would be judged by it.
+
+    Attributes:
+        signed_by: keys that the tenant trusts now and that signed it, NAME+ID.
+        expires: UTC time; None for never.
+        newest: of its model and recipes; an older one is not used, whatever became of the newest.
+        refusal: why it would not be used, as a code and in words; None where nothing speaks against it.
+    """
+
+    profile: TenantProfile
+    signed_by: tuple[str, ...]
+    expires: str | None
+    newest: bool
+    refusal: tuple[str, str] | None
 
 
 def trusted(connection: Connection, tenant_id: str) -> list[str]:
@@ -160,6 +178,45 @@ def listed(
         wanted = wanted.where(tuple_(column.created, column.id) > after)
     rows = connection.execute(wanted.order_by(column.created, column.id).limit(limit))
     return [_listed(row) for row in rows]
+
+
+def standings(
+    connection: Connection, tenant_id: str, found: Sequence[TenantProfile]
+) -> list[ProfileStanding]:
+    """How these profiles stand. Each file is read and its signatures are checked anew."""
+    now = time_now(connection)
+    newest = _newest(connection, tenant_id)
+    return [_standing(connection, tenant_id, kept, kept.id in newest, now) for kept in found]
+
+
+def _newest(connection: Connection, tenant_id: str) -> set[str]:
+    """Of each model and recipes, the one that `finder` would find."""
+    column = profile_table.c
+    key = (column.model_digest, column.provider_recipe, column.reference_recipe, column.family)
+    wanted = select(column.id, *key).where(column.tenant_id == tenant_id)
+    wanted = wanted.order_by(column.made.desc(), column.created.desc(), column.id)
+    first: dict[tuple[Any, ...], str] = {}
+    for profile_id, *of in connection.execute(wanted):
+        first.setdefault(tuple(of), profile_id)
+    return set(first.values())
+
+
+def _standing(
+    connection: Connection, tenant_id: str, kept: TenantProfile, newest: bool, now: int
+) -> ProfileStanding:
+    profile = parse_profile(content(connection, tenant_id, kept.id), where=kept.id)
+    signed_by: tuple[str, ...] = ()
+    refusal: tuple[str, str] | None = None
+    try:
+        # As of the day it was handed in: whether it has expired since is another question.
+        signed_by = _trust(connection, tenant_id, kept.created).check(profile).signed_by
+    except REFUSALS as error:
+        refusal = error.code, error.message
+    if profile.has_expired(datetime.fromtimestamp(now / SECOND, UTC)):
+        refusal = ProfileExpiredError.code, f"expired on {profile.expires}"
+    if kept.revoked is not None:
+        refusal = ProfileRevokedError.code, f"revoked: {kept.reason}"
+    return ProfileStanding(kept, signed_by, profile.expires, newest, refusal)
 
 
 def revoke(connection: Connection, tenant_id: str, profile_id: str, reason: str) -> TenantProfile:

@@ -12,12 +12,13 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from auditor.errors import AuditError, StoreError, UnusableInputError
-from auditor.service import jobs
+from auditor.service import jobs, tracing
 from auditor.service.errors import LeaseLostError
 from auditor.service.queue import Job, Terms
 
@@ -157,18 +158,39 @@ class Worker:
         if job is None:
             return False
         lease = Lease(self.store, job, self.terms, self.stopping)
-        with renewing(lease, self.stall_seconds):
+        with renewing(lease, self.stall_seconds), self._traced(job):
             try:
                 self._work(lease)
             except LeaseLostError:
                 logger.warning("%s: the lease was lost; nothing more is written", job.audit_id)
         return True
 
+    @contextmanager
+    def _traced(self, job: Job) -> Iterator[None]:
+        """A span for the job, in the trace in which it was ordered."""
+        if not tracing.is_on():
+            yield
+            return
+        with self.store.transaction() as connection:
+            ordered = jobs.traceparent(connection, job.audit_id)
+        with tracing.span(
+            "audit",
+            kind="consumer",
+            parent=ordered,
+            audit=job.audit_id,
+            tenant=job.tenant_id,
+            attempts=job.attempts,
+            lost_leases=job.lost_leases,
+        ) as tell:
+            yield
+            with self.store.transaction() as connection:
+                tell("auditor.state", jobs.state(connection, job.audit_id))
+
     def _work(self, lease: Lease) -> None:
         job = lease.job
         try:
             effects = self.work(job, lease)
-            with self.store.transaction(writes=True) as connection:
+            with tracing.span("audit finish"), self.store.transaction(writes=True) as connection:
                 effects(connection, jobs.finish(connection, job))
         except LeaseLostError:
             raise

@@ -117,9 +117,10 @@ def test_a_provider_changes_only_for_whoever_saw_it(world):
     assert world.alice.get(path, headers={"If-None-Match": tag}).status_code == 200
     fresh = changed.headers["etag"]
     assert world.alice.get(path, headers={"If-None-Match": fresh}).status_code == 304
-    made(world.alice, "/v1/providers", {"name": "third"})
-    taken = world.alice.call("PATCH", path, json={"name": "third"}, headers={"If-Match": fresh})
-    refused(taken, 409, "conflict")
+    third = SeedSigner("third.example/x", Algorithm.ED25519, b"\x0b" * 32)
+    provider(world.alice, "third", third)
+    theirs = {"vkeys": [third.public.vkey]}
+    refused(world.alice.call("PATCH", path, json=theirs, headers={"If-Match": fresh}), 409, "conflict")
 
 
 def test_standing_counts_the_audits_that_name_a_provider(world):
@@ -130,7 +131,7 @@ def test_standing_counts_the_audits_that_name_a_provider(world):
     world.alice.submit(b'{"schema": "auditor.trace/v1", "id": "3"}\n')
     standing = world.alice.get(f"/v1/providers/{ours}/standing").json()
     assert standing == {
-        "audits": {"consistent": 0, "inconsistent": 1, "inconclusive": 0},
+        "audits": {"consistent": 0, "inconsistent": 1, "inconclusive": 0, "overturned": 0},
         "without_verdict": 1,
         "commitments": 0,
         "unfinished": 0,

@@ -17,12 +17,21 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import sync_playwright
 
+from auditor.hidden_tokens.providing import open_challenge
+from auditor.hidden_tokens.wire import challenge_from_json, opening_to_json
+from auditor.merkle.keys import Algorithm, SeedSigner
+from auditor.profile import profile_bytes
+from auditor.profile_trust import sign_profile
 from auditor.service.audits import AuditOptions
 from auditor.service.client import Client
+from tests.api.test_challenges import EMBEDDER, SESSION, committed, digests, heads_of, tokenizer
+from tests.api.test_providers import ACME, demo_profile
 
 TRACES = Path(__file__).parent.parent / "traces"
 HOSTILE = "<script>window.stolen=1</script>\"'><img src=x onerror=window.stolen=1>"
 HIDDEN = 24
+REQUEST = HOSTILE.replace(" ", "/")
+"""A request id has no spaces."""
 POLICY = 'schema = "auditor.policy/v1"\nname = "strict"\nversion = "1"\n'
 WAIT_SECONDS = 300
 FLAGS = [
@@ -64,12 +73,14 @@ class Server:
 
     Attributes:
         audit: one that is done, of `hostile_log`.
-        more: pages of a schedule and of a dispute.
+        challenge: the page of one that was opened and held.
+        more: pages of a schedule, of a dispute and of that challenge.
     """
 
     address: str
     key: str
     audit: str = ""
+    challenge: str = ""
     more: tuple[str, ...] = ()
 
 
@@ -94,6 +105,40 @@ def server(tmp_path_factory):
             assert process.wait(60) == 0
 
 
+def _hand_in_profile(client):
+    """A profile of the tenant's own, signed by a key of a hostile name that it trusts."""
+    signer = SeedSigner(REQUEST.replace("+", "-"), Algorithm.ED25519, b"\x07" * 32)
+    tag = client._http.get("/v1/profile-keys").headers["etag"]
+    trusted = {"vkeys": [signer.public.vkey]}
+    assert client._http.put("/v1/profile-keys", json=trusted, headers={"If-Match": tag}).is_success
+    raw = profile_bytes(sign_profile(demo_profile(), signer))
+    client.call("POST", "/v1/profiles", content=raw, headers={"Content-Type": "application/json"})
+
+
+def _opened_challenge(client):
+    """The id of a challenge of hostile names that its provider answered."""
+    trace, kept = committed(REQUEST)
+    for path, body in (
+        ("providers", {"name": HOSTILE, "vkeys": [ACME.public.vkey]}),
+        ("models", {"name": HOSTILE, **digests()}),
+    ):
+        client.call("POST", f"/v1/{path}", json=body, headers={"Idempotency-Key": path})
+    commitment = client.call("POST", "/v1/commitments", json={"heads": heads_of(trace)})
+    order = {"commitment": commitment["id"], "blocks": 5}
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:  # until the final head is in a signed tree
+        answer = client._http.post("/v1/challenges", json=order, headers={"Idempotency-Key": "c"})
+        if answer.status_code == 201:
+            break
+        assert time.monotonic() < deadline, answer.text
+        time.sleep(0.3)
+    challenge = answer.json()
+    _, asked = challenge_from_json(challenge["challenge"], "")
+    opening, _ = open_challenge(kept, asked, tokenizer(), session_key=SESSION, embedder=EMBEDDER)
+    client.call("POST", f"/v1/challenges/{challenge['id']}/openings", json=opening_to_json(REQUEST, opening))
+    return challenge["id"]
+
+
 @pytest.fixture(scope="session")
 def service(server):
     """The server, with a finished audit that the log holds."""
@@ -112,7 +157,10 @@ def service(server):
         schedule = client.call("POST", "/v1/schedules", json=made, headers={"Idempotency-Key": "s"})
         said = {"audit": server.audit, "by": HOSTILE, "statement": HOSTILE, "evidence": [HOSTILE]}
         dispute = client.call("POST", "/v1/disputes", json=said, headers={"Idempotency-Key": "d"})
-        server.more = (f"/schedules/{schedule['id']}", f"/disputes/{dispute['id']}")
+        _hand_in_profile(client)
+        server.challenge = f"/challenges/{_opened_challenge(client)}"
+        opened = (server.challenge, f"{server.challenge}?hidden=shown")
+        server.more = (f"/schedules/{schedule['id']}", f"/disputes/{dispute['id']}", *opened)
     return server
 
 

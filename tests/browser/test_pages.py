@@ -45,6 +45,7 @@ def every_page(service):
         "/schedules",
         "/reports",
         "/disputes",
+        "/challenges",
         *service.more,
         "/profiles",
         "/log",
@@ -103,6 +104,32 @@ def test_spans_are_shown_in_context_and_hidden_text_only_when_asked_for(open_pag
     page.get_by_text("was not sent to this browser").wait_for()
 
 
+def test_a_challenge_is_found_by_keyboard_and_its_hidden_tokens_are_sent_only_when_asked_for(
+    open_page, service
+):
+    page = open_page()
+    page.get_by_role("link", name="Challenges", exact=True).focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/challenges")
+    row = page.locator("tbody tr").first
+    assert "100.00%" in row.inner_text()
+    row.get_by_role("link").focus()
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**{service.challenge}")
+    assert page.get_by_role("heading", level=1).inner_text().startswith("Held.")
+    assert page.locator(".strip .asked").count() >= 1
+    before = page.content()
+    page.get_by_role("link", name="Show it").press("Enter")
+    page.get_by_text("Hidden tokens are shown").wait_for()
+    shown = page.locator(".excerpt blockquote").first.inner_text().removeprefix("Hidden:").strip()
+    assert re.search(r"\w", shown), "readable"
+    assert len(shown) >= 8
+    assert shown not in before, "it had been sent all along"
+    page.emulate_media(media="print")
+    assert page.locator(".toggle").is_hidden()
+    assert page.locator("h1").is_visible()
+
+
 def test_hostile_labels_and_texts_stay_text(open_page, service):
     page = open_page()
     for path in every_page(service):
@@ -111,7 +138,7 @@ def test_hostile_labels_and_texts_stay_text(open_page, service):
         assert page.locator("main img, main script").count() == 0
     page.goto("/")
     assert page.get_by_text(HOSTILE).count() >= 2
-    page.get_by_role("link", name=HOSTILE, exact=True).click()
+    page.get_by_role("link", name=HOSTILE, exact=True).first.click()
     assert page.locator("tbody tr").count() == 1, "the filter takes the name as it is"
     page.goto(f"/audits/{service.audit}")
     assert HOSTILE in page.locator(".question").first.inner_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -25,7 +26,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0011"
+NEWEST = "0013"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -307,6 +308,39 @@ def test_audits_survive_the_coming_and_going_of_commitments(database):
     assert database.rows("SELECT subject FROM log_entry") == [("aud_1",)]
     for row in COMMITMENT_ROWS:
         database.execute(row)
+
+
+def test_audits_go_by_the_name_of_their_provider_and_exhibits_with_them(database):
+    database.prepare()
+    downgrade(database.place, "0003")
+    for row in rows_before(*LATER[1:]):
+        if "INTO log_entry" not in row:
+            database.execute(row)
+    database.prepare(move_older=True)
+    downgrade(database.place, "0011")
+    database.execute("UPDATE audit SET provider = 'acme'")
+    audit = "INSERT INTO audit (id, tenant_id, trace_log_id, created, options, provider, provider_id) VALUES"
+    database.execute("INSERT INTO provider VALUES ('prv_1', 'ten_1', 'acme', 1, 1)")
+    database.execute("INSERT INTO provider VALUES ('prv_2', 'ten_1', 'renamed', 1, 2)")
+    database.execute(f"{audit} ('aud_2', 'ten_1', 'log_1', 3, '{{}}', 'was', 'prv_2')")
+    database.execute(f"{audit} ('aud_3', 'ten_1', 'log_1', 3, '{{}}', '', NULL)")
+    for number, subjects in ((1, ["log's"]), (2, ["a", "b"]), (3, ["log's"])):
+        body = json.dumps({"subjects": [{"provider": name} for name in subjects]})
+        shown = "NULL" if len(subjects) > 1 else "'log''s'"
+        with for_writing(database.engine.connect()) as connection, connection.begin():
+            sql = f"INSERT INTO exhibit VALUES ('aud_{number}', 'ten_1', {shown}, NULL, 'consistent', 7, 0.001, :body)"
+            connection.execute(text(sql), {"body": body.encode()})
+    links = "SELECT id, provider, provider_id FROM audit ORDER BY id"
+    shown = "SELECT audit_id, provider FROM exhibit ORDER BY audit_id"
+    old = database.rows(shown)
+    database.prepare(move_older=True)
+    assert database.rows(links) == [("aud_1", "acme", "prv_1"), ("aud_2", "was", None), ("aud_3", "", None)]
+    assert database.rows(shown) == [("aud_1", "acme"), ("aud_2", "was"), ("aud_3", "log's")]
+    database.execute("UPDATE job SET traceparent = '00-ab'")
+    downgrade(database.place, "0011")
+    assert database.rows(shown) == old
+    database.prepare(move_older=True)
+    assert database.rows("SELECT traceparent FROM job") == [(None,)]
 
 
 def test_the_services_first_database_moves_to_the_newest_with_its_data(database):
