@@ -38,7 +38,8 @@ class StatementBody(Body):
         examples=["the log is of another endpoint"],
         min_length=1,
         max_length=MOST_STATEMENT,
-        pattern=r"^[^\x00]*$",
+        pattern=r"^[^\x00]*[^\x00-\x20\s][^\x00]*$",
+        description="Not of blanks alone.",
     )
     evidence: list[Label] = Field(
         default=[],

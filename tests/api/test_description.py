@@ -96,3 +96,11 @@ def test_every_code_has_a_page(world):
 
     for code in FAMILIES:
         assert code in world.client.get(f"/problems/{code}").text
+
+
+@pytest.mark.parametrize("path", ["/v1/disputes", "/v1/disputes/{dispute_id}/answer"])
+def test_a_statement_of_blanks_is_none_in_the_description_either(description, path):
+    schema = description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    said = Draft202012Validator(resolved(schema, description)["properties"]["statement"])
+    assert all(said.is_valid(text) for text in ("x", " x\n", "\nwell, no\n", "\u00e9"))
+    assert not any(said.is_valid(text) for text in ("", " ", "\f", "\n\t", "\x1f", "x\0"))

@@ -24,6 +24,7 @@ from tests.api.conftest import LINE
 from tests.api.test_access import POLICY
 
 EXAMPLES = int(os.environ.get("AUDITOR_SOAK_EXAMPLES", "3"))
+EXAMPLES_A_RUN = 6
 COMMON = {
     "deadline": None,
     "database": None,
@@ -86,7 +87,7 @@ def made_sensible(case):
             "by": "Jo Doe",
             "evidence": [],
         }
-        if "scopes" in case.body:
+        if case.path in ("/v1/keys", "/v1/tenants/{tenant_id}/keys"):
             changes |= {
                 "provider": None,
                 "scopes": [s for s in case.body.get("scopes", []) if s in SCOPES] or ["keys"],
@@ -148,7 +149,8 @@ def test_sequences_of_requests_are_answered_as_it_says(world, schema):
     class Sequences(schema.as_state_machine()):
         def before_call(self, case):
             steps.append(case.path)
-            made_sensible(case)
+            if case.meta.generation.mode is GenerationMode.POSITIVE:  # else what is wrong must stay wrong
+                made_sensible(case)
 
         def get_call_kwargs(self, case):
             return {"headers": key}
@@ -159,6 +161,10 @@ def test_sequences_of_requests_are_answered_as_it_says(world, schema):
             else:
                 super().validate_response(response, case, **options)
 
-    Sequences.run(settings=settings(max_examples=2 * EXAMPLES, stateful_step_count=10, **COMMON))
+    # What can follow depends on what is in the database, which no example empties: so a few examples a run, or
+    # Hypothesis finds that one beginning went on in two ways. The first run is the same every time.
+    for first in range(0, 2 * EXAMPLES, EXAMPLES_A_RUN):
+        common = COMMON | {"derandomize": first == 0}
+        Sequences.run(settings=settings(max_examples=EXAMPLES_A_RUN, stateful_step_count=10, **common))
     assert len(steps) > EXAMPLES
     assert len(set(steps)) > 5
