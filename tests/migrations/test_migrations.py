@@ -312,16 +312,19 @@ def test_audits_survive_the_coming_and_going_of_commitments(database):
 
 def test_audits_go_by_the_name_of_their_provider_and_exhibits_with_them(database):
     database.prepare()
-    downgrade(database.place, "0003")
-    for row in rows_before(*LATER[1:]):
-        if "INTO log_entry" not in row:
-            database.execute(row)
-    database.prepare(move_older=True)
     downgrade(database.place, "0011")
-    database.execute("UPDATE audit SET provider = 'acme'")
+
+    def fill(*tables):
+        for row in SERVICE_ROWS:
+            if any(f"INTO {table} " in row for table in tables):
+                database.execute(row)
+
+    fill("tenant", "trace_log")
     audit = "INSERT INTO audit (id, tenant_id, trace_log_id, created, options, provider, provider_id) VALUES"
     database.execute("INSERT INTO provider VALUES ('prv_1', 'ten_1', 'acme', 1, 1)")
     database.execute("INSERT INTO provider VALUES ('prv_2', 'ten_1', 'renamed', 1, 2)")
+    database.execute(f"{audit} ('aud_1', 'ten_1', 'log_1', 2, '{{}}', 'acme', NULL)")
+    fill("job")
     database.execute(f"{audit} ('aud_2', 'ten_1', 'log_1', 3, '{{}}', 'was', 'prv_2')")
     database.execute(f"{audit} ('aud_3', 'ten_1', 'log_1', 3, '{{}}', '', NULL)")
     for number, subjects in ((1, ["log's"]), (2, ["a", "b"]), (3, ["log's"])):
