@@ -93,6 +93,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=12)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory() as scratch:
         for engine, ways in (("core", core_ways()), ("transformers", transformers_ways(Path(scratch)))):
             found = paired(ways, options.rounds)
