@@ -14,9 +14,9 @@ from auditor.api.pages.layout import render
 from auditor.api.pages.visits import Fields, Form, Visit, WritingVisit
 from auditor.api.service import MOST_KEY_CHARACTERS, Service, TheService
 from auditor.api.views import OptionsBody
-from auditor.service import audits, tenants
 from auditor.service.containers import check_log
 from auditor.service.errors import BodyTooLargeError, RequestInvalidError, ServiceError
+from auditor.service.submissions import InlineLog, Order
 
 router = APIRouter(include_in_schema=False)
 FORMATS = {
@@ -51,27 +51,22 @@ def _order(service: Service, visit: Visit, fields: Fields) -> str:
     once = fields.one("once")
     if not once or len(once) > MOST_KEY_CHARACTERS or not once.isprintable():
         raise RequestInvalidError("the form is incomplete: load the page again", where="once")
-    if not fields.file:
+    body = fields.file
+    if not body:
         raise RequestInvalidError("choose a file that is not empty", where="log")
-    if len(fields.file) > MOST_INLINE_BYTES:
+    if len(body) > MOST_INLINE_BYTES:
         raise BodyTooLargeError(
             "longer than 8 MiB", where="log", fix="larger logs go through the API in parts"
         )
     given: dict[str, object] = {"alpha": fields.number("alpha"), "input_format": fields.one("input_format")}
     given |= {name: fields.one(name) for name in _OPTIONAL if fields.one(name)}
     options = validated(OptionsBody, given).options()
-    check_log([fields.file])
-    digest = service.blobs.put(fields.file)
+    check_log([body])
+    digest = service.blobs.put(body)
     name = "".join(c for c in fields.file_name if c.isprintable())[:_MOST_NAME] or "log"
     told = hashlib.sha256(f"page {options.text()} {name} {digest}".encode("utf-8", "replace")).digest()
-    with service.store.transaction(writes=True) as connection:
-        tenants.take_allowance(connection, visit.key)
-
-        def make() -> str:
-            log = audits.keep_log(connection, visit.key.tenant_id, digest, name, len(fields.file or b""))
-            return audits.submit(connection, log, options)
-
-        return audits.once(connection, visit.key.tenant_id, f"page-{once}", told, make)[0]
+    log = InlineLog(digest, name, len(body), lambda: service.blobs.put(body))
+    return service.submissions.submit(Order(visit.key, f"page-{once}", told, options, "", log)).audit.id
 
 
 def _page(

@@ -313,24 +313,10 @@ def revoke_key(connection: Connection, tenant_id: str, key_id: str) -> ApiKey:
     return _key(row)
 
 
-def take_allowance(connection: Connection, key: ApiKey) -> float:
-    """Count one submission against a key's token bucket; returns what is left.
-
-    Others who use the key wait from here on until the transaction ends.
-
-    Raises:
-        RateLimitedError: nothing is left.
-        UnauthenticatedError: the key was revoked, or has expired.
-    """
-    left = take_allowances(connection, [key])[0]
-    if isinstance(left, ServiceError):
-        raise left
-    return left
-
-
 def take_allowances(connection: Connection, callers: Sequence[ApiKey]) -> list[float | ServiceError]:
-    """Several submissions at once: what is left after each, or why it may not be taken.
+    """Count submissions against their keys' token buckets: what is left after each, or why one is refused.
 
+    Others who use these keys wait from here on until the transaction ends.
     Whether the keys are still good is looked up here, in the transaction of what they submit: it counts
     whatever was found out about them before.
     """

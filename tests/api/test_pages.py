@@ -11,6 +11,7 @@ from starlette.testclient import TestClient
 
 from auditor.api.pages.layout import NAVIGATION
 from auditor.service import audits, exhibits, sessions, tenants
+from auditor.service.blobs import BlobFolder
 from auditor.service.exhibit import Exhibit
 from auditor.service.log_placing import open_log, place
 from auditor.service.worker import Worker
@@ -381,6 +382,20 @@ def test_hidden_reasoning_is_not_sent_until_it_is_asked_for(world, alice):
     assert "SECRET one" in shown
     assert "SECRET two" in shown
     assert alice.get(f"{path}?hidden=perhaps").status_code == 422
+
+
+def test_a_log_whose_bytes_are_erased_while_the_form_is_read_is_kept_all_the_same(world, alice, monkeypatch):
+    put, kept = BlobFolder.put, []
+
+    def lost_once(blobs, data):
+        kept.append(put(blobs, data))
+        if len(kept) == 1:
+            blobs.remove(kept[0])
+        return kept[0]
+
+    monkeypatch.setattr(BlobFolder, "put", lost_once)
+    assert alice.submit(LINE % 9).status_code == 303
+    assert world.service.blobs.holds(kept[0])
 
 
 def test_a_log_is_handed_in_once_however_often_the_form_is_sent(world, alice):
