@@ -78,9 +78,10 @@ def _words(keys: U64, place: U64) -> U64:
         return mix(keys[:, None] + (place[None, :] + np.uint64(1)) * GOLDEN)
 
 
-def _row_key(key: int, row: int, attempt: int) -> U64:
+def _row_keys(key: int, rows: npt.NDArray[np.int64], attempt: int) -> U64:
+    place = (rows * _TRIES + attempt + 1).astype(np.uint64)
     with np.errstate(over="ignore"):
-        return mix(np.array([key], np.uint64) + np.uint64(row * _TRIES + attempt + 1) * GOLDEN)
+        return mix(np.uint64(key) + place * GOLDEN)
 
 
 @lru_cache(maxsize=64)
@@ -96,17 +97,24 @@ def sign_basis(key: int, rows: int, width: int) -> SignBasis:
         raise ValueError("the key has more than 64 bits")
     words = -(-width // 64)
     last = np.uint64((1 << (width - 64 * (words - 1))) - 1)
-    drawn = np.zeros((rows, words), np.uint64)
-    keys = np.zeros(rows, np.uint64)
-    shared = _row_key(key, MOST_ROWS, 0) if width > FOLD else np.zeros(0, np.uint64)
+    shared = _row_keys(key, np.array([MOST_ROWS]), 0) if width > FOLD else np.zeros(0, np.uint64)
+
+    def drawn_by(keys: U64) -> U64:
+        drawn = sign_words(keys, shared, 0, words)
+        drawn[:, -1] &= last
+        return drawn
+
+    # All rows at once: drawing one again is rare.
+    keys = _row_keys(key, np.arange(rows), 0)
+    drawn = drawn_by(keys)
     factor: list[list[float]] = []
     for row in range(rows):
         for attempt in range(_TRIES):
-            keys[row] = _row_key(key, row, attempt)[0]
-            drawn[row] = sign_words(keys[row : row + 1], shared, 0, words)[0]
-            drawn[row, -1] &= last
+            if attempt:
+                keys[row] = _row_keys(key, np.array([row]), attempt)[0]
+                drawn[row] = drawn_by(keys[row : row + 1])[0]
             differing = np.bitwise_count(drawn[: row + 1] ^ drawn[row]).sum(axis=1, dtype=np.int64)
-            new = _factor_row(factor, [float(width - 2 * int(n)) for n in differing], width)
+            new = _factor_row(factor, (width - 2 * differing).astype(np.float64).tolist(), width)
             if new is not None:
                 factor.append(new)
                 break

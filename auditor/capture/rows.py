@@ -112,8 +112,9 @@ class Rows:
         """
         if len(states) != len(self._rows) or set(self._rows) != set(range(len(states))):
             return False
+        kept = states.clone().unbind()  # the engine writes over its own; one copy for the whole batch
         for row, served in self._rows.items():
-            served.states[len(served.output)] = states[row].clone()
+            served.states[len(served.output)] = kept[row]
         return True
 
     def close(self) -> None:
