@@ -36,26 +36,38 @@ sys.path.insert(0, sys.argv[2])
 import drive_vllm
 job = json.load(open(sys.argv[1]))
 from auditor.capture.vllm_plugin import Recording, TraceRecorder
-spent = [0.0]
-def timed(call):
+spent = {}
+def timed(call, part="all"):
     def measured(*arguments, **options):
         started = time.process_time()
         try:
             return call(*arguments, **options)
         finally:
-            spent[0] += time.process_time() - started
+            spent[part] = spent.get(part, 0.0) + time.process_time() - started
     return measured
 TraceRecorder.update_state = timed(TraceRecorder.update_state)
 TraceRecorder.validate_params = staticmethod(timed(TraceRecorder.validate_params))
 Recording._see = timed(Recording._see)
 llm = drive_vllm.engine(job, job["options"])
+# Only now: what these import must not come before the engine.
+from auditor.capture import vllm_plugin, vllm_trace
+from auditor.capture.rows import Rows
+from auditor.fingerprints import activation_difr
+Rows.see = timed(Rows.see, "copies of states")
+for module, name, part in (
+    (vllm_plugin, "trace_line", "lines"),
+    (vllm_trace, "recorded_entry", "their fingerprints"),
+    (activation_difr, "basis_of", "the fingerprints' projections"),
+):
+    setattr(module, name, timed(getattr(module, name), part))
 asked = job["cases"][0]["requests"]
 print("ready", file=answers, flush=True)
 for _ in sys.stdin:
-    wall, own, spent[0] = time.perf_counter(), time.process_time(), 0.0
+    wall, own = time.perf_counter(), time.process_time()
+    spent.clear()
     tokens = sum(map(len, drive_vllm.ask(llm, asked)))
-    times = time.process_time() - own, time.perf_counter() - wall, spent[0]
-    print(json.dumps([tokens, *times]), file=answers, flush=True)
+    times = time.process_time() - own, time.perf_counter() - wall, spent.pop("all")
+    print(json.dumps([tokens, *times, spent]), file=answers, flush=True)
 """
 
 
@@ -83,7 +95,7 @@ class Engine:
         return line
 
     def serve(self):
-        """(output tokens, processor seconds, seconds of the clock, processor seconds in the recorder's calls)."""
+        """(output tokens, processor seconds, seconds of the clock, processor seconds in the recorder's calls, parts)."""
         self._process.stdin.write("serve\n")
         self._process.stdin.flush()
         return json.loads(self._line())
@@ -115,7 +127,10 @@ def main():
             for kind in (*kinds[turn:], *kinds[:turn]):
                 found[kind].append(engines[kind].serve())
             print(json.dumps({kind: found[kind][-1] for kind in kinds}), flush=True)
-    report({kind: np.array(rows[1:]) for kind, rows in found.items()}, options.rounds)
+    report({kind: np.array([row[:-1] for row in rows[1:]]) for kind, rows in found.items()}, options.rounds)
+    for part in found[kinds[-1]][-1][-1]:
+        share = np.median([row[-1].get(part, 0.0) / row[0] for row in found[kinds[-1]][1:]])
+        print(f"{kinds[-1]}: {1e6 * share:.1f} microseconds a token in {part}")
 
 
 def report(times, rounds):
