@@ -10,7 +10,6 @@ from sqlalchemy import insert, select
 
 from auditor.schedules.bills import Bills
 from auditor.store_schedules import bill as bill_table
-from auditor.store_schedules import slot as slot_table
 from auditor.token_counts.unaccounted import unaccounted
 
 if TYPE_CHECKING:
@@ -31,8 +30,6 @@ def bills_of(verdicts: Iterable[Verdict], tokenizer: Tokenizer) -> Bills:
 
 def record(connection: Connection, audit_id: str, bills: Bills) -> None:
     """Keep the bills of an audit that a slot ordered, in the transaction that ends its job."""
-    if connection.execute(select(slot_table.c.id).where(slot_table.c.audit_id == audit_id)).first() is None:
-        return
     plain = [None if math.isinf(excess) else int(excess) for excess in bills.excesses]
     connection.execute(insert(bill_table).values(audit_id=audit_id, excesses=json.dumps(plain)))
 

@@ -15,7 +15,6 @@ from auditor.evidence import Calibration
 from auditor.noise_model import F64, GROSS_RATES, SCALES, log_likelihoods
 from auditor.schedules.standing import Margins
 from auditor.store_schedules import likelihood as likelihood_table
-from auditor.store_schedules import slot as slot_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,8 +28,6 @@ _SHAPE = (len(SCALES), len(GROSS_RATES))
 
 def record(connection: Connection, audit_id: str, verdicts: Sequence[Verdict]) -> None:
     """Keep the margins of an audit that a slot ordered, in the transaction that ends its job."""
-    if connection.execute(select(slot_table.c.id).where(slot_table.c.audit_id == audit_id)).first() is None:
-        return
     rows = []
     for number, verdict in enumerate(verdicts):
         counts = [t.scored.counts for t in verdict.traces if t.scored.counts is not None]

@@ -29,6 +29,12 @@ if TYPE_CHECKING:
     from auditor.schedules.schedules import Schedule
 
 
+def has_ordered(connection: Connection, audit_id: str) -> bool:
+    """Whether an audit is of a slot's sample, and not ordered by a person."""
+    wanted = select(slot_table.c.id).where(slot_table.c.audit_id == audit_id)
+    return connection.execute(wanted).first() is not None
+
+
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A firing and the period that it ends. Times are microseconds since 1970 (UTC).

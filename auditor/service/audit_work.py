@@ -21,7 +21,7 @@ from auditor.replay import Reference, Scored
 from auditor.reports.disclosures import text_digests
 from auditor.reports.reproduction import reproduction
 from auditor.result import result_to_json
-from auditor.schedules import bill_rows, likelihoods
+from auditor.schedules import bill_rows, likelihoods, slots
 from auditor.service import audits, exhibits, providers, tenant_profiles, tracing
 from auditor.service.clock import SECOND
 from auditor.service.exhibit import exhibit_of
@@ -93,13 +93,16 @@ class AuditWork:
             result = self._replayed(audit, keys, lease, path, steps)
         body, traces = documents(result)
         exhibit = exhibit_of(result)
-        bills = bill_rows.bills_of(result.verdicts, self._reference.tokenizer)
+        with lease.store.transaction() as connection:
+            scheduled = slots.has_ordered(connection, audit.id)
+        bills = bill_rows.bills_of(result.verdicts, self._reference.tokenizer) if scheduled else None
 
         def effects(connection: Connection, now: int) -> None:
             audits.record(connection, audit, body, result.outcome, traces, now)
             exhibits.record(connection, audit, exhibit)
-            likelihoods.record(connection, audit.id, result.verdicts)
-            bill_rows.record(connection, audit.id, bills)
+            if bills is not None:
+                likelihoods.record(connection, audit.id, result.verdicts)
+                bill_rows.record(connection, audit.id, bills)
 
         return effects
 

@@ -1,6 +1,6 @@
 """Who came a moment ago: spares looking up a key that is looked up again where it counts.
 
-Not for reads: what is found here may have been revoked `SECONDS` ago. Not secrets are kept: digests.
+Not for reads: what is found here may have been revoked `SECONDS` ago. No secrets are kept, but digests.
 """
 
 from __future__ import annotations
