@@ -56,6 +56,18 @@ class Placed(Protocol):
 P = TypeVar("P", bound=Placed)
 
 
+def cursor_behind(found: Sequence[Placed], limit: int) -> str | None:
+    """Where a page of so many ends; None where nothing follows it.
+
+    Args:
+        found: one more than `limit` where there is a next page.
+    """
+    if len(found) <= limit:
+        return None
+    last = found[limit - 1]
+    return encode_cursor(last.created, last.id)
+
+
 def page_of(
     request: Request, response: Response, found: Sequence[P], limit: int
 ) -> tuple[Sequence[P], str | None]:
@@ -64,10 +76,9 @@ def page_of(
     Args:
         found: one more than `limit` where there is a next page.
     """
-    page = found[:limit]
-    if len(found) <= limit:
+    page, cursor = found[:limit], cursor_behind(found, limit)
+    if cursor is None:
         return page, None
-    cursor = encode_cursor(page[-1].created, page[-1].id)
     query = dict(request.query_params) | {"cursor": cursor}
     response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
     return page, cursor

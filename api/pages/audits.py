@@ -11,9 +11,9 @@ from fastapi.responses import RedirectResponse
 from auditor.api.log import receipt_of
 from auditor.api.pages.evidence_plot import HEIGHT, LEFT, RIGHT, TOP, WIDTH, evidence_plot
 from auditor.api.pages.excerpts import excerpt_of
-from auditor.api.pages.layout import render
+from auditor.api.pages.layout import download, render
 from auditor.api.pages.visits import Form, ReadingVisit, WritingVisit
-from auditor.api.paging import Cursor, decode_cursor, encode_cursor
+from auditor.api.paging import Cursor, cursor_behind, decode_cursor
 from auditor.api.service import Service, TheService
 from auditor.disputes import disputes
 from auditor.service import audits, exhibits
@@ -55,7 +55,7 @@ def listed(
         page = found[:_PAGE]
         subjects = exhibits.subjects(connection, tenant, [audit.id for audit in page])
     chosen = {"state": state, "outcome": outcome, "provider": provider}
-    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > _PAGE else None
+    following = cursor_behind(found, _PAGE)
     return render(
         request,
         "audits",
@@ -159,7 +159,7 @@ def verdict_file(service: TheService, visit: ReadingVisit, audit_id: str) -> Res
 def receipt_file(service: TheService, visit: ReadingVisit, audit_id: str, kind: Kind) -> Response:
     """A C2SP tlog-proof."""
     raw = receipt_of(service, visit.key.tenant_id, audit_id, kind)
-    return _download(raw, f"{kind}.tlog-proof", "text/plain; charset=utf-8")
+    return download(raw, f"{kind}.tlog-proof", "text/plain; charset=utf-8")
 
 
 @router.get("/audits/{audit_id}/entries/{kind}")
@@ -167,12 +167,7 @@ def entry_file(service: TheService, visit: ReadingVisit, audit_id: str, kind: Ki
     """The very bytes of the leaf."""
     with service.store.transaction() as connection:
         _, body = audits.log_entry(connection, visit.key.tenant_id, audit_id, kind)
-    return _download(body, f"{kind}.entry.json", "application/json")
-
-
-def _download(body: bytes, name: str, media_type: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return Response(body, headers=headers, media_type=media_type)
+    return download(body, f"{kind}.entry.json", "application/json")
 
 
 def _receipt(service: Service, tenant_id: str, audit_id: str, kind: Kind) -> dict[str, Any]:

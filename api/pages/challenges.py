@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request, Response
 
 from auditor.api.log import receipt_at
-from auditor.api.pages.layout import render
+from auditor.api.pages.layout import download, render
 from auditor.api.pages.visits import ReadingVisit
-from auditor.api.paging import Cursor, decode_cursor, encode_cursor
+from auditor.api.paging import Cursor, cursor_behind, decode_cursor
 from auditor.api.service import Service, TheService
 from auditor.hidden_tokens.wire import opening_from_json
+from auditor.merkle.token_openings import exposure
 from auditor.service import challenges, commitments, log_entries, providers
 from auditor.service.errors import NotFinishedError, RequestInvalidError
 from auditor.service.exposures import exposures
@@ -73,7 +74,7 @@ def listed(
         )
         rows = _with_exposure(connection, tenant, found[:_PAGE])
     chosen = {"state": state, "provider": provider}
-    following = encode_cursor(found[_PAGE - 1].created, found[_PAGE - 1].id) if len(found) > _PAGE else None
+    following = cursor_behind(found, _PAGE)
     return render(
         request,
         "challenges",
@@ -113,7 +114,7 @@ def look(
         provider=name,
         head=response.head,
         drawn=drawn,
-        asked=sum(len(response.head.block_range(block)) for block in drawn["blocks"]),
+        asked=exposure(response.head, drawn["blocks"]).seen,
         result=None if kept.result is None else json.loads(kept.result),
         seen=seen,
         strip=list(_strip(response, drawn["blocks"], seen.blocks)),
@@ -137,14 +138,14 @@ def result_file(service: TheService, visit: ReadingVisit, challenge_id: str) -> 
 def receipt_file(service: TheService, visit: ReadingVisit, challenge_id: str, kind: Kind) -> Response:
     """A C2SP tlog-proof."""
     position, _ = _entry(service, visit.key.tenant_id, challenge_id, kind)
-    return _download(receipt_at(service, position), f"{kind}.tlog-proof", "text/plain; charset=utf-8")
+    return download(receipt_at(service, position), f"{kind}.tlog-proof", "text/plain; charset=utf-8")
 
 
 @router.get("/challenges/{challenge_id}/entries/{kind}")
 def entry_file(service: TheService, visit: ReadingVisit, challenge_id: str, kind: Kind) -> Response:
     """The very bytes of the leaf."""
     _, body = _entry(service, visit.key.tenant_id, challenge_id, kind)
-    return _download(body, f"{kind}.entry.json", "application/json")
+    return download(body, f"{kind}.entry.json", "application/json")
 
 
 def _entry(service: Service, tenant_id: str, challenge_id: str, kind: str) -> tuple[int | None, bytes]:
@@ -154,11 +155,6 @@ def _entry(service: Service, tenant_id: str, challenge_id: str, kind: str) -> tu
     if found is None:
         raise NotFinishedError(f"there is no {kind} entry: the challenge is {kept.state}")
     return found
-
-
-def _download(body: bytes, name: str, media_type: str) -> Response:
-    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
-    return Response(body, headers=headers, media_type=media_type)
 
 
 def _was_opened(kept: KeptChallenge) -> bool:
@@ -177,10 +173,7 @@ def _with_exposure(
     return [
         {
             "kept": kept,
-            "asked": sum(
-                len(responses[kept.commitment_id].head.block_range(block))
-                for block in json.loads(kept.body)["blocks"]
-            ),
+            "asked": exposure(responses[kept.commitment_id].head, json.loads(kept.body)["blocks"]).seen,
             "seen": seen[kept.commitment_id],
         }
         for kept in page

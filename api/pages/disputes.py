@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from auditor.api.pages.layout import render
 from auditor.api.pages.visits import ReadingVisit
-from auditor.api.paging import Cursor, decode_cursor, encode_cursor
+from auditor.api.paging import Cursor, cursor_behind, decode_cursor
 from auditor.api.service import TheService
 from auditor.disputes import disputes
 
@@ -21,7 +21,7 @@ def listed(request: Request, service: TheService, visit: ReadingVisit, cursor: C
     with service.store.transaction() as connection:
         found = disputes.listed(connection, visit.key.tenant_id, after=after, limit=_PAGE + 1)
     page = found[:_PAGE]
-    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > _PAGE else None
+    following = cursor_behind(found, _PAGE)
     return render(request, "disputes", visit, disputes=page, following=following)
 
 

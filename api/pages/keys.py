@@ -9,7 +9,7 @@ from auditor.api.bodies import validated
 from auditor.api.keys import require_no_more
 from auditor.api.pages.layout import render
 from auditor.api.pages.visits import Form, KeyVisit, Visit
-from auditor.api.paging import Cursor, decode_cursor, encode_cursor
+from auditor.api.paging import Cursor, cursor_behind, decode_cursor
 from auditor.api.service import Service, TheService
 from auditor.api.views import NewKey
 from auditor.service import tenants
@@ -65,7 +65,7 @@ def _page(
     with service.store.transaction() as connection:
         found = tenants.keys(connection, visit.key.tenant_id, after=after, limit=_PAGE + 1)
     page = found[:_PAGE]
-    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > _PAGE else None
+    following = cursor_behind(found, _PAGE)
     return render(
         request,
         "keys",

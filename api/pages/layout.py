@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastapi import Request
+from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -78,3 +78,9 @@ def render(
     )
     # A lone surrogate in somebody's text must not become an error of ours.
     return HTMLResponse(text.encode("utf-8", "replace"), status, HEADERS)
+
+
+def download(body: bytes, name: str, media_type: str) -> Response:
+    """A file to be saved under that name."""
+    headers = {"Content-Disposition": f'attachment; filename="{name}"', "Cache-Control": "no-store"}
+    return Response(body, headers=headers, media_type=media_type)

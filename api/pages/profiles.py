@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 
 from auditor.api.pages.layout import render
 from auditor.api.pages.visits import ReadingVisit
-from auditor.api.paging import Cursor, decode_cursor, encode_cursor
+from auditor.api.paging import Cursor, cursor_behind, decode_cursor
 from auditor.api.service import TheService
 from auditor.profiles import shipped_profiles
 from auditor.service import tenant_profiles
@@ -34,14 +34,13 @@ def listed(request: Request, service: TheService, visit: ReadingVisit, cursor: C
         found = tenant_profiles.listed(connection, tenant, after=decode_cursor(cursor), limit=_PAGE + 1)
         own = tenant_profiles.standings(connection, tenant, found[:_PAGE])
         trusted = tenant_profiles.trusted(connection, tenant)
-    last = found[_PAGE - 1] if len(found) > _PAGE else None
     return render(
         request,
         "profiles",
         visit,
         own=own,
         trusted=trusted,
-        following=last and encode_cursor(last.created, last.id),
+        following=cursor_behind(found, _PAGE),
         stored=service.store.profiles(),
         shipped=_shipped(),
     )

@@ -12,7 +12,7 @@ from auditor import errors
 from auditor.api.bodies import validated
 from auditor.api.pages.layout import render
 from auditor.api.pages.visits import Fields, Form, ReadingVisit, Visit, WritingVisit
-from auditor.api.paging import Cursor, decode_cursor, encode_cursor
+from auditor.api.paging import Cursor, cursor_behind, decode_cursor
 from auditor.api.schedules import NewSchedule
 from auditor.api.service import Service, TheService
 from auditor.schedules import schedules, slots
@@ -63,7 +63,7 @@ def look(
         policy = schedules.find_policy(connection, tenant, schedule.policy_digest)
         found = slots.listed(connection, tenant, schedule_id, after=decode_cursor(cursor), limit=_PAGE + 1)
     page = found[:_PAGE]
-    following = encode_cursor(page[-1].created, page[-1].id) if len(found) > _PAGE else None
+    following = cursor_behind(found, _PAGE)
     return render(
         request,
         "schedule",
@@ -117,7 +117,6 @@ def _page(
         for schedule in found[:_PAGE]:
             newest = slots.listed(connection, tenant, schedule.id, after=None, limit=1)
             rows.append((schedule, _period(newest[0]) if newest else None))
-    last = rows[-1][0] if len(found) > _PAGE else None
     status = 200
     if problem is not None:
         status = problem.status if isinstance(problem, ServiceError) else 422
@@ -130,7 +129,7 @@ def _page(
         visit,
         status=status,
         rows=rows,
-        following=last and encode_cursor(last.created, last.id),
+        following=cursor_behind(found, _PAGE),
         problem=problem,
         given=given,
     )
