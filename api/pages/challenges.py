@@ -18,10 +18,9 @@ from auditor.api.pages.visits import ReadingVisit
 from auditor.api.paging import Cursor, cursor_behind, decode_cursor
 from auditor.api.service import Service, TheService
 from auditor.hidden_tokens.wire import opening_from_json
-from auditor.merkle.token_openings import exposure
 from auditor.service import challenges, commitments, log_entries, providers
 from auditor.service.errors import NotFinishedError, RequestInvalidError
-from auditor.service.exposures import exposures
+from auditor.service.exposures import exposures, tokens_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -114,7 +113,7 @@ def look(
         provider=name,
         head=response.head,
         drawn=drawn,
-        asked=exposure(response.head, drawn["blocks"]).seen,
+        asked=tokens_of(response, drawn["blocks"]),
         result=None if kept.result is None else json.loads(kept.result),
         seen=seen,
         strip=list(_strip(response, drawn["blocks"], seen.blocks)),
@@ -173,7 +172,7 @@ def _with_exposure(
     return [
         {
             "kept": kept,
-            "asked": exposure(responses[kept.commitment_id].head, json.loads(kept.body)["blocks"]).seen,
+            "asked": tokens_of(responses[kept.commitment_id], json.loads(kept.body)["blocks"]),
             "seen": seen[kept.commitment_id],
         }
         for kept in page

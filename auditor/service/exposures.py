@@ -44,6 +44,11 @@ class ResponseExposure:
         return self.seen / self.hidden if self.hidden else 0.0
 
 
+def tokens_of(response: KeptCommitment, blocks: Collection[int]) -> int:
+    """Hidden tokens in blocks of a response."""
+    return exposure(response.head, blocks).seen
+
+
 def exposures(
     connection: Connection, tenant_id: str, responses: Collection[KeptCommitment]
 ) -> Mapping[str, ResponseExposure]:
@@ -65,8 +70,8 @@ def exposures(
         further = asked.get(kept.id, set()) - blocks
         found[kept.id] = ResponseExposure(
             frozenset(blocks),
-            exposure(kept.head, blocks).seen,
-            exposure(kept.head, further).seen,
+            tokens_of(kept, blocks),
+            tokens_of(kept, further),
             kept.head.hidden,
         )
     return found
