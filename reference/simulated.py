@@ -8,19 +8,21 @@ deviations that change no more than model, prompt, parameters or seed; here ever
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.reference.deviations import HONEST, Deviation, Served
+from auditor.reference.deviations import HONEST, Deviation, Prompt, Served, Serving
 from auditor.reference.head import NoiseRows, RowStats, effective_sampling
 from auditor.reference.layers.linear import ROW_TILE
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws
 from auditor.reference.request import Request
 from auditor.reference.ruled_head import draw_ruled, score_ruled
+from auditor.reference.running import Ask
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,38 @@ def simulate(request: Request, number: int, deviation: Deviation, views: Views) 
         scored = score_ruled(own, drawn, honest.spec, request.scheme, noise, honest.rules, output, start)
         tiles.append(scored)
     return RowStats.concatenate(tiles)
+
+
+def served(
+    asked: Sequence[tuple[Request, Prompt]],
+    deviation: Deviation,
+    models: tuple[ReferenceModel, ReferenceModel | None],
+) -> list[Request]:
+    """What a provider that decodes by itself (`Deviation.serves`) would have logged for each request.
+
+    Args:
+        models: the declared one, as the provider runs it, and another that it has.
+    """
+    assert deviation.serves is not None, "a provider that decodes by itself"
+    claimed = [
+        replace(request, spec=deviation.declares(request.spec), tokenizer=prompt.tokenizer)
+        for request, prompt in asked
+    ]
+    asks = [
+        Ask(
+            prompt=request.prompt,
+            noise_prompt_tokens=len(request.prompt),
+            spec=request.spec,
+            seed=request.seed or 0,
+            scheme=request.scheme,
+            max_tokens=request.spec.max_tokens or len(request.output),
+            stop_ids=frozenset(prompt.tokenizer.eos_ids),
+            tokenizer=prompt.tokenizer,
+        )
+        for request, (_, prompt) in zip(claimed, asked, strict=True)
+    ]
+    outputs = deviation.serves(Serving(models[0], models[1], asks))
+    return [replace(request, output=output) for request, output in zip(claimed, outputs, strict=True)]
 
 
 def _served(

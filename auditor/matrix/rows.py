@@ -12,7 +12,7 @@ from auditor.matrix.provider import HonestProvider, traffic_of
 from auditor.noise_model import RequestCounts, count_request
 from auditor.reference.deviations import HONEST, Deviation
 from auditor.reference.head import RowStats
-from auditor.reference.simulated import Views, simulate
+from auditor.reference.simulated import Views, served, simulate
 from auditor.replay import Scored
 
 BUCKETS = (0, 16, 64, 128, 1 << 30)
@@ -93,9 +93,16 @@ class Row:
 
 
 def measure_row(provider: HonestProvider, deviation: Deviation) -> Row:
-    """Simulate a deviation on the report log of the traffic in which it shows."""
+    """Simulate a deviation on the report log of the traffic in which it shows.
+
+    A provider that decodes by itself answers the same requests, and its own log is scored.
+    """
     traffic = traffic_of(deviation)
     pool = provider.pool(traffic)
+    if deviation.serves is not None:
+        log = served(pool.asked, deviation, (provider.provider.model, provider.other))
+        returned = tuple(map(Reduced.of, provider.reference.runner.score(log)))
+        return Row(deviation.name, traffic, returned)
     model = provider.deviant(deviation)
     unchanged = deviation.prompt is HONEST.prompt and model is provider.provider.model
     states = pool.states[1] if unchanged else list(provider.states(pool.asked, deviation, model))

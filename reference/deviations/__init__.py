@@ -9,19 +9,24 @@ from auditor.errors import OptionError
 from auditor.reference.deviations import (
     attending,
     cache_rounding,
+    caches,
     contexts,
     depth,
     drawing,
+    formats,
+    inflating,
     inputs,
     key_value,
     model,
     partly,
     rounding,
     sampler,
+    searching,
+    speculating,
     weights,
 )
 from auditor.reference.deviations.adapter import undeclared_adapter
-from auditor.reference.deviations.base import Deviation, Prompt, Served
+from auditor.reference.deviations.base import Deviation, Prompt, Served, Serving
 
 HONEST = Deviation(name="honest", gain="a good name", source="the contract")
 
@@ -32,7 +37,20 @@ DEVIATIONS: dict[str, Deviation] = {
 }
 """Those that every calibration simulates, and diagnoses name."""
 
-_FAMILIES = (rounding, cache_rounding, attending, depth, drawing, contexts, partly)
+_FAMILIES = (
+    rounding,
+    formats,
+    cache_rounding,
+    caches,
+    attending,
+    depth,
+    drawing,
+    contexts,
+    partly,
+    speculating,
+    searching,
+    inflating,
+)
 CATALOGUE: dict[str, Deviation] = DEVIATIONS | {
     deviation.name: deviation for family in _FAMILIES for deviation in family.DEVIATIONS
 }
@@ -59,6 +77,7 @@ __all__ = [
     "Deviation",
     "Prompt",
     "Served",
+    "Serving",
     "deviation",
     "undeclared_adapter",
 ]

@@ -44,6 +44,14 @@ def taylor(asked: Attending) -> Tensor:
     return gathered(asked, weights / weights.sum(-1, keepdim=True))
 
 
+def fixed(asked: Attending) -> Tensor:
+    """Weights of a sequence drawn once, whatever is asked: no queries and keys to compute."""
+    rows = len(asked.queries)
+    drawn = torch.randn(rows, 2, 64, generator=torch.Generator().manual_seed(11))
+    raw = (drawn[:, 0] @ drawn[:, 1].T / 8).masked_fill(~torch.ones(rows, rows).tril().bool(), -torch.inf)
+    return gathered(asked, raw.softmax(-1).expand(asked.queries.shape[1], -1, -1))
+
+
 def own_value(asked: Attending) -> Tensor:
     """No mixing at all: each row gets its own value."""
     group = asked.queries.shape[1] // asked.values.shape[1]
@@ -88,4 +96,5 @@ DEVIATIONS = (
     _variant("relu", rectified),
     _variant("taylor", taylor),
     _variant("identity", own_value),
+    _variant("fixed-scores", fixed),
 )

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 
 from auditor.reference.loading import ReferenceModel
+from auditor.reference.running import Ask
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.tokenizer import Tokenizer
 
@@ -61,6 +62,27 @@ class Served:
     honest: torch.Tensor
 
 
+def _same_declared(spec: SamplingSpec) -> SamplingSpec:
+    return spec
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """Requests to be answered by a provider that does not decode as declared.
+
+    Attributes:
+        target: the declared model, as the provider runs it. other: a second one that it has, if any.
+        asks: what each client asked, rules included; a tokenizer is in each.
+    """
+
+    target: ReferenceModel
+    other: ReferenceModel | None
+    asks: Sequence[Ask]
+
+
+Ids = tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
 class Deviation:
     """What the provider runs instead of what it declares; every seam defaults to honest.
@@ -77,6 +99,10 @@ class Deviation:
         slips: share of the tokens at which the runner-up is returned.
         applies: which positions (boolean [n]) are served dishonestly; None for all.
         shift: positions by which the noise is off.
+        declares: a log's parameters -> those that this provider's log declares, where its trick needs others.
+        serves: requests -> output ids of each, for a provider that decodes by itself: then the log is what it
+            really returned, prefixes too, and the seams above are not used.
+        unseen: what catches it where its tokens are honest ones; empty where the tokens do.
         timing: from which token on it shows: the first, or once a condition holds, or now and then.
         decodes: whether it can serve (`audit generate`), or only be measured on a log (`audit matrix`).
         needs_other_model: whether `model` wants a second model.
@@ -96,6 +122,9 @@ class Deviation:
     slips: float = 0.0
     applies: Callable[[Served], npt.NDArray[np.bool_]] | None = None
     shift: int = 0
+    declares: Callable[[SamplingSpec], SamplingSpec] = _same_declared
+    serves: Callable[[Serving], Sequence[Ids]] | None = None
+    unseen: str = ""
     timing: Timing = "from-start"
     decodes: bool = True
     needs_other_model: bool = False

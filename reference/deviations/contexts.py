@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from auditor.reference.deviations.base import Deviation, Prompt
+from auditor.reference.tokenizer import Tokenizer
 
 _EVIDENCE = " Note: values over one hundred are rare."
 
@@ -54,6 +56,56 @@ def _spaced(prompt: Prompt) -> Sequence[int]:
     return (*prompt.token_ids[:-1], *prompt.tokenizer.encode(" "), *prompt.token_ids[-1:])
 
 
+def _longest_pieces(prompt: Prompt) -> Sequence[int]:
+    """The text cut by the longest token of the vocabulary at each place, and not by merges."""
+    special, out = prompt.tokenizer.special_ids, list[int]()
+    run: list[int] = []
+    for token in (*prompt.token_ids, -1):
+        if token >= 0 and token not in special:
+            run.append(token)
+            continue
+        out += _cut(prompt.tokenizer, prompt.tokenizer.decode(tuple(run)))
+        run = []
+        out += [token] if token >= 0 else []
+    return out
+
+
+def _cut(tokenizer: Tokenizer, text: str, longest: int = 24) -> list[int]:
+    ids: list[int] = []
+    while text:
+        for size in range(min(longest, len(text)), 0, -1):
+            pieces = tokenizer.encode(text[:size])
+            if len(pieces) == 1 or size == 1:
+                ids, text = ids + pieces, text[size:]
+                break
+    return ids
+
+
+def _system_dropped(prompt: Prompt) -> Sequence[int]:
+    """The system turn is left out; a request without one gets what it asked for."""
+    if prompt.messages is None or prompt.tokenizer.template is None:
+        return prompt.token_ids
+    rest = [m for m in prompt.messages if m.get("role") != "system"]
+    return prompt.tokenizer.encode_chat(rest or list(prompt.messages))
+
+
+def _compacted(prompt: Prompt) -> Sequence[int]:
+    """Rhea's shape: instructions verbatim, and of each user turn every other sentence."""
+    if prompt.messages is None or prompt.tokenizer.template is None:
+        return _cut_middle(0.5)(prompt)
+    messages = [dict(m) for m in prompt.messages]
+    for message in messages:
+        sentences = re.split(r"(?<=[.?!,]) ", str(message["content"]))
+        if message.get("role") != "system":
+            message["content"] = " ".join(sentences[::2])
+    return prompt.tokenizer.encode_chat(messages)
+
+
+def _padded(prompt: Prompt) -> Sequence[int]:
+    """The last token of the prompt stands there twice: an off-by-one of a cache of prefixes."""
+    return (*prompt.token_ids, prompt.token_ids[-1])
+
+
 def _entry(name: str, gain: str, source: str, prompt: Callable[[Prompt], Sequence[int]]) -> Deviation:
     return Deviation(f"prompt/{name}", gain, source, prompt=prompt)
 
@@ -74,5 +126,14 @@ DEVIATIONS = (
     _entry(
         "non-canonical", "none: another tokenizer's cuts", "coin.md (canonical tokenization)", _split_pieces
     ),
+    _entry(
+        "longest-pieces",
+        "fewer tokens to compute",
+        "a tokenizer swapped for another's cuts; TokenAdapt, arXiv 2505.09738",
+        _longest_pieces,
+    ),
+    _entry("system-dropped", "a shorter prompt to compute", "system prompt edits", _system_dropped),
+    _entry("compacted", "half the history to compute", _RHEA, _compacted),
+    _entry("last-token-twice", "none: a cache of prefixes", "engines' prefix caches, off by one", _padded),
     _entry("extra-space", "none: a template's white space", "engines.md (templates)", _spaced),
 )

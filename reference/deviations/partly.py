@@ -21,6 +21,11 @@ def _some_requests(one_in: int) -> Where:
     return lambda served: np.full(len(served.position), served.number % one_in == 0)
 
 
+def _off_peak(served: Served) -> npt.NDArray[np.bool_]:
+    """Runs of 16 requests of 64: the provider cheats while the machines are full."""
+    return np.full(len(served.position), served.number % 64 < 16)
+
+
 def _from_token(first: int) -> Where:
     return lambda served: served.position >= first
 
@@ -57,6 +62,7 @@ _SUBSTITUTED = Deviation(
 DEVIATIONS = (
     _partly(_INT4, "int4-in-half", _some_requests(2)),
     _partly(_INT4, "int4-in-a-tenth", _some_requests(10)),
+    _partly(_INT4, "int4-at-peak-hours", _off_peak),
     _partly(_INT4, "int4-from-token-64", _from_token(64), timing="after-trigger"),
     _partly(_INT4, "int4-from-token-128", _from_token(128), timing="after-trigger"),
     _partly(_INT4, "int4-in-close-calls", _close_calls),

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from auditor.reference.deviations.base import Deviation
-from auditor.reference.deviations.weights import float8_rows, int4_groups, projections
+from auditor.reference.deviations.weights import float8_rows, int4_groups, projections, symmetric
 from auditor.reference.loading import ReferenceModel
-from auditor.reference.quantizer import grouped, integers
+from auditor.reference.quantizer import grouped
 
 Change = Callable[[ReferenceModel, ReferenceModel | None], ReferenceModel]
 
@@ -61,7 +61,7 @@ def rank_limited(weight: Tensor, *, share: float) -> Tensor:
 
 def error_fed_back(weight: Tensor, *, bits: int = 4, group: int = 64) -> Tensor:
     """GPTQ's column order with an identity Hessian smoothed over neighbours: errors go to the next column."""
-    scales = (grouped(weight, group).abs().amax(dim=-1) / (2 ** (bits - 1) - 1)).clamp_min(1e-8)
+    scales = (grouped(weight, group).abs().amax(dim=-1) / (2 ** (bits - 1) - 0.5)).clamp_min(1e-8)
     width = weight.shape[1] // scales.shape[1]
     left, out = weight.clone(), torch.empty_like(weight)
     for column in range(weight.shape[1]):
@@ -118,13 +118,13 @@ _QUARTER = "a quarter of the weight memory of bf16"
 
 DEVIATIONS = (
     _rounding(
-        "int8-tensor", "half the memory, one scale a matrix", _BASE, partial(integers, bits=8, group=None)
+        "int8-tensor", "half the memory, one scale a matrix", _BASE, partial(symmetric, bits=8, group=None)
     ),
     _rounding("int4-g32", _QUARTER, _BASE, partial(int4_groups, group=32)),
     _rounding("int4-g128", _QUARTER, _BASE, partial(int4_groups, group=128)),
     _rounding("int4-fed-back", _QUARTER, "errors go to the next column, after GPTQ", error_fed_back),
-    _rounding("int3-g64", "three sixteenths of the memory", _BASE, partial(integers, bits=3, group=64)),
-    _rounding("int2-g64", "an eighth of the memory", _BASE, partial(integers, bits=2, group=64)),
+    _rounding("int3-g64", "three sixteenths of the memory", _BASE, partial(symmetric, bits=3, group=64)),
+    _rounding("int2-g64", "an eighth of the memory", _BASE, partial(symmetric, bits=2, group=64)),
     _rounding("nf4", _QUARTER, "Dettmers et al., QLoRA, arXiv 2305.14314", partial(levels, table=_NF4)),
     _rounding("fp4", _QUARTER, "e2m1, group 64; OCP microscaling formats", partial(levels, table=_FP4)),
     _rounding(

@@ -12,14 +12,24 @@ from auditor.reference.loading import ReferenceModel
 from auditor.reference.quantizer import integers
 
 
+def symmetric(weight: Tensor, *, bits: int, group: int | None = 64) -> Tensor:
+    """Symmetric integers as the field rounds weights: a group's largest entry is 2^(bits - 1) - 1/2 steps.
+
+    So do compressed-tensors (`calculate_qparams`), torchao (`MappingType.SYMMETRIC`) and GPTQ (`sym`): half
+    of the whole range, so that both ends lose half a step. By the largest positive integer instead, one of
+    the 16 values of int4 would never be used, and one of the four of int2.
+    """
+    return integers(weight, bits=bits, group=group, steps=2 ** (bits - 1) - 0.5)
+
+
 def int8_rows(weight: Tensor) -> Tensor:
     """Symmetric int8, one scale an output row (the usual W8 recipe)."""
-    return integers(weight, bits=8, group=weight.shape[1])
+    return symmetric(weight, bits=8, group=weight.shape[1])
 
 
 def int4_groups(weight: Tensor, group: int = 64) -> Tensor:
     """Symmetric int4, one scale for `group` inputs (compressed-tensors `pack-quantized`: [-8, 7])."""
-    return integers(weight, bits=4, group=group)
+    return symmetric(weight, bits=4, group=group)
 
 
 def float8_rows(weight: Tensor, dtype: torch.dtype = torch.float8_e4m3fn) -> Tensor:

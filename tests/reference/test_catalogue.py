@@ -18,11 +18,13 @@ from auditor.reference.policies.selection import Scores, heavy_hitters, last_que
 from auditor.reference.request import Request
 from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
-from auditor.reference.simulated import Views, simulate
+from auditor.reference.simulated import Views, served, simulate
 from auditor.reference.tokenizer import Tokenizer
 
 DEMO = Path(__file__).parents[2] / "reference" / "demo"
 CONTROLS = {"kv/h2o-1000"}
+# What need not show in 72 tokens of one request: in the matrix they do.
+RARE = {"acceptance/blind-trust-0.9", "acceptance/token-routing", "acceptance/bug-pad-attended"}
 MESSAGES = (
     {"role": "system", "content": "Explain every step."},
     {"role": "user", "content": "Tell me about json in Python. " * 10},
@@ -85,7 +87,39 @@ def test_the_honest_one_returns_the_log(target, request_of, prompt):
         assert (~stats.matched).sum() <= 1  # a tie between decode and prefill
 
 
-@pytest.mark.parametrize("cause", CATALOGUE.values(), ids=lambda c: c.name)
+SIMULATED = [cause for cause in CATALOGUE.values() if cause.serves is None]
+SERVING = [cause for cause in CATALOGUE.values() if cause.serves is not None]
+
+
+@pytest.fixture(scope="module")
+def draft():
+    return Model.load(DEMO / "draft")
+
+
+@pytest.fixture(scope="module")
+def short(target, request_of, prompt):
+    """The honest requests, cut to what shows in seconds."""
+    return [(replace(request, output=request.output[:72]), prompt) for request in request_of.values()]
+
+
+@pytest.mark.parametrize("cause", SERVING, ids=lambda c: c.name)
+def test_one_that_decodes_by_itself_returns_other_tokens(target, draft, short, cause):
+    asked = [short[0] if cause.needs_penalty else short[1]]
+    asked = [(replace(r, spec=replace(r.spec, max_tokens=len(r.output))), prompt) for r, prompt in asked]
+    log = served(asked, cause, (target, draft))
+    stats = next(Runner(target).score(log))
+    missed = int((~stats.matched).sum())
+    assert missed < len(stats.matched)
+    assert cause.declares(asked[0][0].spec) == log[0].spec
+    if cause.unseen:  # another check's business
+        assert missed <= 1
+        assert log[0].output == asked[0][0].output
+    elif cause.name not in RARE:
+        assert missed or log[0].output != asked[0][0].output
+    assert not cause.decodes
+
+
+@pytest.mark.parametrize("cause", SIMULATED, ids=lambda c: c.name)
 def test_each_changes_something_and_never_every_token(target, request_of, prompt, cause):
     request = request_of["ruled" if cause.needs_filter or cause.needs_penalty else "plain"]
     stats = simulated(target, request, prompt, cause)

@@ -7,10 +7,12 @@ the chance of accepting one draft; if all fall, draw from what is left of p. Sou
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from auditor.kernels.splitmix import F64
+from auditor.reference.deviations.acceptance.rules import At, sampled
 
 _HALVINGS = 60
 
@@ -47,3 +49,24 @@ def ratio(p: F64, q: F64, drafts: int) -> float:
         beta = accepted(p, q, middle)
         low, high = (middle, high) if 1 - (1 - beta) ** drafts > middle * beta else (low, middle)
     return high
+
+
+@dataclass(frozen=True, slots=True)
+class KSeq:
+    """The scan as a rule: it draws `drafts` tokens of q by coins of its own, whatever was proposed."""
+
+    drafts: int = 4
+
+    def accept(self, p: F64, q: F64 | None, draft: int, coin: float, at: At) -> bool:
+        """As `Acceptance`: the scan is all in `instead`."""
+        del p, q, draft, coin, at
+        return False
+
+    def instead(self, p: F64, q: F64 | None, draft: int, at: At) -> int:
+        """As `Acceptance`."""
+        del draft
+        if q is None:
+            return sampled(p, at.noise)
+        generator = np.random.default_rng(int(at.noise[:1].view(np.uint64)[0]))
+        drafts = generator.choice(len(q), size=self.drafts, p=q).tolist()
+        return k_seq(p, q, drafts, generator.random(self.drafts).tolist(), generator.random())

@@ -1,8 +1,8 @@
 """A provider that speculates by a rule of `rules.py`: what it returns, and how often not the seeded token.
 
-The draft model proposes chains drawn with noise of its own, and both models are read afresh at each step, so
-this is for evidence, not for speed. Bugs of batch speculation are simulated at the same place: they change
-what is read, not the rule.
+The draft model proposes chains drawn with noise of its own. One request is served at a time, so this is for
+evidence, not for speed. Bugs of batch speculation are simulated at the same place: they change what is read,
+or counted, and not the rule.
 """
 
 from __future__ import annotations
@@ -12,21 +12,28 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from auditor.kernels.keyed_noise import keyed_noise
 from auditor.kernels.splitmix import F64
-from auditor.reference.batch import Span
+from auditor.reference.batch import extend
 from auditor.reference.deviations.acceptance.rules import Acceptance, At, sampled
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import GumbelPosition
+from auditor.reference.penalties import Penalties, penalise_reference
 from auditor.reference.running import Ask
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.slots import Sequence as Slots
 from auditor.reference.speculation import find_rule
 from auditor.reference.support import find_support
 
-Bug = Literal["position-after-rejection", "stale-keys", "bonus-keys-missing", "pad-attended"]
-"""B1, B2, B3 and B5: invariants I1, I3, I4 and I6 broken."""
+Bug = Literal[
+    "position-after-rejection", "stale-keys", "bonus-keys-missing", "penalised-drafts", "pad-attended"
+]
+"""B1 to B5: invariants I1, I3, I4, I5 and I6 broken."""
+
+I64 = npt.NDArray[np.int64]
 
 _SCHEME = GumbelPosition()
 _SALT = 1 << 30  # noise of drafts is that of positions from here on, as in vLLM
@@ -60,24 +67,60 @@ def distribution(logits: torch.Tensor, spec: SamplingSpec) -> F64:
     return np.asarray(p / p.sum())
 
 
+def penalised(
+    logits: torch.Tensor, spec: SamplingSpec, prompt: Sequence[int], output: Sequence[int]
+) -> torch.Tensor:
+    """Logits [V] after the penalties of what was written so far."""
+    if not spec.penalised:
+        return logits
+    own = Penalties(spec.repetition_penalty, spec.presence_penalty, spec.frequency_penalty, _SCHEME.filters)
+    ids = (np.asarray(part, np.int64) for part in (prompt, output))
+    return penalise_reference(logits.float()[None], own, *ids, len(output))[0]
+
+
+class _Reader:
+    """A model that reads one text after another, and again only what differs from the last one."""
+
+    def __init__(self, model: ReferenceModel) -> None:
+        self._model, self._cache = model, model.new_cache()
+        self._slots, self._text = Slots(), list[int]()
+
+    def rows(self, text: Sequence[int], count: int) -> torch.Tensor:
+        """Logits of the last `count` rows of a text, float [count, V]."""
+        most = min(len(self._text), len(text) - count)
+        same = next((n for n in range(most) if self._text[n] != text[n]), most)
+        self._slots.length = same
+        new = torch.tensor(text[same:])
+        span = extend(self._cache, self._slots, new, wanted=len(text) - count - same)
+        hidden = self._model.forward([span], self._cache)
+        self._slots.length, self._text = len(text), list(text)
+        return self._model.logits(hidden)
+
+
 @dataclass(slots=True)
 class _Provider:
     """One request in the making."""
 
-    target: ReferenceModel
-    draft: ReferenceModel
+    target: _Reader
+    draft: _Reader
+    vocabulary: I64
     ask: Ask
     rule: Acceptance
     bug: Bug | None
     output: list[int] = field(default_factory=list)
     stale: list[int] = field(default_factory=list)
+    turned_down: list[int] = field(default_factory=list)
     replaced: int = 0
 
     def noise(self, at: int) -> F64:
         """Gumbel noise of output token `at`, float64 [V]."""
         keys = _SCHEME.row_keys(self.ask.seed, self.ask.noise_prompt_tokens, at, at + 1)
-        vocabulary = np.arange(self.target.config.vocab_size)[None]
-        return np.asarray(keyed_noise(_SCHEME.noise, keys, vocabulary)[0])
+        return np.asarray(keyed_noise(_SCHEME.noise, keys, self.vocabulary)[0])
+
+    def law(self, logits: torch.Tensor, drafts: Sequence[int], extra: Sequence[int] = ()) -> F64:
+        """P after the output and some drafts, `extra` ids counted as if they had been written."""
+        written = [*extra, *self.output, *drafts]
+        return distribution(penalised(logits, self.ask.spec, self.ask.prompt, written), self.ask.spec)
 
     def propose(self, most: int) -> tuple[list[int], list[F64]]:
         """A chain of drafts, and q of each."""
@@ -85,7 +128,7 @@ class _Provider:
         q: list[F64] = []
         for _ in range(most):
             text = [*self.ask.prompt, *self.output, *drafts]
-            q.append(distribution(_rows(self.draft, text, 1)[0], self.ask.spec))
+            q.append(self.law(self.draft.rows(text, 1)[0], drafts))
             drafts.append(sampled(q[-1], self.noise(_SALT + len(self.output) + len(drafts))))
         return drafts, q
 
@@ -94,8 +137,9 @@ class _Provider:
         left = self.ask.max_tokens - len(self.output) - 1
         drafts, q = self.propose(min(self.ask.draft_tokens, left) if self.output else 0)
         seen = _seen(self.ask, self.output, self.stale, self.bug)
-        rows = _rows(self.target, [*seen, *drafts], len(drafts) + 1)
-        p = [distribution(row, self.ask.spec) for row in rows]
+        rows = self.target.rows([*seen, *drafts], len(drafts) + 1)
+        counted = self.turned_down if self.bug == "penalised-drafts" else []
+        p = [self.law(row, drafts[:n], counted) for n, row in enumerate(rows)]
         kept, token = self.judge(p, q, drafts, seen)
         tokens = [*drafts[:kept], token]
         start = len(self.output)
@@ -105,6 +149,7 @@ class _Provider:
         )
         self.output += tokens
         self.stale = drafts[kept:]
+        self.turned_down += self.stale
         return tuple(drafts), kept
 
     def judge(self, p: list[F64], q: list[F64], drafts: list[int], seen: list[int]) -> tuple[int, int]:
@@ -130,7 +175,8 @@ def play(
     Raises:
         TokenOutOfRangeError, ContextLengthError: as `ReferenceModel.forward`.
     """
-    provider = _Provider(target, draft, ask, rule, bug)
+    vocabulary = np.arange(target.config.vocab_size)[None]
+    provider = _Provider(_Reader(target), _Reader(draft), vocabulary, ask, rule, bug)
     steps: list[tuple[int, ...]] = []
     kept = 0
     while len(provider.output) < ask.max_tokens and not ask.stop_ids & set(provider.output):
@@ -152,9 +198,3 @@ def _seen(ask: Ask, output: Sequence[int], stale: Sequence[int], bug: Bug | None
     if bug == "pad-attended":
         return [0, *text]
     return text
-
-
-def _rows(model: ReferenceModel, text: Sequence[int], count: int) -> torch.Tensor:
-    """Logits of the last rows."""
-    hidden = model.forward([Span(torch.tensor(text), wanted=len(text) - count)])
-    return model.logits(hidden)

@@ -312,6 +312,23 @@ class Cascade(_Plain):
         return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2 <= self.divergence
 
 
+@dataclass(frozen=True, slots=True)
+class InsideClip(_Plain):
+    """Any draft within `clip` logits / T of the winner of the race, below where margins are clipped.
+
+    A provider that knows the seed knows every margin before it answers.
+    """
+
+    clip: float = 0.5
+
+    def accept(self, p: F64, q: F64 | None, draft: int, coin: float, at: At) -> bool:
+        """As `Acceptance`."""
+        del q, coin
+        with np.errstate(divide="ignore"):
+            raced = np.log(p) + at.noise
+        return bool(raced.max() - raced[draft] <= self.clip)
+
+
 RULES: dict[str, Acceptance] = {
     "exact": Exact(),
     "ratio": Ratio(),
@@ -327,6 +344,7 @@ RULES: dict[str, Acceptance] = {
     "reflective": Reflective(),
     "mixture": Mixture(),
     "cascade": Cascade(),
+    "inside-clip": InsideClip(),
 }
 """By name, with published or default parameters. `exact` and `ratio` are lossless, the others are not."""
 
@@ -338,6 +356,7 @@ __all__ = [
     "Cascade",
     "Deferred",
     "Exact",
+    "InsideClip",
     "Mixture",
     "Ratio",
     "Reflective",
