@@ -149,18 +149,18 @@ def _splits(served: Served, extra: int, source: random.Random) -> Ids:
     tokens = list(served.hidden)
     for _ in range(extra):
         place = max(
-            (i for i, token in enumerate(tokens) if _halves(served.tokenizer, token) is not None),
+            (i for i, token in enumerate(tokens) if halves(served.tokenizer, token) is not None),
             key=lambda i: tokens[i],
             default=None,
         )
         if place is None:
             break
-        tokens[place : place + 1] = _halves(served.tokenizer, tokens[place]) or ()
+        tokens[place : place + 1] = halves(served.tokenizer, tokens[place]) or ()
     return tuple(tokens)
 
 
 @lru_cache(maxsize=65536)
-def _halves(tokenizer: Tokenizer, token: int) -> tuple[int, int] | None:
+def halves(tokenizer: Tokenizer, token: int) -> tuple[int, int] | None:
     """Two ordinary tokens that spell one."""
     spelling = tokenizer.backend.id_to_token(token)
     if token in tokenizer.special_ids or spelling is None:

@@ -71,7 +71,8 @@ def _hadamard(width: int) -> Tensor:
     out = torch.ones(1, 1)
     while len(out) < width:
         out = torch.cat([torch.cat([out, out], 1), torch.cat([out, -out], 1)])
-    return out / width**0.5
+    scaled: Tensor = out / width**0.5
+    return scaled
 
 
 def _turned(layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,7 +151,7 @@ def _shared_budget(seen: Scores, *, budget: int, window: int = 8) -> Tensor:
     best = votes.flatten().topk(min(heads * budget, heads * prompt)).indices
     kept = torch.ones(heads, seen.rows, dtype=torch.bool)
     chosen = torch.zeros(heads * prompt, dtype=torch.bool).scatter_(0, best, value=True)
-    kept[:, :prompt] = chosen.unflatten(0, (heads, prompt))
+    kept[:, :prompt] = chosen.reshape(heads, prompt)
     return seen.prefilled()[None] | kept[:, None]
 
 

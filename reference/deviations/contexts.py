@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
+from auditor.reference.deviations.accounting import halves
 from auditor.reference.deviations.base import Deviation, Prompt
-from auditor.reference.tokenizer import Tokenizer
 
 _EVIDENCE = " Note: values over one hundred are rare."
 
@@ -56,29 +56,19 @@ def _spaced(prompt: Prompt) -> Sequence[int]:
     return (*prompt.token_ids[:-1], *prompt.tokenizer.encode(" "), *prompt.token_ids[-1:])
 
 
-def _longest_pieces(prompt: Prompt) -> Sequence[int]:
-    """The text cut by the longest token of the vocabulary at each place, and not by merges."""
-    special, out = prompt.tokenizer.special_ids, list[int]()
-    run: list[int] = []
-    for token in (*prompt.token_ids, -1):
-        if token >= 0 and token not in special:
-            run.append(token)
-            continue
-        out += _cut(prompt.tokenizer, prompt.tokenizer.decode(tuple(run)))
-        run = []
-        out += [token] if token >= 0 else []
+def _smaller_vocabulary(prompt: Prompt) -> Sequence[int]:
+    """The same text by the older half of the tokenizer's pieces: those of half as large a vocabulary."""
+    limit, special = prompt.tokenizer.vocab_size // 2, prompt.tokenizer.special_ids
+    out: list[int] = []
+    waiting = list(reversed(prompt.token_ids))
+    while waiting:
+        token = waiting.pop()
+        parts = halves(prompt.tokenizer, token) if token >= limit and token not in special else None
+        if parts is None:
+            out.append(token)
+        else:
+            waiting += reversed(parts)
     return out
-
-
-def _cut(tokenizer: Tokenizer, text: str, longest: int = 24) -> list[int]:
-    ids: list[int] = []
-    while text:
-        for size in range(min(longest, len(text)), 0, -1):
-            pieces = tokenizer.encode(text[:size])
-            if len(pieces) == 1 or size == 1:
-                ids, text = ids + pieces, text[size:]
-                break
-    return ids
 
 
 def _system_dropped(prompt: Prompt) -> Sequence[int]:
@@ -127,10 +117,10 @@ DEVIATIONS = (
         "non-canonical", "none: another tokenizer's cuts", "coin.md (canonical tokenization)", _split_pieces
     ),
     _entry(
-        "longest-pieces",
-        "fewer tokens to compute",
-        "a tokenizer swapped for another's cuts; TokenAdapt, arXiv 2505.09738",
-        _longest_pieces,
+        "smaller-vocabulary",
+        "none: another release's tokenizer",
+        "a tokenizer swapped for one of half the pieces; TokenAdapt, arXiv 2505.09738",
+        _smaller_vocabulary,
     ),
     _entry("system-dropped", "a shorter prompt to compute", "system prompt edits", _system_dropped),
     _entry("compacted", "half the history to compute", _RHEA, _compacted),

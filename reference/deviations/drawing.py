@@ -75,7 +75,7 @@ DEVIATIONS = (
     _sampling("filter/top-k-20-undeclared", _with(top_k=20), _UNTOLD),
     _sampling("filter/min-p-0.05-undeclared", _with(min_p=0.05), _UNTOLD),
     replace(
-        _sampling("filter/top-p-0.95-for-0.9", _with(top_p=0.95), _UNTOLD),
+        _sampling("filter/top-p-0.8-for-0.9", _with(top_p=0.8), _UNTOLD),
         needs_filter=True,
     ),
     _sampling("penalty/repetition-1.05-undeclared", _with(repetition_penalty=1.05), _UNTOLD),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from auditor.reference.deviations.base import Deviation
 from auditor.reference.deviations.rounding import low_rank_update
 from auditor.reference.deviations.weights import projections
 from auditor.reference.loading import ReferenceModel
+from auditor.reference.model import Model
 from auditor.reference.quantizer import grouped
 
 _BLOCK = 32
@@ -62,11 +64,13 @@ def _neighbours_merged(model: ReferenceModel, other: ReferenceModel | None) -> R
     """The third layer becomes the mean of itself and the fourth, which is left out."""
     del other
     low, high = "model.layers.2.", "model.layers.3."
+    parameters = cast("Model", model).parameters
 
     def change(name: str, tensor: Tensor) -> Tensor:
         if not name.startswith(low):
             return tensor
-        return (tensor + model.parameters[name.replace(low, high)]) / 2
+        mean: Tensor = (tensor + parameters[name.replace(low, high)]) / 2
+        return mean
 
     return model.replace(weights=change).replace(skip_layers=frozenset({3}))
 

@@ -45,7 +45,7 @@ def noise(generator):
 SURE = np.array([0.02, 0.95, 0.01, 0.01, 0.01])
 NEAR = np.array([0.35, 0.35, 0.18, 0.08, 0.04])
 # What some rules need before they accept anything.
-DRAFTED = {"blind-trust": SURE, "token-routing": SURE, "cascade": NEAR}
+DRAFTED = {"blind-trust": SURE, "token-routing": SURE, "cascade": NEAR, "inside-clip": SURE}
 AHEAD = {"deferred": [(P, 0), (P, 0)]}
 
 

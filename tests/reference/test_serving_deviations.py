@@ -174,9 +174,9 @@ def test_prompt_edits_leave_what_they_should(tokenizer):
     declared = Prompt(tuple(tokenizer.encode_chat(messages)), messages, tokenizer)
     said = {
         name: tokenizer.decode(list(CATALOGUE[f"prompt/{name}"].prompt(declared)))
-        for name in ("longest-pieces", "system-dropped", "compacted")
+        for name in ("smaller-vocabulary", "system-dropped", "compacted")
     }
-    assert said["longest-pieces"] == tokenizer.decode(list(declared.token_ids))
+    assert said["smaller-vocabulary"] == tokenizer.decode(list(declared.token_ids))
     assert "Be brief" not in said["system-dropped"]
     assert "Four" in said["system-dropped"]
     assert "One. Three." in said["compacted"]

@@ -74,8 +74,8 @@ def penalised(
     if not spec.penalised:
         return logits
     own = Penalties(spec.repetition_penalty, spec.presence_penalty, spec.frequency_penalty, _SCHEME.filters)
-    ids = (np.asarray(part, np.int64) for part in (prompt, output))
-    return penalise_reference(logits.float()[None], own, *ids, len(output))[0]
+    before, written = (np.asarray(part, np.int64) for part in (prompt, output))
+    return penalise_reference(logits.float()[None], own, before, written, len(output))[0]
 
 
 class _Reader:
