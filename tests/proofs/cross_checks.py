@@ -45,9 +45,9 @@ def served():
     return list(generate(provider, long, deviation=HONEST, seed=SEED, sampling=spec))
 
 
-def ours(reference, traces, cause):
+def ours(reference, traces, cause, other=None):
     """Logits of a deviation's model at the output positions, one array a request."""
-    model = HONEST.model(reference.model, None) if cause is None else cause.model(reference.model, None)
+    model = HONEST.model(reference.model, None) if cause is None else cause.model(reference.model, other)
     asked = []
     for trace in traces:
         request = prepare(trace, reference)
@@ -127,7 +127,7 @@ def compare(python):
             elif row["kind"] == "laws":
                 yield "laws", begun | cross_laws.compared_laws(name, honest, traces, row["logits"])
             elif name == "acceptance/ratio":
-                draft = ours(Reference.load(DRAFT), traces, None)
+                draft = ours(reference, traces, CATALOGUE["model/substituted"], Model.load(DRAFT))
                 yield "acceptance", begun | cross_laws.compared_acceptance(honest, draft, row["logits"])
             elif name == "sampler/beam-4":
                 scheme = noise_scheme("gumbel-pos-v1")

@@ -189,7 +189,7 @@ def quantized_cache(backend, package, bits):
 def head_press(task):
     import kvpress
 
-    model = loaded(task.model, attn_implementation="eager")
+    model = loaded(task.model, attn_implementation="sdpa")
 
     def press_of(request):
         ratio = max(0.0, 1 - (32 + 0.5) / len(request["prompt"]))
