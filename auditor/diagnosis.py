@@ -73,7 +73,8 @@ def diagnose(
     for cause, counts in replayed.items():
         if counts != declared:  # else it changes nothing in these requests
             fit = float(logsumexp(prior + log_likelihoods(counts).sum(axis=0)))
-            ratings.setdefault(cause, []).append(fit)
+            # Conventions of one cause, told in brackets, are not told apart.
+            ratings.setdefault(cause.partition(" (")[0], []).append(fit)
     names = list(ratings)
     fits = np.array([logsumexp(ratings[name]) for name in names])
     weights = np.exp(fits - logsumexp(fits))

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 from auditor.errors import AuditError
 from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
+from auditor.reference.deviations.weights import projections
 from auditor.reference.noise import SCHEMES, Declared
+from auditor.reference.quantizer import integers
 from auditor.reference.request import Request
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.shape_filters import check_shape
@@ -55,6 +58,13 @@ def _cut_at_mass(p: float) -> Deviation:
 
 def _cut_at_rank(k: int) -> Deviation:
     return _filtered(f"top-k-{k}", lambda spec: replace(spec, top_k=spec.top_k or k))
+
+
+def _int4(group: int, steps: float) -> Deviation:
+    """Four bits by another convention than the registered one's, which hits other values: the same cause."""
+    change = partial(integers, bits=4, group=group, steps=steps)
+    name = f"weights/int4 (group {group}, {steps:g} steps)"
+    return Deviation(name, "a quarter of the weight memory", "decision 0031", model=projections(change))
 
 
 def _fed(name: str, prompt: Callable[[Prompt], Sequence[int]]) -> Deviation:
@@ -111,6 +121,7 @@ EVERYDAY: tuple[Deviation, ...] = (
     *(_cut_at_rank(k) for k in (20, 50)),
     _filtered("min-p-0.05", lambda s: replace(s, min_p=max(s.min_p, 0.05))),
     _filtered("ignored", lambda s: replace(s, top_p=1.0, top_k=0, min_p=0.0)),
+    *(_int4(group, steps) for group, steps in ((64, 7), (128, 7), (128, 7.5))),
     _fed("no-system", _rendered(_without_system)),
     _fed("system-as-user", _rendered(_system_as_user)),
     _fed("last-turn", _rendered(_last_turn)),
