@@ -122,7 +122,8 @@ class Simulated:
     ) -> float:
         """Share of `draws` logs of so many requests whose log e-value reaches `bar`."""
         drawn = generator.multinomial(requests, self.chances, size=draws).astype(np.float64)
-        return float((margin_log_e(calibration, np.tensordot(drawn, self.grids, axes=1)) >= bar).mean())
+        logs = np.asarray(np.tensordot(drawn, self.grids, axes=1), np.float64)
+        return float((margin_log_e(calibration, logs) >= bar).mean())
 
 
 def power_curve(
