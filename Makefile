@@ -9,7 +9,7 @@ ROOMS := api fingerprints kernels merkle migrations reference
 
 .PHONY: setup demo test test-pages fuzz lint types bench bench-core bench-merkle bench-fingerprints \
         bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints \
-        study matrix cross-checks container-files profiles engines soak schedule-proof ray clean
+        study planning matrix cross-checks container-files profiles engines soak schedule-proof ray clean
 
 setup: $(STAMP)
 
@@ -130,6 +130,10 @@ token-counts: setup
 # Error rates under shifted traffic, power, diagnosis, localisation, planner: docs/study.md again. An hour on 2 cores.
 study: setup
 	$(BIN)/python -m tests.study
+
+# Predicted and realised power, by the size of the profile: docs/planning.md again. Goes on where it was stopped.
+planning: setup
+	$(BIN)/python -m tests.proofs.planning
 
 # 178 ways to cheat and the tokens it takes to catch each: docs/matrix.md again. Goes on where it was stopped.
 matrix: setup

@@ -50,4 +50,12 @@ def _row(row: Row) -> dict[str, Any]:
             {"tokens": round(tokens, 1), "power": round(power, 4), "stopped": round(stopped, 4)}
             for tokens, power, stopped in zip(*(c.tolist() for c in columns), strict=True)
         ]
-    return {"cause": row.cause, "required": row.required, **figures, **parts, "curve": curve}
+    between = None if row.power_between is None else [round(end, 4) for end in row.power_between]
+    return {
+        "cause": row.cause,
+        "required": row.required,
+        **figures,
+        "power_between": between,
+        **parts,
+        "curve": curve,
+    }

@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from auditor.errors import OptionError
 from auditor.evidence import Calibration, margin_log_e
 from auditor.must_detect import MUST_DETECT
-from auditor.noise_model import F64, I64, RequestCounts, log_likelihoods
+from auditor.noise_model import RequestCounts, log_likelihoods
 from auditor.power import can_show
+from auditor.power_curves import MOST_REQUESTS, PowerCurve, Simulated, power_curve, power_interval
 from auditor.profile import Profile
 from auditor.sample_size import (
     Effect,
@@ -36,64 +36,7 @@ from auditor.sample_size import (
     tokens_for_mean,
 )
 
-DRAWS = 200
-"""Simulated audits of each curve: a power's standard error is at most 0.035, and 0.021 at 0.9."""
-
-_EDGE = 0.002  # powers are kept this far from 0 and 1 where their normal score is taken
-_GROWTH = 1.3  # from one size looked at to the next
-_MOST_REQUESTS = 2048
 _MOST_TOKENS = 1e15  # beyond it nobody needs a curve
-
-
-@dataclass(frozen=True, slots=True)
-class PowerCurve:
-    """Power of `audit verify` against one cause at growing sizes.
-
-    Attributes:
-        requests, tokens: sizes looked at; tokens are means over the simulated audits.
-        power: share of audits whose e-value at that size convicts.
-        stopped: share convicted at that size or at an earlier one: power with a look after each size.
-        stopping_tokens: tokens at the first conviction of each simulated audit, inf if there was none.
-    """
-
-    requests: I64
-    tokens: F64
-    power: F64
-    stopped: F64
-    stopping_tokens: F64
-
-    def tokens_for(self, power: float) -> float:
-        """Smallest size from which the power stays at least this; infinite if the curve does not get there.
-
-        Between two sizes looked at it is read on the line of the power's normal score over log size.
-        """
-        short = np.flatnonzero(self.power < power)
-        if not len(short):
-            return float(self.tokens[0])
-        at = int(short[-1])
-        if at + 1 == len(self.power):
-            return math.inf
-        low, high = np.clip(self.power[at : at + 2], _EDGE, 1 - _EDGE)
-        share = (ndtri(power) - ndtri(low)) / (ndtri(high) - ndtri(low)) if high > low else 1.0
-        start, end = np.log(self.tokens[at : at + 2])
-        return float(np.exp(start + min(max(float(share), 0.0), 1.0) * (end - start)))
-
-    def power_at(self, tokens: float) -> float | None:
-        """Power at a size, read in the same way.
-
-        None below the smallest size looked at, and above the largest unless the power was 1 there.
-        """
-        if tokens < self.tokens[0]:
-            return None
-        if tokens > self.tokens[-1]:
-            return 1.0 if self.power[-1] == 1.0 else None
-        score = np.interp(np.log(tokens), np.log(self.tokens), ndtri(np.clip(self.power, _EDGE, 1 - _EDGE)))
-        return float(ndtr(score))
-
-    @property
-    def expected_tokens(self) -> float:
-        """Mean tokens until a conviction with a look after each size; infinite if an audit had none."""
-        return float(self.stopping_tokens.mean())
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +46,7 @@ class Row:
     Attributes:
         required: whether `consistent` must exclude it.
         tokens: for the wanted power, infinite when out of reach. requests: what they come to, None unknown.
+        power_between: 95 % interval of the power at that size; wide where few requests were simulated.
         expected_tokens: mean until a conviction when every size is looked at; None where nothing says so.
         power_each: probability that one dishonest request convicts by itself at alpha.
         spot_checks: requests checked one by one, alpha shared among them, until one convicts.
@@ -116,6 +60,7 @@ class Row:
     required: bool
     tokens: float
     requests: float | None = None
+    power_between: tuple[float, float] | None = None
     seconds: float | None = None
     expected_tokens: float | None = None
     power_each: float | None = None
@@ -224,15 +169,18 @@ def _profile_rows(
     # A log under filters has a second test beside this one, and their e-values are averaged.
     bar = -math.log(alpha) + (math.log(2.0) if mode == "nucleus" else 0.0)
     for cause in causes or known:
-        requests = known[cause]
-        curve = power_curve(requests, profile.honest, calibration, bar, fraction, next(generators))
+        requests, generator = known[cause], next(generators)
+        provider = Simulated.of(requests, profile.honest, fraction)
+        curve = power_curve(provider, calibration, bar, generator)
         tokens = curve.tokens_for(power)
+        needed = _requests(tokens, float(curve.tokens[0] / curve.requests[0]))
         effect = effect_of(profile.honest, requests, profile.clip)
         yield Row(
             cause,
             cause in MUST_DETECT,
             tokens,
-            requests=_requests(tokens, float(curve.tokens[0] / curve.requests[0])),
+            requests=needed,
+            power_between=power_interval(provider, calibration, bar, needed, generator),
             seconds=_seconds(tokens, speed),
             expected_tokens=curve.expected_tokens,
             power_each=float((margin_log_e(calibration, log_likelihoods(requests)) >= bar).mean()),
@@ -241,50 +189,6 @@ def _profile_rows(
             tokens_by_mean=tokens_for_mean(diluted(effect, fraction), alpha, power),
             curve=curve,
         )
-
-
-def power_curve(
-    cheating: Sequence[RequestCounts],
-    honest: Sequence[RequestCounts],
-    calibration: Calibration,
-    bar: float,
-    fraction: float,
-    generator: np.random.Generator,
-    *,
-    draws: int = DRAWS,
-    most_requests: int = _MOST_REQUESTS,
-) -> PowerCurve:
-    """Simulate audits of a provider that treats each request dishonestly with probability `fraction`.
-
-    Each simulated audit is one growing log; it ends early once every audit convicts at two sizes running.
-
-    Args:
-        calibration: the profile's honest requests.
-        bar: log e-value that convicts.
-    """
-    pool = [*cheating, *(honest if fraction < 1.0 else ())]
-    grids = log_likelihoods(pool)
-    lengths = np.array([r.tokens for r in pool], np.float64)
-    chances = np.full(len(pool), fraction / len(cheating))
-    if fraction < 1.0:
-        chances[len(cheating) :] = (1.0 - fraction) / len(honest)
-    total, tokens = np.zeros((draws, *calibration.grid.shape)), np.zeros(draws)
-    first = np.full(draws, np.inf)
-    sizes: list[tuple[int, float, float, float]] = []
-    size = 0
-    while size < most_requests:
-        step = max(1, math.ceil(size * (_GROWTH - 1.0)))
-        size += step
-        drawn = generator.multinomial(step, chances, size=draws).astype(np.float64)
-        total += np.tensordot(drawn, grids, axes=1)
-        tokens += drawn @ lengths
-        convicts = margin_log_e(calibration, total) >= bar
-        first = np.where(convicts & np.isinf(first), tokens, first)
-        sizes.append((size, float(tokens.mean()), float(convicts.mean()), float(np.isfinite(first).mean())))
-        if len(sizes) > 1 and sizes[-1][2] == sizes[-2][2] == 1.0:
-            break
-    columns = np.array(sizes).T
-    return PowerCurve(columns[0].astype(np.int64), columns[1], columns[2], columns[3], first)
 
 
 def spot_checks(
@@ -296,7 +200,7 @@ def spot_checks(
     """
     log_es = margin_log_e(calibration, log_likelihoods(requests))
     checks = 1.0
-    while checks < _MOST_REQUESTS:
+    while checks < MOST_REQUESTS:
         each = float((log_es >= bar + math.log(checks)).mean())
         needed = requests_to_meet_a_cheat(fraction, each, power)
         if needed <= checks:

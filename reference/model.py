@@ -26,7 +26,7 @@ from auditor.reference.checkpoint.files import DTYPES, Checkpoint
 from auditor.reference.checkpoint.quantized import ServedTensors, key_value_of
 from auditor.reference.config import read_config
 from auditor.reference.layers.build import DecoderLayer, build_layer
-from auditor.reference.layers.linear import Linear
+from auditor.reference.layers.linear import ROW_TILE, Linear
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
 from auditor.reference.slots import SlotKV
@@ -150,8 +150,14 @@ class Model:
 
     @property
     def pack_tokens(self) -> int:
-        """Rows worth packing into one call: a streamed model reads every layer once a call."""
-        return 16_384 if isinstance(self._layers, LayerStream) else 2_048
+        """Rows worth packing into one call: a streamed model reads every layer once a call.
+
+        Otherwise two tiles keep the products busy, and a larger pack only holds more activations: it is as
+        large as the longest sequence may be, up to 2,048, so that few are cut.
+        """
+        if isinstance(self._layers, LayerStream):
+            return 16_384
+        return min(max(2 * ROW_TILE, self.config.context_length), 2_048)
 
     @property
     def calls_at_once(self) -> int:

@@ -195,17 +195,20 @@ def _print(made: Plan) -> None:
         console.print(f"  {escape(recipe)}, calibrated on {tokens:,} honest tokens, {made.mode} requests")
     table = Table(box=None, padding=(0, 2))
     table.add_column("deviation")
-    heads = ["tokens", "requests", *(["seconds"] if made.speed else []), "until convicted", "spot checks"]
+    seconds_head = ["seconds"] if made.speed else []
+    heads = ["tokens", "requests", *seconds_head, "power, 95 %", "until convicted", "spot checks"]
     for head in heads:
         table.add_column(head, justify="right")
     for row in made.rows:
         seconds = [_count(row.seconds)] if made.speed else []
-        cells = (_count(row.tokens), _count(row.requests), *seconds)
+        low_high = "" if row.power_between is None else "{:.2f} to {:.2f}".format(*row.power_between)
+        cells = (_count(row.tokens), _count(row.requests), *seconds, low_high)
         table.add_row(escape(row.cause), *cells, _count(row.expected_tokens), _count(row.spot_checks))
     console.print(table)
     console.print(
-        "  until convicted: mean tokens with a look after each step; spot checks: requests judged one by one;"
-        " simulations end at 2,048 requests"
+        "  power, 95 %: at that size, as well as the profile's simulated requests can tell; until convicted:"
+        " mean tokens with a look after each step; spot checks: requests judged one by one; simulations end"
+        " at 2,048 requests"
     )
     for row in made.rows:
         if row.sequential is not None:

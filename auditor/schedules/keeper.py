@@ -6,20 +6,18 @@ Any number of keepers may run; rows, leases and fencing tokens keep them out of 
 from __future__ import annotations
 
 import logging
-import os
 import random
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
-from auditor.errors import AuditError, StoreError, UnusableInputError
 from auditor.schedules import alerts, mail, schedules, slots
 from auditor.schedules.period_work import PeriodWork, SlotLease
-from auditor.service.errors import LeaseLostError
+from auditor.service.loop import Loop
 from auditor.service.queue import UNFINISHED, Job, Terms
-from auditor.service.worker import StopRequestedError, renewing
+from auditor.service.worker import renewing
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -30,15 +28,15 @@ if TYPE_CHECKING:
 logger = logging.getLogger("auditor.schedules")
 
 
-class Keeper:
-    """Keeps one database's timetable; `run` blocks.
+class Keeper(Loop):
+    """Keeps one database's timetable.
 
     Args:
-        terms: as of the workers of the same database.
-        server: takes mail; None where letters wait for another keeper.
-        poll_seconds: rest between two looks when nothing is due.
-        stall_seconds: a slot without progress for so long is given up: its lease is no longer renewed.
+        work: what is done for a slot.
+        server: takes mail; None where letters wait for another keeper. The others are `Loop`'s.
     """
+
+    logger = logger
 
     def __init__(
         self,
@@ -51,15 +49,10 @@ class Keeper:
         poll_seconds: float = 1.0,
         stall_seconds: float = 3600.0,
     ) -> None:
-        self._store, self._work, self._server = store, work, server
-        self._terms = terms or Terms()
-        self._name = name or f"{socket.gethostname()}:{os.getpid()}"
-        self._poll_seconds, self._stall_seconds = poll_seconds, stall_seconds
-        self.stopping = threading.Event()
-
-    def stop(self) -> None:
-        """Hand the slot in hand back and end `run`."""
-        self.stopping.set()
+        super().__init__(
+            store, terms=terms, name=name, poll_seconds=poll_seconds, stall_seconds=stall_seconds
+        )
+        self._work, self._server = work, server
 
     @contextmanager
     def beside(self) -> Iterator[None]:
@@ -72,73 +65,44 @@ class Keeper:
             self.stop()
             thread.join()
 
-    def run(self) -> None:
-        """Keep it until told to stop; a database that goes away is waited for."""
-        while not self.stopping.is_set():
-            try:
-                busy = self.run_once()
-            except StoreError as error:
-                logger.warning("database: %s", error)
-                busy = False
-            if not busy:
-                self.stopping.wait(self._poll_seconds)
-
     def run_once(self) -> bool:
-        """One round; False when nothing was due.
-
-        Raises:
-            StoreError: the database refused.
-        """
-        with self._store.transaction() as connection:
+        """One round."""
+        with self.store.transaction() as connection:
             fires, works = schedules.is_due(connection), slots.is_due(connection)
         if fires:
-            with self._store.transaction(writes=True) as connection:
+            with self.store.transaction(writes=True) as connection:
                 schedules.fire_due(connection)
         worked = works and self._work_on_one()
         chance = random.random()  # noqa: S311  # jitter
-        sent = self._server is not None and mail.deliver_one(self._store, self._server, chance)
+        sent = self._server is not None and mail.deliver_one(self.store, self._server, chance)
         return fires or worked or sent
 
     def _work_on_one(self) -> bool:
-        with self._store.transaction(writes=True) as connection:
-            job = slots.claim(connection, self._name, self._terms)
+        with self.store.transaction(writes=True) as connection:
+            job = slots.claim(connection, self.name, self.terms)
             if job is not None and job.state != "running":
                 _tell_given_up(connection, job)
                 return True
         if job is None:
             return False
-        lease = SlotLease(self._store, job, self._terms, self.stopping)
-        with renewing(lease, self._stall_seconds):
-            try:
-                self._do(lease)
-            except LeaseLostError:
-                logger.warning("%s: the lease was lost; nothing more is written", job.audit_id)
+        lease = SlotLease(self.store, job, self.terms, self.stopping)
+        with renewing(lease, self.stall_seconds):
+            self.attempt(job, partial(self._work, lease))
         return True
 
-    def _do(self, lease: SlotLease) -> None:
-        job = lease.job
-        try:
-            self._work(lease)
-        except LeaseLostError:
-            raise
-        except StopRequestedError:
-            with self._store.transaction(writes=True) as connection:
-                slots.hand_back(connection, job)
-        except AuditError as error:
-            self._fail(job, error.code, str(error), final=isinstance(error, UnusableInputError))
-        except Exception as error:  # a slot must not end its keeper; the traceback goes to the log
-            logger.exception("%s", job.audit_id)
-            self._fail(job, "internal", type(error).__name__, final=False)
+    def hand_back(self, job: Job) -> None:
+        """As `slots.hand_back`."""
+        with self.store.transaction(writes=True) as connection:
+            slots.hand_back(connection, job)
 
-    def _fail(self, job: Job, code: str, error: str, *, final: bool) -> None:
-        logger.warning("%s: %s", job.audit_id, code)
-        chance = random.random()  # noqa: S311  # jitter
-        told = {"code": code, "error": error, "chance": chance, "final": final}
-        with self._store.transaction(writes=True) as connection:
-            after = slots.fail(connection, job, self._terms, **told)  # type: ignore[arg-type]
-            if after.state in UNFINISHED:
-                return
-            _tell_given_up(connection, job)
+    def record_failure(self, job: Job, *, code: str, error: str, chance: float, final: bool) -> None:
+        """As `slots.fail`; those who subscribed are told of a slot that is given up."""
+        with self.store.transaction(writes=True) as connection:
+            after = slots.fail(
+                connection, job, self.terms, code=code, error=error, chance=chance, final=final
+            )
+            if after.state not in UNFINISHED:
+                _tell_given_up(connection, job)
 
 
 def _tell_given_up(connection: Connection, job: Job) -> None:

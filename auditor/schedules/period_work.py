@@ -26,8 +26,8 @@ from auditor.schedules.judging import FINGERPRINT
 from auditor.schedules.shares import level
 from auditor.service import audits, erasure
 from auditor.service.errors import LeaseLostError
+from auditor.service.loop import StopRequestedError
 from auditor.service.queue import UNFINISHED, Job, Terms
-from auditor.service.worker import StopRequestedError
 from auditor.store import Store
 from auditor.trace_files import read_traces
 

@@ -7,19 +7,18 @@ writes about a job, it writes under its token: a worker that was paused past its
 from __future__ import annotations
 
 import logging
-import os
-import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
-from auditor.errors import AuditError, StoreError, UnusableInputError
+from auditor.errors import StoreError
 from auditor.service import jobs, tracing
 from auditor.service.errors import LeaseLostError
+from auditor.service.loop import Loop, StopRequestedError
 from auditor.service.queue import Job, Terms
 
 if TYPE_CHECKING:
@@ -32,10 +31,6 @@ logger = logging.getLogger("auditor.worker")
 RENEWALS_A_LEASE = 4
 Effects = Callable[["Connection", int], None]
 """Writes what a job found, given the time; runs in the transaction that ends the job."""
-
-
-class StopRequestedError(Exception):
-    """The worker was told to stop; the job goes back to the queue."""
 
 
 class Work(Protocol):
@@ -101,17 +96,14 @@ class Lease:
             jobs.save_checkpoint(connection, self.job, step, output, progress, self.terms)
 
 
-class Worker:
-    """One worker; `run` blocks.
+class Worker(Loop):
+    """Works on audit jobs.
 
     Args:
-        store: the database.
-        work: what is done for a job.
-        terms: the lease and the limits of retrying, the same for all workers of a database.
-        name: shown in the database.
-        poll_seconds: rest between two looks at an empty queue.
-        stall_seconds: a job without progress for so long is given up: its lease is no longer renewed.
+        work: what is done for a job. The others are `Loop`'s.
     """
+
+    logger = logger
 
     def __init__(
         self,
@@ -123,33 +115,13 @@ class Worker:
         poll_seconds: float = 0.5,
         stall_seconds: float = 900.0,
     ) -> None:
-        self.store, self.work = store, work
-        self.terms = terms or Terms()
-        self.name = name or f"{socket.gethostname()}:{os.getpid()}"
-        self.poll_seconds, self.stall_seconds = poll_seconds, stall_seconds
-        self.stopping = threading.Event()
-
-    def stop(self) -> None:
-        """Hand the job in hand back and end `run`."""
-        self.stopping.set()
-
-    def run(self) -> None:
-        """Work until told to stop; a database that goes away is waited for."""
-        while not self.stopping.is_set():
-            try:
-                busy = self.run_once()
-            except StoreError as error:
-                logger.warning("database: %s", error)
-                busy = False
-            if not busy:
-                self.stopping.wait(self.poll_seconds)
+        super().__init__(
+            store, terms=terms, name=name, poll_seconds=poll_seconds, stall_seconds=stall_seconds
+        )
+        self.work = work
 
     def run_once(self) -> bool:
-        """Claim one job and work on it; False when there was none.
-
-        Raises:
-            StoreError: the database refused.
-        """
+        """Claim one job and work on it."""
         with self.store.transaction() as connection:
             if not jobs.any_due(connection):
                 return False
@@ -159,10 +131,7 @@ class Worker:
             return False
         lease = Lease(self.store, job, self.terms, self.stopping)
         with renewing(lease, self.stall_seconds), self._traced(job):
-            try:
-                self._work(lease)
-            except LeaseLostError:
-                logger.warning("%s: the lease was lost; nothing more is written", job.audit_id)
+            self.attempt(job, partial(self._finish, lease))
         return True
 
     @contextmanager
@@ -186,26 +155,18 @@ class Worker:
             with self.store.transaction() as connection:
                 tell("auditor.state", jobs.state(connection, job.audit_id))
 
-    def _work(self, lease: Lease) -> None:
-        job = lease.job
-        try:
-            effects = self.work(job, lease)
-            with tracing.span("audit finish"), self.store.transaction(writes=True) as connection:
-                effects(connection, jobs.finish(connection, job))
-        except LeaseLostError:
-            raise
-        except StopRequestedError:
-            with self.store.transaction(writes=True) as connection:
-                jobs.hand_back(connection, job)
-        except AuditError as error:
-            self._fail(job, error.code, str(error), final=isinstance(error, UnusableInputError))
-        except Exception as error:  # a job must not end its worker; the traceback goes to the log
-            logger.exception("%s", job.audit_id)
-            self._fail(job, "internal", type(error).__name__, final=False)
+    def _finish(self, lease: Lease) -> None:
+        effects = self.work(lease.job, lease)
+        with tracing.span("audit finish"), self.store.transaction(writes=True) as connection:
+            effects(connection, jobs.finish(connection, lease.job))
 
-    def _fail(self, job: Job, code: str, error: str, *, final: bool) -> None:
-        logger.warning("%s: %s", job.audit_id, code)
-        chance = random.random()  # noqa: S311  # jitter
+    def hand_back(self, job: Job) -> None:
+        """As `jobs.hand_back`."""
+        with self.store.transaction(writes=True) as connection:
+            jobs.hand_back(connection, job)
+
+    def record_failure(self, job: Job, *, code: str, error: str, chance: float, final: bool) -> None:
+        """As `jobs.fail`."""
         with self.store.transaction(writes=True) as connection:
             jobs.fail(connection, job, self.terms, code=code, error=error, chance=chance, final=final)
 

@@ -13,7 +13,7 @@ from auditor import plan
 from auditor.commands.plan import plan as plan_command
 from auditor.errors import OptionError
 from auditor.plan_figure import power_figure
-from auditor.planning import PowerCurve, power_curve
+from auditor.power_curves import PowerCurve, Simulated, power_curve, power_interval
 from auditor.profiles import shipped_profiles
 from auditor.sample_size import Effect
 
@@ -51,17 +51,39 @@ def test_smaller_alpha_and_rarer_cheating_cost_more(profile, made):
 
 def test_honest_requests_do_not_convict(profile):
     curve = power_curve(
-        profile.honest,
-        profile.honest,
+        Simulated.of(profile.honest, profile.honest, 1.0),
         profile.calibration,
         -math.log(0.05),
-        1.0,
         np.random.default_rng(0),
         draws=50,
         most_requests=100,
     )
     assert curve.stopped[-1] <= 0.05
     assert math.isinf(curve.tokens_for(0.9))
+
+
+def test_interval_of_a_planned_power_narrows_with_the_requests_simulated(profile):
+    requests = profile.deviations["weights/int4"].requests["sampled"]
+    few, many = requests, requests * 8  # the same law, known eight times as well
+    widths = []
+    for pool in (few, many):
+        provider = Simulated.of(pool, profile.honest, 1.0)
+        low, high = power_interval(provider, profile.calibration, 7.0, 1, np.random.default_rng(1))
+        own = provider.power(profile.calibration, 7.0, 1, np.random.default_rng(2), draws=2_000)
+        assert low < own < high
+        widths.append(high - low)
+    assert widths[1] < 0.5 * widths[0]
+    out_of_reach = power_interval(provider, profile.calibration, 7.0, math.inf, np.random.default_rng(1))
+    assert out_of_reach is None
+
+
+def test_resampling_a_provider_keeps_its_share_of_cheating(profile):
+    requests = profile.deviations["weights/int4"].requests["sampled"]
+    provider = Simulated.of(requests, profile.honest, 0.25)
+    again = provider.resampled(np.random.default_rng(3))
+    assert again.chances.sum() == pytest.approx(1.0)
+    assert again.chances[: len(requests)].sum() == pytest.approx(0.25)
+    assert (again.chances[len(requests) :] == provider.chances[len(requests) :]).all()
 
 
 def test_curve_is_read_where_power_stays():

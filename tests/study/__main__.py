@@ -16,7 +16,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from tests.study import choosing, localisation, naming, planner, pools, power, published_rates, validity
+from tests.study import choosing, localisation, naming, pools, power, published_rates, validity
 
 OUT = Path("out/study")
 DOCUMENT = Path("docs/study.md")
@@ -26,7 +26,6 @@ PARTS = {
     "published_rates": published_rates,
     "naming": naming,
     "localisation": localisation,
-    "planner": planner,
     "choosing": choosing,
 }
 TITLES = {
@@ -35,7 +34,6 @@ TITLES = {
     "published_rates": "The paper's hardest model, at its own rates",
     "naming": "Naming the cause",
     "localisation": "Finding the span",
-    "planner": "Predicted and realised power",
     "choosing": "Choosing what is scored",
 }
 

@@ -2,8 +2,8 @@
 
 A pool is one provider (recipe, deviation) on one kind of traffic. Two files each under `out/study/pools`: the
 traces, and one line for each request with what scoring left of it. Pools that are there are not made again.
-Master seeds and prompts of the three uses (calibration, development, report) are disjoint; every figure that
-the study reports comes from pools whose use is `report`, judged by profiles from `calibration`.
+Master seeds and prompts of the uses are disjoint; every figure that the study reports comes from pools whose use
+is `report`, judged by profiles from `calibration`. `tests/proofs/planning.py` has two uses of its own.
 """
 
 from __future__ import annotations
@@ -25,7 +25,13 @@ SERVED = ("bfloat16", 128)
 RECIPES = (SERVED, ("bfloat16-narrow", 128), ("float16", 128), ("float32", 128))
 """(dtype, batch size); `-narrow` multiplies in bfloat16, the others in float32 with one rounding."""
 
-USES = {"calibration": 10_000_000, "development": 20_000_000, "report": 30_000_000}
+USES = {
+    "calibration": 10_000_000,
+    "development": 20_000_000,
+    "report": 30_000_000,
+    "planned": 40_000_000,
+    "audited": 50_000_000,
+}
 SCHEMA = {
     "type": "object",
     "properties": {"answer": {"type": "string", "maxLength": 60}, "sure": {"type": "boolean"}},
