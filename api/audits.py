@@ -7,6 +7,7 @@ import json
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
 
 from auditor.api.bodies import LOG_TYPES, log_body, media_type_of, parsed, read_body, schema_of
 from auditor.api.bodies import MOST_JSON_BYTES as MOST_JSON
@@ -28,8 +29,10 @@ from auditor.api.views import (
 from auditor.input_formats import InputFormat
 from auditor.service import audits, signatures, tenants
 from auditor.service.audits import AuditOptions
+from auditor.service.containers import check_log
 from auditor.service.parquet_check import check_inline_log
-from auditor.service.submissions import InlineLog, Order
+from auditor.service.submissions import InlineLog, Order, lies_in_rows
+from auditor.trace_streams import container_of
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
@@ -63,7 +66,7 @@ async def _order_body(request: Request) -> bytes:
     responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 429),
     openapi_extra=_ORDER_BODY,
 )
-def submit(
+async def submit(
     request: Request,
     service: TheService,
     submitter: Submitter,
@@ -86,16 +89,18 @@ def submit(
     options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     log: InlineLog | str
     if media_type_of(request) == "application/json":
-        order = parsed(AuditOrder, body)
-        options, provider, log = order.options(), order.provider, order.log
-    else:
-        check_inline_log(body)
-        log = InlineLog(service.blobs.put(body), name, len(body), lambda: service.blobs.put(body))
-    said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
-    told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
-    taken = service.submissions.submit(
-        Order(submitter.key, key, told, options, provider or "", log, submitter.signed)
-    )
+        said = parsed(AuditOrder, body)
+        options, provider, log = said.options(), said.provider, said.log
+    elif lies_in_rows(body, service.blobs) and container_of(body) == "plain":
+        check_log([body])
+        log = InlineLog.of(body, name, service.blobs)
+    else:  # takes its time
+        await run_in_threadpool(check_inline_log, body)
+        log = await run_in_threadpool(InlineLog.of, body, name, service.blobs)
+    place = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
+    told = hashlib.sha256(place + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
+    order = Order(submitter.key, key, told, options, provider or "", log, submitter.signed)
+    taken = await service.submissions.submit_soon(order)
     headers = {
         "Location": f"{request.url.path}/{taken.audit.id}",
         "RateLimit": f'"submissions";r={int(taken.left)}',

@@ -24,7 +24,7 @@ from auditor.service.egress import Egress
 from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
 from auditor.service.oidc import Issuer
 from auditor.service.opening_checks import OpeningChecker
-from auditor.service.places import BLOB_STORE_VARIABLE, open_blobs, open_store
+from auditor.service.places import BLOB_STORE_VARIABLE, open_logs, open_store
 from auditor.service.webhook_signing import open_webhook_key
 from auditor.store import Store
 
@@ -80,7 +80,7 @@ def serve_all(
         log = open_log(folder.parent / "log", folder.parent / "log.key")
         report_signer = open_report_key(folder.parent / "report.key")
         signer = open_webhook_key(folder.parent / "webhook.key")
-        blobs = open_blobs(folder, blob_store)
+        blobs = open_logs(store, folder, blob_store)
         blobs.prepare()
         service = Service(
             store,

@@ -184,6 +184,7 @@ def _sqlite_engine(place: StorePlace, *, foreign_keys: bool) -> Engine:
         connection.isolation_level = None
         _use_write_ahead_log(connection)
         connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA secure_delete=ON")  # what is erased is overwritten
         connection.execute(f"PRAGMA foreign_keys={'ON' if foreign_keys else 'OFF'}")
 
     def begin(connection: Connection) -> None:

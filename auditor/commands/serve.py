@@ -287,7 +287,7 @@ def worker(
     from auditor.schedules.period_work import PeriodWork  # noqa: PLC0415
     from auditor.service import tracing  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
-    from auditor.service.places import blob_folder, open_blobs  # noqa: PLC0415
+    from auditor.service.places import blob_folder, open_logs  # noqa: PLC0415
     from auditor.service.queue import Terms  # noqa: PLC0415
     from auditor.service.worker import Worker  # noqa: PLC0415
     from auditor.store import Store  # noqa: PLC0415
@@ -303,7 +303,7 @@ def worker(
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
         finder = profile_finder(profiles) if profiles else kept
-        place = open_blobs(blob_folder(database, blobs), blob_store)
+        place = open_logs(store, blob_folder(database, blobs), blob_store)
         terms = Terms(lease_seconds=lease)
         crew = _crew(ray_address, model_directory or options.demo_model(), adapter, actors)
         hand = Worker(store, AuditWork(place, reference, finder, crew), terms=terms)

@@ -18,10 +18,11 @@ from typing import TYPE_CHECKING
 from sqlalchemy import BigInteger, cast, func, select, update
 from sqlalchemy.sql import text
 
-from auditor.service import audits, exhibits
+from auditor.service import audits, exhibits, small_logs
 from auditor.service.clock import SECOND
 from auditor.service.clock import now as time_now
 from auditor.service.queue import UNFINISHED
+from auditor.service.small_logs import SmallLogs
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import job as job_table
 from auditor.store_schema import tenant as tenant_table
@@ -62,9 +63,15 @@ def keep(connection: Connection, digest: str, blobs: Blobs, put: Callable[[], ob
     keep_all(connection, {digest: put}, blobs)
 
 
-def keep_all(connection: Connection, puts: Mapping[str, Callable[[], object]], blobs: Blobs) -> None:
-    """Several at once: digest -> how to keep those bytes again."""
-    _lock(connection, puts)
+def keep_all(
+    connection: Connection,
+    puts: Mapping[str, Callable[[], object]],
+    blobs: Blobs,
+    small: Mapping[str, bytes] | None = None,
+) -> None:
+    """Several at once: digest -> how to keep those bytes again; and those that are kept in this transaction."""
+    _lock(connection, {*puts, *(small or ())})
+    small_logs.keep(connection, small or {})
     for digest, put in puts.items():
         if not blobs.holds(digest):
             put()
@@ -98,11 +105,13 @@ def sweep(store: Store, blobs: Blobs) -> int:
         )
         expired = connection.execute(old).all()
         marked = connection.execute(select(column.digest).where(column.erased.is_not(None)).distinct())
-        digests = list(marked.scalars())
+        digests = set(marked.scalars())
+        small = small_logs.digests_without_logs(connection)
     for tenant_id, log_id in expired:
         erase(store, blobs, tenant_id, log_id)
+    larger = blobs.rest if isinstance(blobs, SmallLogs) else blobs  # who is not asked for each small one
     for digest in digests:
-        if blobs.holds(digest):
+        if digest in small or larger.holds(digest):
             _remove(store, blobs, digest)
     return len(expired)
 
@@ -113,6 +122,7 @@ def _remove(store: Store, blobs: Blobs, digest: str) -> None:
         _lock(connection, [digest])
         live = select(func.count()).where(column.digest == digest, column.erased.is_(None))
         if connection.execute(live).scalar_one() == 0:
+            small_logs.remove(connection, digest)
             blobs.remove(digest)
 
 

@@ -6,12 +6,14 @@ In this order, so that two processes that commit at once never wait for each oth
 1. orders whose Idempotency-Key was used before: answered as then, or refused;
 2. keys, by id: alive still, and the allowance taken; their rows are locked from here on;
 3. Idempotency-Keys; another process that is using one at this moment makes its order a conflict;
-4. digests, in order: an erasure waits, and a blob that one removed meanwhile is kept again;
+4. digests, in order: an erasure waits, and a blob that one removed meanwhile is kept again; small logs are kept here;
 5. logs, audits, jobs, events, log entries.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
@@ -20,15 +22,17 @@ from sqlalchemy import select, tuple_
 from sqlalchemy.exc import OperationalError
 
 from auditor.errors import AuditError, StoreError
-from auditor.service import audits, erasure, ordering, providers, signatures, tenants, tracing
+from auditor.service import audits, erasure, ordering, providers, signatures, small_logs, tenants, tracing
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import stamp
 from auditor.service.errors import ConflictError, IdempotencyKeyReusedError
 from auditor.service.group_commit import GroupCommit
 from auditor.service.identifiers import new_id
+from auditor.service.small_logs import SmallLogs
 from auditor.store_engine import insert_all_absent
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import trace_log as log_table
+from auditor.trace_streams import container_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -44,12 +48,35 @@ MOST_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class InlineLog:
-    """A log that came with its order; its bytes are kept already, and `put` keeps them again."""
+    """A log that came with its order: either its bytes are kept already, and `put` keeps them again; or they are
+    kept with the order's rows.
+
+    Attributes:
+        body: what is kept with the rows; None where it is kept already.
+    """
 
     digest: str
     name: str
     size: int
     put: Callable[[], object]
+    body: bytes | None = None
+
+    @classmethod
+    def of(cls, body: bytes, name: str, blobs: Blobs) -> InlineLog:
+        """For bytes that have been checked. Those that will not lie in the database are on disk when it returns.
+
+        Raises:
+            StoreError: the disk is full or gone.
+        """
+        if lies_in_rows(body, blobs):
+            return cls(f"sha256:{hashlib.sha256(body).hexdigest()}", name, len(body), lambda: None, body)
+        return cls(blobs.put(body), name, len(body), lambda: blobs.put(body))
+
+
+def lies_in_rows(body: bytes, blobs: Blobs) -> bool:
+    """Whether a log will be kept in the database, so that keeping it waits for no disk."""
+    small = isinstance(blobs, SmallLogs) and len(body) <= small_logs.MOST_BYTES
+    return small and container_of(body) != "parquet"  # which readers map into memory, and link to
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +152,12 @@ class Submissions:
         if order.signed is not None:  # its error undoes what it used up: alone in its transaction
             return _outcome(self._commit([order])[0])
         return self._group(order)
+
+    async def submit_soon(self, order: Order) -> Accepted:
+        """As `submit`, for a coroutine."""
+        if order.signed is not None:
+            return await asyncio.to_thread(self.submit, order)
+        return await self._group.soon(order)
 
     def _commit(self, orders: list[Order]) -> Sequence[Accepted | BaseException]:
         # Of orders with one Idempotency-Key the later ones see what became of the first.
@@ -239,7 +272,10 @@ def _keep_logs(connection: Connection, drafts: Sequence[_Draft], blobs: Blobs) -
     inline = [(draft, draft.order.log) for draft in drafts if isinstance(draft.order.log, InlineLog)]
     if not inline:
         return
-    erasure.keep_all(connection, {log.digest: log.put for _, log in inline}, blobs)
+    kept = {log.digest: log.put for _, log in inline if log.body is None}
+    erasure.keep_all(
+        connection, kept, blobs, {log.digest: log.body for _, log in inline if log.body is not None}
+    )
     now, made = stamp(connection), dict[tuple[str, str], TraceLog]()
     for draft, log in inline:
         owner = draft.order.caller.tenant_id
