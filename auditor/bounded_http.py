@@ -34,6 +34,33 @@ class _RefusedError(Exception):
         self.status = status
 
 
+class _OneWrite:
+    """A transport that sends what was written in one turn of the loop with one call: head and body of an answer."""
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._held = list[bytes]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send soon."""
+        if not self._held:
+            self._loop.call_soon(self._send)
+        self._held.append(data)
+
+    def close(self) -> None:
+        """Send the rest and end."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._held:
+            held, self._held = self._held, []
+            self._transport.write(b"".join(held))
+
+
 class BoundedHttp(HttpToolsProtocol):
     """A connection. Its bounds count bytes that were parsed and were no body."""
 
@@ -48,7 +75,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Wait for a request, not for ever."""
-        super().connection_made(transport)
+        super().connection_made(_OneWrite(transport, self.loop))  # type: ignore[arg-type]  # it is as good as one
         self._deadline = self.loop.call_later(HEADER_SECONDS, self._refuse, 408)
 
     def connection_lost(self, exc: Exception | None) -> None:

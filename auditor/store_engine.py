@@ -12,6 +12,7 @@ import sqlite3
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from auditor.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from sqlalchemy import Column, Connection, Engine, Table
+    from sqlalchemy import Column, Connection, Engine, Insert, Table
     from sqlalchemy.engine.interfaces import DBAPIConnection
     from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -151,9 +152,13 @@ def insert_all_absent(
 
     On PostgreSQL this waits for others that are inserting the same: insert in one order everywhere.
     """
-    insert = sqlite.insert if connection.dialect.name == "sqlite" else postgresql.insert
-    new = insert(table).on_conflict_do_nothing().returning(key)
-    return set(connection.execute(new, rows).scalars())
+    return set(connection.execute(_insert_absent(connection.dialect.name, table, key), rows).scalars())
+
+
+@cache
+def _insert_absent(dialect: str, table: Table, key: Column[Any]) -> Insert:
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    return insert(table).on_conflict_do_nothing().returning(key)
 
 
 def for_writing(connection: Connection) -> Connection:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, or_, select, tuple_, update
@@ -65,7 +66,12 @@ class AuditOptions:
 
     def text(self) -> str:
         """Canonical JSON."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return _options_text(self)
+
+
+@lru_cache(maxsize=256)  # most ask for the same
+def _options_text(options: AuditOptions) -> str:
+    return json.dumps(asdict(options), sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,7 +140,7 @@ def _in_memory(body: bytes) -> _Copy:
     """A file that no disk sees where the system has such, so that nothing outlives an erasure by a crash."""
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("log")
-        with open(descriptor, "wb", closefd=False) as stream:  # noqa: PTH123  # it has no path
+        with open(descriptor, "wb", closefd=False) as stream:  # it has no path
             stream.write(body)
         return _Copy(Path(f"/proc/{os.getpid()}/fd/{descriptor}"), descriptor)
     descriptor, name = tempfile.mkstemp()

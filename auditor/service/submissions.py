@@ -15,10 +15,10 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import bindparam, select, tuple_
 from sqlalchemy.exc import OperationalError
 
 from auditor.errors import AuditError, StoreError
@@ -44,6 +44,10 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 64
 """Orders in one transaction: others who use their keys wait for all of it."""
+_used = idempotency_table.c
+_USED = select(_used.tenant_id, _used.key, _used.request_sha256, _used.resource_id).where(
+    tuple_(_used.tenant_id, _used.key).in_(bindparam("orders", expanding=True))
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,10 +224,8 @@ def accept(connection: Connection, orders: Sequence[Order], blobs: Blobs) -> lis
 
 
 def _find_used_keys(connection: Connection, drafts: Sequence[_Draft]) -> None:
-    column = idempotency_table.c
-    wanted = select(column.tenant_id, column.key, column.request_sha256, column.resource_id)
-    wanted = wanted.where(tuple_(column.tenant_id, column.key).in_([draft.order.once for draft in drafts]))
-    used = {(row.tenant_id, row.key): row for row in connection.execute(wanted)}
+    asked = connection.execute(_USED, {"orders": [draft.order.once for draft in drafts]})
+    used = {(row.tenant_id, row.key): row for row in asked}
     for draft in drafts:
         row = used.get(draft.order.once)
         if row is None:
@@ -281,7 +283,7 @@ def _keep_logs(connection: Connection, drafts: Sequence[_Draft], blobs: Blobs) -
         owner = draft.order.caller.tenant_id
         new = TraceLog(new_id("log"), owner, log.digest, log.name, log.size, now)
         made.setdefault((owner, log.digest), new)
-    rows = [asdict(made[same]) for same in sorted(made)]
+    rows = [{name: getattr(made[same], name) for name in TraceLog.__slots__} for same in sorted(made)]
     there = insert_all_absent(connection, log_table, rows, log_table.c.id)
     for draft, log in inline:
         owner = draft.order.caller.tenant_id
