@@ -82,8 +82,9 @@ async def _order_body(request: Request) -> bytes:
 
 
 class _Direct(APIRoute):
-    """Resolves what `submit` depends on one by one: the framework takes as long to find out what that is as all
-    the rest of a submission takes. What it would do, and in which order, stays as it is declared.
+    """Resolves what `submit` depends on by itself, in the order in which it is declared.
+
+    The framework takes as long to find out what that is as the rest of a submission takes.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

@@ -2,13 +2,14 @@
 
 What uvicorn's own protocol over httptools leaves open, and h11 does not:
 
-1. A request line and headers above `MOST_HEADER_BYTES` are refused with 431 and the connection ends. So is whatever
-   else comes without end and is no body: a header that never ends, extensions of chunks, trailers.
+1. A request line and headers above `MOST_HEADER_BYTES` are refused with 431 and the connection ends. So is
+   whatever else comes without end and is no body: a header that never ends, extensions of chunks, trailers.
 2. Headers that are not there `HEADER_SECONDS` after the connection or the request began: 408, and it ends.
 3. HTTP/1.1 needs one `Host`; other versions than 1.0 and 1.1 are refused.
-4. Trailers, which come after a request was begun to be answered, are read past: they never become its headers.
+4. Trailers come after a request was begun to be answered: they are read past, and never become its headers.
 5. At most `MOST_WAITING` requests wait behind one another in a connection.
-6. Nothing is switched to another protocol: a body behind `Upgrade` would be read as that protocol, so it is refused.
+6. Nothing is switched to another protocol. What follows `Upgrade` would be read as that one, so a request with
+   a body that asks for it is refused.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class _RefusedError(Exception):
 
 
 class _OneWrite:
-    """A transport that sends what was written in one turn of the loop with one call: head and body of an answer."""
+    """A transport that sends with one call what was written in one turn of the loop: head and body."""
 
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop

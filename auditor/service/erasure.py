@@ -69,7 +69,7 @@ def keep_all(
     blobs: Blobs,
     small: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Several at once: digest -> how to keep those bytes again; and those that are kept in this transaction."""
+    """Several at once: digest -> how to keep those bytes again; `small` is kept in this transaction."""
     _lock(connection, {*puts, *(small or ())})
     small_logs.keep(connection, small or {})
     for digest, put in puts.items():

@@ -4,8 +4,8 @@ A disk takes as long to make one transaction durable as forty. Whoever comes fir
 that wait (there is no thread of its own: nothing to start, stop or find dead); when it is done, the first of
 those who came meanwhile runs the next. Nobody returns before the transaction of their order has ended.
 
-Who waits is a thread (`__call__`) or a coroutine (`soon`). Coroutines do not block: for as long as the next in line is
-one, the thread that ran a transaction runs the next as well, and a loop is told of all its outcomes at once.
+Who waits is a thread (`__call__`) or a coroutine (`soon`). While the next in line is a coroutine, the thread
+that ran a transaction runs the next one as well; a loop is told of all its outcomes at once.
 """
 
 from __future__ import annotations

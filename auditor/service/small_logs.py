@@ -1,9 +1,9 @@
 """Small logs lie in the database, in rows that are committed with the submission that brings them.
 
 A file would have to be on disk before the commit: two more flushes of the disk, one after the other, for each
-submission. A row is as durable as the commit, costs no flush of its own, and goes in the transaction that erases it.
-Larger logs, Parquet (which readers map into memory) and what comes in parts are blobs as ever. A log that lies in both
-places is erased in both.
+submission. A row is as durable as the commit, costs no flush of its own, and goes in the transaction that
+erases it. Larger logs, Parquet (which readers map into memory) and what comes in parts are blobs as ever. A
+log that lies in both places is erased in both.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ In this order, so that two processes that commit at once never wait for each oth
 1. orders whose Idempotency-Key was used before: answered as then, or refused;
 2. keys, by id: alive still, and the allowance taken; their rows are locked from here on;
 3. Idempotency-Keys; another process that is using one at this moment makes its order a conflict;
-4. digests, in order: an erasure waits, and a blob that one removed meanwhile is kept again; small logs are kept here;
+4. digests, in order: an erasure waits, and a blob that one removed meanwhile is kept again; small logs are
+   kept here;
 5. logs, audits, jobs, events, log entries.
 """
 
@@ -52,11 +53,10 @@ _USED = select(_used.tenant_id, _used.key, _used.request_sha256, _used.resource_
 
 @dataclass(frozen=True, slots=True)
 class InlineLog:
-    """A log that came with its order: either its bytes are kept already, and `put` keeps them again; or they are
-    kept with the order's rows.
+    """A log that came with its order; its bytes are kept already, and `put` keeps them again.
 
     Attributes:
-        body: what is kept with the rows; None where it is kept already.
+        body: the bytes, where they are not kept already but will be with the order's rows.
     """
 
     digest: str
@@ -67,7 +67,7 @@ class InlineLog:
 
     @classmethod
     def of(cls, body: bytes, name: str, blobs: Blobs) -> InlineLog:
-        """For bytes that have been checked. Those that will not lie in the database are on disk when it returns.
+        """For checked bytes. Unless they will lie in the database, they are on disk when it returns.
 
         Raises:
             StoreError: the disk is full or gone.
