@@ -8,8 +8,8 @@ What uvicorn's own protocol over httptools leaves open, and h11 does not:
 3. HTTP/1.1 needs one `Host`; other versions than 1.0 and 1.1 are refused.
 4. Trailers come after a request was begun to be answered: they are read past, and never become its headers.
 5. At most `MOST_WAITING` requests wait behind one another in a connection.
-6. Nothing is switched to another protocol. What follows `Upgrade` would be read as that one, so a request with
-   a body that asks for it is refused.
+6. Nothing is switched to another protocol. What follows `Upgrade` would be read as that one: a request with a
+   body that asks for it is refused.
 """
 
 from __future__ import annotations

@@ -30,6 +30,7 @@ from auditor.service.blobs import BlobFolder
 from auditor.service.errors import LeaseLostError
 from auditor.service.log_placing import open_log, place
 from auditor.service.queue import Terms
+from auditor.service.small_logs import SmallLogs
 from auditor.service.webhook_signing import WebhookSigner
 from auditor.store import Store
 from auditor.transparency_log import TransparencyLog
@@ -76,7 +77,7 @@ class ServiceModel(RuleBasedStateMachine):
         self.folder = tempfile.TemporaryDirectory()
         root = Path(self.folder.name)
         self.store = Store.open(self.new_url(root))
-        blobs = BlobFolder(root / "blobs")
+        blobs = SmallLogs(self.store, BlobFolder(root / "blobs"))
         service = Service(self.store, blobs, root / "uploads", root / "log", WebhookSigner(bytes(32)))
         self.log = open_log(root / "log", root / "log.key")
         self.client = TestClient(application_over(service), raise_server_exceptions=False)

@@ -262,7 +262,7 @@ LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
 LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
 LATER += ("dispute", "dispute_event", "nonce", "exhibit", "session")
 LATER += ("provider", "provider_key", "model", "tenant_profile")
-LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening", "bill")
+LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening", "bill", "small_log")
 """Tables that came after the service's first release."""
 
 
