@@ -1,4 +1,4 @@
-"""Small logs in the database: bytes by their digest, committed with the submission that brings them."""
+"""Small logs in the database, committed with what they came with; and when what was opened was erased."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ def upgrade() -> None:
         "small_log",
         sa.Column("digest", sa.Text(), nullable=False),
         sa.Column("body", sa.LargeBinary(), nullable=False),
-        sa.PrimaryKeyConstraint("digest", name=op.f("pk_small_log")),
+        sa.PrimaryKeyConstraint("digest", name="pk_small_log"),
     )
+    op.add_column("challenge", sa.Column("erased", sa.BigInteger(), nullable=True))
 
 
 def downgrade() -> None:
     """Bytes that nothing else holds: whoever goes back keeps a backup, as for every table that goes."""
+    op.drop_column("challenge", "erased")
     op.drop_table("small_log")

@@ -279,7 +279,7 @@ COMMITMENT_ROWS = (
     "INSERT INTO trusted_key VALUES ('ten_1', 'auditor+00+AA')",
     "INSERT INTO commitment VALUES ('cmt_1', 'ten_1', 'prv_1', 'req-1', 1, 2)",
     "INSERT INTO streaming_head VALUES ('cmt_1', 0, 'ten_1', 'note', '[]', NULL, 1)",
-    "INSERT INTO challenge VALUES ('chl_1', 'ten_1', 'cmt_1', 1, 2, 'open', '{}', 'c', NULL, NULL)",
+    "INSERT INTO challenge VALUES ('chl_1', 'ten_1', 'cmt_1', 1, 2, 'open', '{}', 'c', NULL, NULL, NULL)",
     "INSERT INTO opening VALUES ('chl_1', 'ten_1', 2, 'sha256:3', '{}')",
     "INSERT INTO log_entry (subject, kind, body) VALUES ('cmt_1', 'head-0', '{}')",
     "INSERT INTO log_entry (subject, kind, body) VALUES ('chl_1', 'challenge', '{}')",
