@@ -116,6 +116,13 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Worker processes on this machine; 0 where they run elsewhere.",
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that answer requests, on one address; one that dies is started again.",
+)
+@click.option(
     "--oidc-issuer",
     default=None,
     metavar="URL",
@@ -153,6 +160,7 @@ def serve(
     blob_store: str | None,
     listen: str,
     workers: int,
+    processes: int,
     oidc_issuer: str | None,
     oidc_audience: str | None,
     new_key: bool,
@@ -179,7 +187,7 @@ def serve(
     \b
     Examples:
       audit serve
-      audit serve --database postgresql://auditor@db/auditor --blobs /srv/blobs --workers 0
+      audit serve --database postgresql://auditor@db/auditor --blobs /srv/blobs --workers 0 --processes 4
     """
     from auditor.service import tracing  # noqa: PLC0415
     from auditor.service.places import blob_folder  # noqa: PLC0415
@@ -214,6 +222,8 @@ def serve(
         issuer=issuer,
         egress=Egress.of_options(webhook_allow, webhook_proxy, webhook_ca),
         on_start=_print_start,
+        processes=processes,
+        log_format=log_format,
     )
     tracing.stop()
 
