@@ -73,8 +73,8 @@ def answer_quickly() -> None:
     """Set up this process for answering requests.
 
     Whoever waits for the interpreter gets it sooner: an answer is many short turns. And bodies of requests
-    are taken from the system and given back: by itself glibc keeps such blocks once it has seen one freed, and
-    the process grows to what all its threads held at different times. Elsewhere nothing happens.
+    are taken from the system and given back: by itself glibc keeps such blocks once it has seen one freed, so
+    that the process grows to what all its threads held at different times. Elsewhere nothing happens.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     with suppress(OSError, AttributeError):
