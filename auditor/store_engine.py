@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_dir
 from sqlalchemy import URL, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, OperationalError, SQLAlchemyError
 
 from auditor.errors import StoreError
 
@@ -159,6 +159,29 @@ def insert_all_absent(
 def _insert_absent(dialect: str, table: Table, key: Column[Any]) -> Insert:
     insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
     return insert(table).on_conflict_do_nothing().returning(key)
+
+
+@contextmanager
+def sent_together(connection: Connection) -> Iterator[None]:
+    """Statements that return nothing, sent to PostgreSQL without waiting for each one's answer.
+
+    Whoever waits for an answer is woken by a system that has other work; a submission is a dozen statements.
+
+    Raises:
+        DBAPIError: one was refused; the transaction is at its end.
+    """
+    driver = connection.connection.driver_connection
+    if connection.dialect.name == "sqlite" or driver is None:
+        yield
+        return
+    refused = connection.dialect.loaded_dbapi
+    try:
+        with driver.pipeline():
+            yield
+    except refused.OperationalError as error:
+        raise OperationalError(None, None, error) from error
+    except refused.Error as error:
+        raise DBAPIError(None, None, error) from error
 
 
 def for_writing(connection: Connection) -> Connection:

@@ -40,7 +40,7 @@ def enqueue(connection: Connection, ordered: Sequence[tuple[str, str, str | None
         {**new, "audit_id": audit_id, "tenant_id": tenant_id, "traceparent": context}
         for audit_id, tenant_id, context in ordered
     ]
-    connection.execute(insert(job_table), made)
+    connection.execute(insert(job_table).inline(), made)
     first = {"sequence": 1, "kind": "queued", "data": "{}", "created": now}
     connection.execute(insert(event_table), [{"audit_id": audit_id, **first} for audit_id, _, _ in ordered])
 

@@ -30,7 +30,7 @@ from auditor.service.errors import ConflictError, IdempotencyKeyReusedError
 from auditor.service.group_commit import GroupCommit
 from auditor.service.identifiers import new_id
 from auditor.service.small_logs import SmallLogs
-from auditor.store_engine import insert_all_absent
+from auditor.store_engine import insert_all_absent, sent_together
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import trace_log as log_table
 from auditor.trace_streams import container_of
@@ -303,7 +303,8 @@ def _write(connection: Connection, drafts: Sequence[_Draft]) -> None:
         whose = registered.get((log.tenant_id, order.provider))
         new = (draft.audit_id, log, order.options, order.provider, whose, order.traceparent)
         made.append(ordering.NewAudit(*new))
-    ordering.write(connection, made, now)
+    with sent_together(connection):
+        ordering.write(connection, made, now)
     for draft, audit in zip(drafts, made, strict=True):
         draft.ordered = audits.ordered(audit, now)
 
