@@ -64,14 +64,10 @@ class AuditOptions:
         if not 0.0 < self.alpha < 1.0:
             raise RequestInvalidError("alpha lies between 0 and 1", where="alpha")
 
+    @lru_cache(maxsize=256)  # noqa: B019  # a few small values, and most ask for the same
     def text(self) -> str:
         """Canonical JSON."""
-        return _options_text(self)
-
-
-@lru_cache(maxsize=256)  # most ask for the same
-def _options_text(options: AuditOptions) -> str:
-    return json.dumps(asdict(options), sort_keys=True, separators=(",", ":"))
+        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
 
 
 @dataclass(frozen=True, slots=True)
