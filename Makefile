@@ -52,7 +52,8 @@ types: setup
 bench: setup $(PEER)/.installed
 	$(BIN)/python tests/bench/compare.py --peer $(PEER)/bin/python
 
-# The service under load: submissions beside bare commits, reads while jobs run, 10 GiB of upload. Ten minutes, 25 GiB.
+# The service under load: submissions beside bare commits (one process and two), reads while jobs run, 10 GiB of upload.
+# A quarter of an hour, 25 GiB.
 bench-service: setup
 	$(BIN)/python -m tests.bench.service
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 
 from fastapi import APIRouter, Depends, FastAPI
-from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from auditor.api import (
@@ -49,11 +48,11 @@ _DESCRIPTION = """Did the LLM provider run what it sold? Hand in a provider's lo
 trusted reference; read the verdict at a stated false-alarm rate, with its evidence.
 
 Refusals are problem documents (RFC 9457). What makes something takes an `Idempotency-Key`."""
-_HEADERS = {
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-}
+_HEADERS = (
+    (b"x-content-type-options", b"nosniff"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+)
 _UNTRACED = ("/livez", "/readyz", "/startupz", "/metrics")
 _PAGES = (
     overview,
@@ -133,9 +132,9 @@ class _Observed:
 
         async def observed(message: Message) -> None:
             if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers.setdefault(name, value)
+                headers = message["headers"] = [*message.get("headers", ())]
+                there = {name.lower() for name, _ in headers}
+                headers += [header for header in _HEADERS if header[0] not in there]
                 count_answer(scope, message["status"], started)
                 if tell is not None:
                     tracing.rename(f"{method_of(scope)} {route_of(scope)}")

@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Coroutine
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi.dependencies.utils import request_params_to_args
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 
-from auditor.api.bodies import LOG_TYPES, log_body, media_type_of, parsed, read_body, schema_of
+from auditor.api.bodies import (
+    LOG_TYPES,
+    log_body,
+    media_type_of,
+    parsed,
+    read_body,
+    refuse_unknown_query,
+    schema_of,
+)
 from auditor.api.bodies import MOST_JSON_BYTES as MOST_JSON
 from auditor.api.caching import immutable, unchanged
 from auditor.api.paging import Cursor, Limit, decode_cursor, page_of
 from auditor.api.problems import responses
-from auditor.api.service import IDEMPOTENCY_PARAMETER, IdempotencyKey, Reader, Submitter, TheService, Writer
+from auditor.api.service import (
+    IDEMPOTENCY_PARAMETER,
+    IdempotencyKey,
+    Reader,
+    Submitter,
+    TheService,
+    Writer,
+    bearer,
+    idempotency_key,
+    service_of,
+    submission,
+)
 from auditor.api.views import (
     AuditOrder,
     AuditPage,
@@ -28,8 +52,10 @@ from auditor.api.views import (
 from auditor.input_formats import InputFormat
 from auditor.service import audits, signatures, tenants
 from auditor.service.audits import AuditOptions
+from auditor.service.containers import check_log
 from auditor.service.parquet_check import check_inline_log
-from auditor.service.submissions import InlineLog, Order
+from auditor.service.submissions import InlineLog, Order, lies_in_rows
+from auditor.trace_streams import container_of
 
 router = APIRouter(tags=["audits"])
 _EXAMPLE_LINE = '{"schema": "auditor.trace/v1", "id": "req-1", "model": "demo", "...": "..."}\n'
@@ -55,7 +81,34 @@ async def _order_body(request: Request) -> bytes:
     return await log_body(request)
 
 
-@router.post(
+class _Direct(APIRoute):
+    """Resolves what `submit` depends on by itself, in the order in which it is declared.
+
+    The framework takes as long to find out what that is as the rest of a submission takes.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Answer a submission."""
+        fields = self.dependant.query_params
+
+        async def handle(request: Request) -> Response:
+            await refuse_unknown_query(request)
+            service = await service_of(request)
+            submitter = await submission(request, service, await bearer(request))
+            key = await idempotency_key(request)
+            body = await _order_body(request)
+            values, wrong = request_params_to_args(fields, request.query_params)
+            if wrong:
+                raise RequestValidationError(wrong)
+            return await submit(request, service, submitter, key, body, **values)
+
+        return handle
+
+
+_submitting = APIRouter(route_class=_Direct)
+
+
+@_submitting.post(
     "/audits",
     status_code=202,
     response_model=AuditView,
@@ -63,7 +116,7 @@ async def _order_body(request: Request) -> bytes:
     responses=responses(400, 401, 403, 404, 409, 413, 415, 422, 429),
     openapi_extra=_ORDER_BODY,
 )
-def submit(
+async def submit(
     request: Request,
     service: TheService,
     submitter: Submitter,
@@ -86,16 +139,18 @@ def submit(
     options = AuditOptions(alpha, input_format, engine_recipe, noise, served_model)
     log: InlineLog | str
     if media_type_of(request) == "application/json":
-        order = parsed(AuditOrder, body)
-        options, provider, log = order.options(), order.provider, order.log
-    else:
-        check_inline_log(body)
-        log = InlineLog(service.blobs.put(body), name, len(body), lambda: service.blobs.put(body))
-    said = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
-    told = hashlib.sha256(said + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
-    taken = service.submissions.submit(
-        Order(submitter.key, key, told, options, provider or "", log, submitter.signed)
-    )
+        said = parsed(AuditOrder, body)
+        options, provider, log = said.options(), said.provider, said.log
+    elif lies_in_rows(body, service.blobs) and container_of(body) == "plain":
+        check_log([body])
+        log = InlineLog.of(body, name, service.blobs)
+    else:  # takes its time
+        await run_in_threadpool(check_inline_log, body)
+        log = await run_in_threadpool(InlineLog.of, body, name, service.blobs)
+    place = json.dumps([request.url.path, sorted(request.query_params.multi_items())]).encode()
+    told = hashlib.sha256(place + media_type_of(request).encode() + hashlib.sha256(body).digest()).digest()
+    order = Order(submitter.key, key, told, options, provider or "", log, submitter.signed)
+    taken = await service.submissions.submit_soon(order)
     headers = {
         "Location": f"{request.url.path}/{taken.audit.id}",
         "RateLimit": f'"submissions";r={int(taken.left)}',
@@ -106,6 +161,9 @@ def submit(
     # Written here: the framework would check and copy it once more.
     view = view_audit(taken.audit).model_dump_json()
     return Response(view, 202, headers, "application/json")
+
+
+router.include_router(_submitting)
 
 
 @router.get("/audits", summary="List audits", responses=responses(401, 403, 422))

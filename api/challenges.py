@@ -105,6 +105,11 @@ class ChallengeView(BaseModel):
     )
     finished: Time | None
     error: FailureView | None = Field(description="Why it failed.")
+    erased: Time | None = Field(
+        default=None,
+        description="When its response's log was erased, and with it what was opened; what is opened later "
+        "is checked and not kept.",
+    )
 
 
 class ChallengePage(BaseModel):
@@ -129,6 +134,7 @@ def view_challenge(kept: KeptChallenge) -> ChallengeView:
         checkpoint=kept.checkpoint,
         finished=None if kept.finished is None else to_text(kept.finished),
         error=None if error is None else FailureView(**error),
+        erased=None if kept.erased is None else to_text(kept.erased),
     )
 
 
@@ -261,16 +267,18 @@ def open_(
             "description": "`auditor.token-opening/v1`",
             "content": {"application/json": {"schema": {"type": "object"}, "example": _OPENING}},
         },
-        **responses(401, 403, 404, 409),
+        **responses(401, 403, 404, 409, 410),
     },
 )
 def opened(
     request: Request, response: Response, service: TheService, caller: Reader, challenge_id: str
 ) -> Any:
-    """Hidden tokens: for the tenant's own keys only. Never changes."""
+    """Hidden tokens: for the tenant's own keys only. Never changes, but goes with the log that it is of."""
     with service.store.transaction() as connection:
         body, digest = challenges.opening(connection, caller.tenant_id, challenge_id)
-    return unchanged(request, response, digest) or immutable(body, digest)
+    answer = unchanged(request, response, digest) or immutable(body, digest)
+    answer.headers["Cache-Control"] = "private, no-cache"  # it may be erased
+    return answer
 
 
 @router.get(

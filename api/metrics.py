@@ -1,13 +1,15 @@
-"""Prometheus metrics: requests of this process, and the standing of the whole service, read when asked."""
+"""Prometheus metrics: requests of this service's processes, and its standing, which is read when asked."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from starlette.types import Scope
 
@@ -16,6 +18,8 @@ from auditor.service.standing import standing
 if TYPE_CHECKING:
     from auditor.api.service import Service
 
+SHARED_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""The library's: names the folder where processes that answer together count, each in files of its own."""
 _requests = CollectorRegistry()
 _answered = Counter("audit_http_requests", "Answers.", ["method", "route", "status"], registry=_requests)
 _seconds = Histogram("audit_http_seconds", "Time to answer.", ["method", "route"], registry=_requests)
@@ -54,7 +58,10 @@ def registry_of(service: Service) -> CollectorRegistry:
     """Everything to be told."""
     registry = _Both()
     registry.register(_ServiceMetrics(service))
-    registry.register(_Requests())
+    if SHARED_VARIABLE in os.environ:
+        MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    else:
+        registry.register(_Requests())
     return registry
 
 

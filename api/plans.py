@@ -15,7 +15,7 @@ from auditor.api.problems import responses
 from auditor.api.service import Reader, Service, TheService
 from auditor.api.views import Body, Digest, Label, Whole
 from auditor.plan_result import plan_to_json
-from auditor.planning import plan
+from auditor.planning import MOST_SCORE, plan
 from auditor.profile import Profile, parse_profile
 from auditor.profiles import demo_profile, shipped_profiles
 from auditor.sample_size import Effect
@@ -24,7 +24,7 @@ from auditor.service.errors import RateLimitedError, RequestInvalidError
 
 router = APIRouter(tags=["plans"])
 _one_at_a_time = threading.Lock()
-_Finite = Annotated[float, Field(allow_inf_nan=False)]
+_Score = Annotated[float, Field(ge=-MOST_SCORE, le=MOST_SCORE)]
 _EXAMPLE = {
     "schema": "auditor.plan/v1",
     "alpha": 0.001,
@@ -46,7 +46,7 @@ class PlanOrder(Body):
     )
     causes: list[Label] = Field(default=[], max_length=20, examples=[["weights/int4"]])
     mode: Literal["sampled", "nucleus", "greedy"] = "sampled"
-    effect: list[_Finite] | None = Field(
+    effect: list[_Score] | None = Field(
         default=None,
         min_length=4,
         max_length=4,

@@ -70,20 +70,20 @@ async def service_of(request: Request) -> Service:
 
 # Dependencies that wait for nothing are coroutines: a plain function costs a change of threads.
 TheService = Annotated[Service, Depends(service_of)]
-_bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`, or an OIDC token.")
+bearer = HTTPBearer(auto_error=False, description="An API key, `ak_ID.SECRET`, or an OIDC token.")
 
 
 def _caller(
-    service: TheService, bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+    service: TheService, sent: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)]
 ) -> ApiKey:
-    if bearer is None:
+    if sent is None:
         raise UnauthenticatedError("no key was sent", fix="send Authorization: Bearer KEY")
-    if service.issuer is not None and bearer.credentials.count(".") == 2:  # a JWT; keys have one dot
-        person = service.issuer.person(bearer.credentials)
+    if service.issuer is not None and sent.credentials.count(".") == 2:  # a JWT; keys have one dot
+        person = service.issuer.person(sent.credentials)
         with service.store.transaction(writes=True) as connection:
             return tenants.person_key(connection, person.tenant, person.issuer, person.subject, person.scopes)
     with service.store.transaction() as connection:
-        return tenants.authenticate(connection, bearer.credentials)
+        return tenants.authenticate(connection, sent.credentials)
 
 
 def _with_scope(*scopes: str) -> object:
@@ -107,11 +107,16 @@ class Submission:
     signed: Signed | None
 
 
-async def _submission(
+async def submission(
     request: Request,
     service: TheService,
-    bearer: Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)],
+    sent: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
 ) -> Submission:
+    """Who submits: a dependency.
+
+    Raises:
+        UnauthenticatedError, ScopeMissingError: nobody who may.
+    """
     message = Message(request.method, str(request.url), request.headers)
     if "signature-input" in request.headers:
         signed = await run_in_threadpool(_signed, service, message)
@@ -119,10 +124,10 @@ async def _submission(
         return Submission(signed.key, message, signed)
     # Who came a moment ago may hand in a body; whether the key is still good is asked again in the
     # transaction that takes it (`tenants.take_allowances`), so a revocation is not overlooked.
-    text = bearer.credentials if bearer is not None else ""
+    text = sent.credentials if sent is not None else ""
     caller = service.callers.find(text)
     if caller is None:
-        caller = await run_in_threadpool(_caller, service, bearer)
+        caller = await run_in_threadpool(_caller, service, sent)
         if text.count(".") == 1:  # a key; tokens end by their own clock
             service.callers.keep(text, caller)
     caller.require("audits:write")
@@ -134,7 +139,7 @@ def _signed(service: Service, message: Message) -> Signed:
         return signatures.authenticate(connection, message)
 
 
-Submitter = Annotated[Submission, Depends(_submission)]
+Submitter = Annotated[Submission, Depends(submission)]
 Truster = Annotated[ApiKey, _with_scope("trust")]
 ReaderOrProvider = Annotated[ApiKey, _with_scope("audits:read", tenants.PROVIDER_SCOPE)]
 WriterOrProvider = Annotated[ApiKey, _with_scope("audits:write", tenants.PROVIDER_SCOPE)]
@@ -144,7 +149,12 @@ HookKeeper = Annotated[ApiKey, _with_scope("webhooks")]
 Operator = Annotated[ApiKey, _with_scope("operator")]
 
 
-async def _idempotency_key(request: Request) -> str:
+async def idempotency_key(request: Request) -> str:
+    """The request's Idempotency-Key: a dependency.
+
+    Raises:
+        IdempotencyKeyMissingError: it has none, or one that is none.
+    """
     key = request.headers.get("idempotency-key", "")
     if not key or len(key) > MOST_KEY_CHARACTERS or not key.isprintable():
         raise IdempotencyKeyMissingError(
@@ -155,7 +165,7 @@ async def _idempotency_key(request: Request) -> str:
     return key
 
 
-IdempotencyKey = Annotated[str, Depends(_idempotency_key)]
+IdempotencyKey = Annotated[str, Depends(idempotency_key)]
 IDEMPOTENCY_PARAMETER = {
     "name": "Idempotency-Key",
     "in": "header",

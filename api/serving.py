@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from auditor.api.answering import Answering, kept_answering
 from auditor.api.application import create_application
-from auditor.api.service import Service
+from auditor.api.processes import answer_quickly, kept_running, meanwhile
 from auditor.errors import AuditError
 from auditor.listening import address_of, bound_socket, serve
 from auditor.service import challenges, erasure, tenants
 from auditor.service.blobs import Blobs
 from auditor.service.delivering import Sender
 from auditor.service.egress import Egress
-from auditor.service.log_placing import ServiceLog, open_log, open_report_key, place
+from auditor.service.log_placing import ServiceLog, open_log, place
+from auditor.service.logs import LogFormat
 from auditor.service.oidc import Issuer
-from auditor.service.opening_checks import OpeningChecker
-from auditor.service.places import BLOB_STORE_VARIABLE, open_blobs, open_store
-from auditor.service.webhook_signing import open_webhook_key
+from auditor.service.places import BLOB_STORE_VARIABLE, open_logs, open_store
 from auditor.store import Store
 
 logger = logging.getLogger("auditor.serve")
 
 _WORKER = "from auditor.commands import main; main()"
-_MOST_REST = 30.0
-_M_MMAP_THRESHOLD = -3  # of glibc's <malloc.h>
 SWEEP_SECONDS = 600.0
 PLACE_SECONDS = 2.0
 """An entry is in a signed tree after about so long."""
-SWITCH_SECONDS = 0.0005
 SETTLE_SECONDS = 10.0
 """Between two looks at the deadlines of challenges."""
 
@@ -54,6 +49,8 @@ def serve_all(
     issuer: Issuer | None,
     egress: Egress,
     on_start: Callable[[str, str | None], None],
+    processes: int = 1,
+    log_format: LogFormat = "text",
 ) -> None:
     """Serve until SIGINT or SIGTERM.
 
@@ -69,6 +66,8 @@ def serve_all(
         issuer: whose tokens people may come with.
         egress: where webhooks may be sent to.
         on_start: told the address, and the text of a key that was made.
+        processes: that answer; see `answering.py`.
+        log_format: of the service's own log, in those processes.
 
     Raises:
         OptionError, StoreError: an option or place cannot be used.
@@ -78,48 +77,36 @@ def serve_all(
         store = stack.enter_context(open_store(url))
         key = first_key(store, always=new_key)
         log = open_log(folder.parent / "log", folder.parent / "log.key")
-        report_signer = open_report_key(folder.parent / "report.key")
-        signer = open_webhook_key(folder.parent / "webhook.key")
-        blobs = open_blobs(folder, blob_store)
-        blobs.prepare()
-        service = Service(
-            store,
-            blobs,
-            folder / "uploads",
-            log.folder,
-            signer,
-            report_signer,
-            issuer,
-            checker=OpeningChecker.of_model(model),
-            log_key=log.signer.public.vkey,
+        open_logs(store, folder, blob_store).prepare()
+        told = Answering(
+            str(folder),
+            blob_store,
+            str(model),
+            None if issuer is None else (issuer.url, issuer.audience),
+            log.signer.public.vkey,
+            log_format,
         )
+        service = told.service(store)
         command = [sys.executable, "-c", _WORKER, "worker", "--blobs", str(folder), "--with-parent"]
         environment = os.environ | ({"AUDITOR_DATABASE_URL": url} if url else {})
         environment |= {BLOB_STORE_VARIABLE: blob_store} if blob_store else {}
         for _ in range(workers):
-            stack.enter_context(kept_running([*command, *worker_options], environment))
+            stack.enter_context(kept_running([*command, *worker_options], environment, called="a worker"))
         on_start(address_of(listener), key)
         # The server passes the signal that ended it on when it is done; there is still cleaning up to do.
+        stopped = threading.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: None)
+            signal.signal(number, lambda *_: stopped.set())
         stack.enter_context(kept_settled(store))
         stack.enter_context(kept_logged(store, log))
         stack.enter_context(kept_swept(store, service.blobs))
-        stack.enter_context(_meanwhile("webhooks", Sender(store, signer, egress).run))
-        # Whoever waits for the interpreter gets it sooner: an answer is many short turns.
-        sys.setswitchinterval(SWITCH_SECONDS)
-        _give_memory_back()
-        serve(create_application(service), listener)
-
-
-def _give_memory_back() -> None:
-    """Have bodies of requests taken from the system and given back to it.
-
-    By itself glibc keeps such blocks once it has seen one freed, and the process grows to what all its
-    threads held at different times. Elsewhere nothing happens.
-    """
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        stack.enter_context(meanwhile("webhooks", Sender(store, service.webhooks, egress).run))
+        if processes > 1:
+            stack.enter_context(kept_answering(told, listener, processes, environment))
+            stopped.wait()
+        else:
+            answer_quickly()
+            serve(create_application(service), listener)
 
 
 def first_key(store: Store, *, always: bool = False) -> str | None:
@@ -146,7 +133,7 @@ def kept_logged(store: Store, log: ServiceLog) -> Iterator[None]:
             except AuditError as error:
                 logger.error("log: %s", error)  # noqa: TRY400  # it says all there is in one line
 
-    with _meanwhile("log", keep):
+    with meanwhile("log", keep):
         yield
 
 
@@ -161,7 +148,7 @@ def kept_swept(store: Store, blobs: Blobs) -> Iterator[None]:
             except AuditError as error:
                 logger.error("retention: %s", error)  # noqa: TRY400  # as above
 
-    with _meanwhile("retention", keep):
+    with meanwhile("retention", keep):
         yield
 
 
@@ -177,42 +164,5 @@ def kept_settled(store: Store) -> Iterator[None]:
             except AuditError as error:
                 logger.error("challenges: %s", error)  # noqa: TRY400  # it says all there is in one line
 
-    with _meanwhile("deadlines", keep):
+    with meanwhile("deadlines", keep):
         yield
-
-
-@contextmanager
-def kept_running(command: Sequence[str], environment: dict[str, str]) -> Iterator[None]:
-    """Run a process for as long as the block lasts; one that ends is started again, after longer rests.
-
-    It ends with this process, however that ends: its standard input is a pipe of ours.
-    """
-
-    def keep(ended: threading.Event) -> None:
-        rest = 0.5
-        while not ended.is_set():
-            with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:  # noqa: S603
-                while process.poll() is None and not ended.wait(0.2):
-                    pass
-                if ended.is_set():
-                    process.terminate()
-                    return
-            logger.error("a worker ended with status %s; starting another", process.returncode)
-            ended.wait(rest)
-            rest = min(2 * rest, _MOST_REST)
-
-    with _meanwhile("worker", keep):
-        yield
-
-
-@contextmanager
-def _meanwhile(name: str, keep: Callable[[threading.Event], None]) -> Iterator[None]:
-    """Run `keep` in a thread until the block ends, which the event tells it."""
-    ended = threading.Event()
-    thread = threading.Thread(target=keep, args=(ended,), name=name)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()

@@ -11,6 +11,7 @@ from typing import Any
 
 import uvicorn
 
+from auditor.bounded_http import BoundedHttp
 from auditor.errors import OptionError
 
 
@@ -53,7 +54,7 @@ def new_server(application: Any) -> uvicorn.Server:
     """A server that adds nothing of its own to answers: no `Server`, no `Date`, no access log."""
     config = uvicorn.Config(
         application,
-        http="h11",  # httptools would be quicker, and takes headers of any length
+        http=BoundedHttp,
         loop="auto",  # uvloop where it is installed
         ws="none",
         lifespan="on",

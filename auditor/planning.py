@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -36,6 +36,8 @@ from auditor.sample_size import (
     tokens_for_mean,
 )
 
+MOST_SCORE = 1e100
+"""Of means and deviations given by hand: their squares are still numbers."""
 _MOST_TOKENS = 1e15  # beyond it nobody needs a curve
 
 
@@ -118,6 +120,8 @@ def plan(
         raise OptionError(f"a fraction of {fraction} is outside (0, 1]", where="--fraction")
     if effect is not None and min(effect.honest_sd, effect.sd) < 0.0:
         raise OptionError("a standard deviation is negative", where="--effect")
+    if effect is not None and not max(map(abs, astuple(effect)[:4])) <= MOST_SCORE:
+        raise OptionError(f"no score is beyond {MOST_SCORE:g}", where="--effect")
     if speed is not None and not speed > 0.0:
         raise OptionError(f"a speed of {speed} tokens a second", where="--speed")
     rows: list[Row] = []

@@ -125,6 +125,8 @@ challenge = Table(
     text_column("checkpoint"),
     Column("finished", BigInteger, nullable=True),
     Column("result", LargeBinary, nullable=True),
+    # When the log of its response was erased: what was opened is gone, what is opened later is not kept.
+    Column("erased", BigInteger, nullable=True),
     Index("ix_challenge_tenant", "tenant_id", "created", "id"),
     Index("ix_challenge_commitment", "commitment_id"),
     Index("ix_challenge_due", "state", "deadline"),
@@ -137,5 +139,5 @@ opening = Table(
     reference("tenant_id", "tenant"),
     Column("created", BigInteger, nullable=False),
     text_column("digest"),
-    Column("body", LargeBinary, nullable=False),
+    Column("body", LargeBinary, nullable=False),  # empty once it is erased
 )

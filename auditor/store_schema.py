@@ -108,6 +108,14 @@ trace_log = Table(
     UniqueConstraint("tenant_id", "digest"),
 )
 
+# Bytes of small logs (`service/small_logs.py`), of all tenants; larger ones are blobs.
+small_log = Table(
+    "small_log",
+    metadata,
+    Column("digest", Text, primary_key=True),
+    Column("body", LargeBinary, nullable=False),
+)
+
 audit = Table(
     "audit",
     metadata,

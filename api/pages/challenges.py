@@ -157,7 +157,7 @@ def _entry(service: Service, tenant_id: str, challenge_id: str, kind: str) -> tu
 
 
 def _was_opened(kept: KeptChallenge) -> bool:
-    return kept.state in ("held", "failed")
+    return kept.state in ("held", "failed") and kept.erased is None
 
 
 def _with_exposure(

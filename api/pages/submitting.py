@@ -62,10 +62,9 @@ def _order(service: Service, visit: Visit, fields: Fields) -> str:
     given |= {name: fields.one(name) for name in _OPTIONAL if fields.one(name)}
     options = validated(OptionsBody, given).options()
     check_log([body])
-    digest = service.blobs.put(body)
     name = "".join(c for c in fields.file_name if c.isprintable())[:_MOST_NAME] or "log"
-    told = hashlib.sha256(f"page {options.text()} {name} {digest}".encode("utf-8", "replace")).digest()
-    log = InlineLog(digest, name, len(body), lambda: service.blobs.put(body))
+    log = InlineLog.of(body, name, service.blobs)
+    told = hashlib.sha256(f"page {options.text()} {name} {log.digest}".encode("utf-8", "replace")).digest()
     return service.submissions.submit(Order(visit.key, f"page-{once}", told, options, "", log)).audit.id
 
 

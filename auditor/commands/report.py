@@ -228,10 +228,10 @@ def pack(
 def _logs(store: Store, folder: Path) -> Logs:
     from auditor.profiles import shipped_profiles  # noqa: PLC0415
     from auditor.reports.packing import Logs  # noqa: PLC0415
-    from auditor.service.places import open_blobs  # noqa: PLC0415
+    from auditor.service.places import open_logs  # noqa: PLC0415
 
     shipped = {profile.id: profile for profile in shipped_profiles().values()}
-    return Logs(open_blobs(folder, None), lambda name: store.get_profile(name) or shipped.get(name))
+    return Logs(open_logs(store, folder, None), lambda name: store.get_profile(name) or shipped.get(name))
 
 
 @report.command()

@@ -116,6 +116,13 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
     help="Worker processes on this machine; 0 where they run elsewhere.",
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Processes that answer requests, on one address; one that dies is started again.",
+)
+@click.option(
     "--oidc-issuer",
     default=None,
     metavar="URL",
@@ -153,6 +160,7 @@ def serve(
     blob_store: str | None,
     listen: str,
     workers: int,
+    processes: int,
     oidc_issuer: str | None,
     oidc_audience: str | None,
     new_key: bool,
@@ -179,7 +187,7 @@ def serve(
     \b
     Examples:
       audit serve
-      audit serve --database postgresql://auditor@db/auditor --blobs /srv/blobs --workers 0
+      audit serve --database postgresql://auditor@db/auditor --blobs /srv/blobs --workers 0 --processes 4
     """
     from auditor.service import tracing  # noqa: PLC0415
     from auditor.service.places import blob_folder  # noqa: PLC0415
@@ -214,6 +222,8 @@ def serve(
         issuer=issuer,
         egress=Egress.of_options(webhook_allow, webhook_proxy, webhook_ca),
         on_start=_print_start,
+        processes=processes,
+        log_format=log_format,
     )
     tracing.stop()
 
@@ -287,7 +297,7 @@ def worker(
     from auditor.schedules.period_work import PeriodWork  # noqa: PLC0415
     from auditor.service import tracing  # noqa: PLC0415
     from auditor.service.audit_work import AuditWork  # noqa: PLC0415
-    from auditor.service.places import blob_folder, open_blobs  # noqa: PLC0415
+    from auditor.service.places import blob_folder, open_logs  # noqa: PLC0415
     from auditor.service.queue import Terms  # noqa: PLC0415
     from auditor.service.worker import Worker  # noqa: PLC0415
     from auditor.store import Store  # noqa: PLC0415
@@ -303,7 +313,7 @@ def worker(
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
         finder = profile_finder(profiles) if profiles else kept
-        place = open_blobs(blob_folder(database, blobs), blob_store)
+        place = open_logs(store, blob_folder(database, blobs), blob_store)
         terms = Terms(lease_seconds=lease)
         crew = _crew(ray_address, model_directory or options.demo_model(), adapter, actors)
         hand = Worker(store, AuditWork(place, reference, finder, crew), terms=terms)

@@ -159,8 +159,11 @@ def _audit(store: Store, tenant_id: str, audit_id: str) -> tuple[str, str, dict[
 
 
 def _traces(logs: Logs, digest: str, label: str, options: Mapping[str, Any]) -> Iterator[Trace]:
-    found = read_traces(logs.blobs.path(digest), input_format=options["input_format"], label=label)
-    return (trace for trace in found if isinstance(trace, Trace))
+    try:
+        found = read_traces(logs.blobs.path(digest), input_format=options["input_format"], label=label)
+        yield from (trace for trace in found if isinstance(trace, Trace))
+    finally:
+        logs.blobs.release(digest)
 
 
 def _opened(exceptions: Iterable[Mapping[str, Any]], traces: Iterable[Trace], salt: bytes) -> Iterator[bytes]:

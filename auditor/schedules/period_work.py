@@ -155,6 +155,8 @@ class PeriodWork:
                 if isinstance(error, LeaseLostError):
                     raise
                 yield error
+            finally:
+                self._blobs.release(log.digest)
 
     def _budget(self, slot: Slot, policy: Policy, population: sampling.Population) -> int:
         """Output tokens to draw: what the plan needs, enlarged as the budget was, and the budget at most."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import func, insert, or_, select, tuple_, update
@@ -63,6 +64,7 @@ class AuditOptions:
         if not 0.0 < self.alpha < 1.0:
             raise RequestInvalidError("alpha lies between 0 and 1", where="alpha")
 
+    @lru_cache(maxsize=256)  # noqa: B019  # a few small values, and most ask for the same
     def text(self) -> str:
         """Canonical JSON."""
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))

@@ -30,7 +30,7 @@ from auditor.errors import AuditError, LogForkError, StoreError
 from auditor.service.invariants import check_all
 from auditor.store_migrations import read_revision
 from auditor.store_schema import log_entry as entry_table
-from auditor.store_schema import metadata, trace_log
+from auditor.store_schema import metadata, small_log, trace_log
 from auditor.store_schema import tenant as tenant_table
 from auditor.transparency_log import TransparencyLog, read_head
 
@@ -96,7 +96,8 @@ def _read_all(connection: Connection, out: Path) -> dict[str, Any]:
             stream.flush()
             os.fsync(stream.fileno())
         tables[table.name] = {"rows": count, "digest": f"sha256:{running.hexdigest()}"}
-    digests = select(trace_log.c.digest).where(trace_log.c.erased.is_(None)).distinct()
+    elsewhere = trace_log.c.digest.not_in(select(small_log.c.digest))  # that table was just written
+    digests = select(trace_log.c.digest).where(trace_log.c.erased.is_(None), elsewhere).distinct()
     return {
         "schema": SCHEMA,
         "revision": read_revision(connection).found,

@@ -23,11 +23,12 @@ from auditor.hidden_tokens.checking import Committed
 from auditor.hidden_tokens.wire import challenge_from_json, challenge_to_json, opening_from_json
 from auditor.merkle.token_openings import draw_challenge, exposure
 from auditor.service import audits, commitments, log_entries
-from auditor.service.clock import SECOND
+from auditor.service.clock import SECOND, to_text
 from auditor.service.clock import now as time_now
 from auditor.service.errors import (
     ChallengeClosedError,
     ChallengeExpiredError,
+    EvidenceErasedError,
     NotFinishedError,
     NotFoundError,
 )
@@ -59,6 +60,7 @@ class KeptChallenge:
         body: `auditor.token-challenge/v1`, canonical.
         checkpoint: the signed head of the log that it was drawn after.
         result: `auditor.challenge-result/v1`, the bytes whose digest was logged; None while it is open.
+        erased: when the log of its response was, with what was opened; what is opened later is not kept.
     """
 
     id: str
@@ -73,6 +75,7 @@ class KeptChallenge:
     result: bytes | None
     provider_id: str
     request: str
+    erased: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +211,7 @@ def _challenge(row: Row[Any]) -> KeptChallenge:
         None if row.result is None else bytes(row.result),
         row.provider_id,
         row.request,
+        row.erased,
     )
 
 
@@ -245,7 +249,8 @@ def answer(
             return
         now = time_now(connection)
         row = {"challenge_id": asked.id, "tenant_id": tenant_id, "created": now}
-        connection.execute(insert(opening_table).values(**row, digest=_digest(body), body=body))
+        kept_body = body if asked.erased is None else b""
+        connection.execute(insert(opening_table).values(**row, digest=_digest(body), body=kept_body))
         _end(connection, asked, outcome, _digest(body), now)
 
 
@@ -313,6 +318,7 @@ def opening(connection: Connection, tenant_id: str, challenge_id: str) -> tuple[
     Raises:
         NotFoundError: see `find`.
         NotFinishedError: nothing was opened.
+        EvidenceErasedError: it was erased.
     """
     asked = find(connection, tenant_id, challenge_id)
     column = opening_table.c
@@ -322,6 +328,8 @@ def opening(connection: Connection, tenant_id: str, challenge_id: str) -> tuple[
     row = connection.execute(wanted).one_or_none()
     if row is None:
         raise NotFinishedError(f"nothing was opened: the challenge is {asked.state}")
+    if asked.erased is not None:
+        raise EvidenceErasedError(f"was erased on {to_text(asked.erased)}", where=challenge_id)
     return bytes(row.body), row.digest
 
 

@@ -5,10 +5,11 @@ are gone; an audit that still needs them ends as `evidence-erased`, which is no 
 
 1. The log is marked as erased, its audits' exhibits lose their excerpts, and that is committed: from here on
    nobody gets the bytes.
-2. Under a lock on the digest, and only if no other log (of any tenant) has the same bytes, they are removed.
+2. What was opened of hidden tokens of its responses goes (`opened_traces.forget`).
+3. Under a lock on the digest, and only if no other log (of any tenant) has the same bytes, they are removed.
    Whoever hands the same bytes in looks under the same lock whether they are there (`keep`), so an
    acknowledged log never loses them.
-3. What a crash left between the two is made good by the next `sweep`.
+4. What a crash left between these is made good by the next `sweep`.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ from typing import TYPE_CHECKING
 from sqlalchemy import BigInteger, cast, func, select, update
 from sqlalchemy.sql import text
 
-from auditor.service import audits, exhibits
+from auditor.errors import TraceFileError
+from auditor.service import audits, exhibits, opened_traces, small_logs
 from auditor.service.clock import SECOND
 from auditor.service.clock import now as time_now
 from auditor.service.queue import UNFINISHED
+from auditor.service.small_logs import SmallLogs
 from auditor.store_schema import audit as audit_table
 from auditor.store_schema import job as job_table
 from auditor.store_schema import tenant as tenant_table
 from auditor.store_schema import trace_log as log_table
+from auditor.trace_files import read_traces
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping
@@ -53,8 +57,21 @@ def erase(store: Store, blobs: Blobs, tenant_id: str, log_id: str) -> TraceLog:
         connection.execute(update(log_table).where(*same).values(erased=time_now(connection)))
         exhibits.forget_texts(connection, log_id)
         log = audits.find_log(connection, tenant_id, log_id)
+    _forget_opened(store, blobs, tenant_id, log.digest)
     _remove(store, blobs, log.digest)
     return log
+
+
+def _forget_opened(store: Store, blobs: Blobs, tenant_id: str, digest: str) -> None:
+    """While the bytes are there to say which responses they are of."""
+    if not blobs.holds(digest):
+        return
+    try:
+        opened_traces.forget(store, tenant_id, read_traces(blobs.path(digest), label=digest))
+    except TraceFileError:
+        pass  # no log, so of no response
+    finally:
+        blobs.release(digest)
 
 
 def keep(connection: Connection, digest: str, blobs: Blobs, put: Callable[[], object]) -> None:
@@ -62,9 +79,15 @@ def keep(connection: Connection, digest: str, blobs: Blobs, put: Callable[[], ob
     keep_all(connection, {digest: put}, blobs)
 
 
-def keep_all(connection: Connection, puts: Mapping[str, Callable[[], object]], blobs: Blobs) -> None:
-    """Several at once: digest -> how to keep those bytes again."""
-    _lock(connection, puts)
+def keep_all(
+    connection: Connection,
+    puts: Mapping[str, Callable[[], object]],
+    blobs: Blobs,
+    small: Mapping[str, bytes] | None = None,
+) -> None:
+    """Several at once: digest -> how to keep those bytes again; `small` is kept in this transaction."""
+    _lock(connection, {*puts, *(small or ())})
+    small_logs.keep(connection, small or {})
     for digest, put in puts.items():
         if not blobs.holds(digest):
             put()
@@ -97,12 +120,15 @@ def sweep(store: Store, blobs: Blobs) -> int:
             )
         )
         expired = connection.execute(old).all()
-        marked = connection.execute(select(column.digest).where(column.erased.is_not(None)).distinct())
-        digests = list(marked.scalars())
+        marked = select(column.tenant_id, column.digest).where(column.erased.is_not(None)).distinct()
+        erased = [(row.tenant_id, row.digest) for row in connection.execute(marked)]
+        small = small_logs.digests_without_logs(connection)
     for tenant_id, log_id in expired:
         erase(store, blobs, tenant_id, log_id)
-    for digest in digests:
-        if blobs.holds(digest):
+    larger = blobs.rest if isinstance(blobs, SmallLogs) else blobs  # who is not asked for each small one
+    for tenant_id, digest in erased:
+        if digest in small or larger.holds(digest):
+            _forget_opened(store, blobs, tenant_id, digest)
             _remove(store, blobs, digest)
     return len(expired)
 
@@ -113,6 +139,7 @@ def _remove(store: Store, blobs: Blobs, digest: str) -> None:
         _lock(connection, [digest])
         live = select(func.count()).where(column.digest == digest, column.erased.is_(None))
         if connection.execute(live).scalar_one() == 0:
+            small_logs.remove(connection, digest)
             blobs.remove(digest)
 
 

@@ -35,11 +35,12 @@ def enqueue(connection: Connection, ordered: Sequence[tuple[str, str, str | None
     Args:
         ordered: of each (audit, tenant, trace context in which it was ordered).
     """
+    new = {name: getattr(Job("", "", run_at=now), name) for name in Job.__slots__}
     made = [
-        asdict(Job(audit_id, tenant_id, run_at=now)) | {"traceparent": context}
+        {**new, "audit_id": audit_id, "tenant_id": tenant_id, "traceparent": context}
         for audit_id, tenant_id, context in ordered
     ]
-    connection.execute(insert(job_table), made)
+    connection.execute(insert(job_table).inline(), made)
     first = {"sequence": 1, "kind": "queued", "data": "{}", "created": now}
     connection.execute(insert(event_table), [{"audit_id": audit_id, **first} for audit_id, _, _ in ordered])
 

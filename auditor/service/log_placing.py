@@ -119,12 +119,16 @@ def _give_places(store: Store) -> int:
     with store.transaction(writes=True) as connection:
         if connection.dialect.name == "postgresql":
             connection.exec_driver_sql("LOCK TABLE log_entry IN SHARE ROW EXCLUSIVE MODE")
-        size = connection.execute(select(func.count()).where(column.position.is_not(None))).scalar_one()
-        fresh = select(column.number).where(column.position.is_(None)).order_by(column.number)
-        for number in connection.execute(fresh).scalars().all():
-            connection.execute(update(entry_table).where(column.number == number).values(position=size))
-            size += 1
-    return int(size)
+        # In one statement: who submits waits meanwhile.
+        placed = func.coalesce(select(func.max(column.position) + 1).scalar_subquery(), 0)
+        order = func.row_number().over(order_by=column.number) - 1
+        fresh = (
+            select(column.number, (placed + order).label("place")).where(column.position.is_(None)).subquery()
+        )
+        same = update(entry_table).where(column.number == fresh.c.number)
+        connection.execute(same.values(position=fresh.c.place))
+        size = connection.execute(select(func.max(column.position) + 1)).scalar_one()
+    return size or 0
 
 
 def _entries(store: Store, start: int) -> list[bytes]:

@@ -3,6 +3,9 @@
 A log that a client kept has the heads as they were streamed, and nothing opened. What a challenge of those
 very heads brought by the time of the audit's submission is put into the trace, where the replay looks for it
 and checks it anew. An opening whose content contradicts what was signed goes first: it convicts.
+
+What was opened of a log's responses is erased with the log (`forget`), whatever other log has them, too: the
+opening's digest, the challenge's result and its log entry stay.
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select
+from sqlalchemy import select, update
 
 from auditor.errors import AuditError
 from auditor.hidden_tokens.providing import head_text
@@ -24,6 +27,7 @@ from auditor.hidden_tokens.wire import (
 )
 from auditor.merkle.token_heads import parse_head_text
 from auditor.merkle.token_openings import head_digest
+from auditor.service.clock import now as time_now
 from auditor.store_commitments import challenge as challenge_table
 from auditor.store_commitments import commitment as commitment_table
 from auditor.store_commitments import opening as opening_table
@@ -39,17 +43,56 @@ def with_openings(
 ) -> Iterator[Trace | AuditError]:
     """The same, committed traces with the opening that says most."""
     for item in traces:
-        if not isinstance(item, Trace) or item.commitment is None:
+        committed = _committed(item)
+        if committed is None or not isinstance(item, Trace):  # the replay says what is wrong with it
             yield item
             continue
-        try:
-            found = commitment_from_json(item.commitment, item.id, item.where)
-            head = head_digest(parse_head_text(head_text(found.heads[-1].note)))
-        except AuditError:  # the replay says what is wrong with it
-            yield item
-            continue
+        found, head = committed
         opened = None if found.challenge is not None else _opened(store, audit, item.id, head, found)
         yield item if opened is None else replace(item, commitment=opened.to_json(item.id))
+
+
+def forget(store: Store, tenant_id: str, traces: Iterable[Trace | AuditError]) -> None:
+    """Erase what was opened of these responses; what is opened of them later will not be kept.
+
+    Args:
+        traces: read only where the tenant has drawn any challenge.
+    """
+    column, owner = challenge_table.c, commitment_table.c
+    wanted = (
+        select(column.id, column.body, owner.request)
+        .join(commitment_table, owner.id == column.commitment_id)
+        .where(column.tenant_id == tenant_id, column.erased.is_(None))
+    )
+    with store.transaction() as connection:
+        if connection.execute(wanted.limit(1)).first() is None:
+            return
+    known = ((item.id, _committed(item)) for item in traces if isinstance(item, Trace))
+    heads = {(name, committed[1]) for name, committed in known if committed is not None}
+    with store.transaction(writes=True) as connection:
+        rows = connection.execute(wanted.with_for_update(of=challenge_table)).all()
+        gone = [row.id for row in rows if (row.request, _head_of(row.body)) in heads]
+        if gone:
+            values = {"erased": time_now(connection)}
+            connection.execute(update(challenge_table).where(column.id.in_(gone)).values(values))
+            same = opening_table.c.challenge_id.in_(gone)
+            connection.execute(update(opening_table).where(same).values(body=b""))
+
+
+def _head_of(body: bytes) -> bytes:
+    """Digest of the head that a challenge was drawn from."""
+    return challenge_from_json(json.loads(bytes(body)), "challenge")[1].head
+
+
+def _committed(item: Trace | AuditError) -> tuple[Commitment, bytes] | None:
+    """A trace's commitment, and the digest of its last head."""
+    if not isinstance(item, Trace) or item.commitment is None:
+        return None
+    try:
+        found = commitment_from_json(item.commitment, item.id, item.where)
+        return found, head_digest(parse_head_text(head_text(found.heads[-1].note)))
+    except AuditError:
+        return None
 
 
 def _opened(store: Store, audit: Audit, request: str, head: bytes, found: Commitment) -> Commitment | None:
@@ -60,7 +103,7 @@ def _opened(store: Store, audit: Audit, request: str, head: bytes, found: Commit
         .join(commitment_table, owner.id == challenge.commitment_id)
         .join(opening_table, opening_table.c.challenge_id == challenge.id)
         .where(challenge.tenant_id == audit.tenant_id, owner.request == request)
-        .where(challenge.finished <= audit.created)
+        .where(challenge.finished <= audit.created, challenge.erased.is_(None))
         .order_by(challenge.id)
     )
     if audit.provider_id is not None:

@@ -10,6 +10,7 @@ from platformdirs import user_data_dir
 from auditor.errors import StoreError
 from auditor.service.blobs import BlobFolder, Blobs
 from auditor.service.s3_blobs import S3Blobs
+from auditor.service.small_logs import SmallLogs
 from auditor.store import Store
 from auditor.store_engine import find_place
 
@@ -49,6 +50,15 @@ def open_blobs(folder: Path, url: str | None) -> Blobs:
     """
     named = url or os.environ.get(BLOB_STORE_VARIABLE)
     return BlobFolder(folder) if not named else S3Blobs(named, BlobFolder(folder))
+
+
+def open_logs(store: Store, folder: Path, url: str | None) -> Blobs:
+    """Every log of a service, whether it lies in the database or is a blob.
+
+    Raises:
+        OptionError: as `open_blobs`.
+    """
+    return SmallLogs(store, open_blobs(folder, url))
 
 
 def file_system_of(path: Path, mounts: str) -> str:

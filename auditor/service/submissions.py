@@ -6,29 +6,34 @@ In this order, so that two processes that commit at once never wait for each oth
 1. orders whose Idempotency-Key was used before: answered as then, or refused;
 2. keys, by id: alive still, and the allowance taken; their rows are locked from here on;
 3. Idempotency-Keys; another process that is using one at this moment makes its order a conflict;
-4. digests, in order: an erasure waits, and a blob that one removed meanwhile is kept again;
+4. digests, in order: an erasure waits, and a blob that one removed meanwhile is kept again; small logs are
+   kept here;
 5. logs, audits, jobs, events, log entries.
 """
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sqlalchemy import select, tuple_
+from sqlalchemy import bindparam, select, tuple_
 from sqlalchemy.exc import OperationalError
 
 from auditor.errors import AuditError, StoreError
-from auditor.service import audits, erasure, ordering, providers, signatures, tenants, tracing
+from auditor.service import audits, erasure, ordering, providers, signatures, small_logs, tenants, tracing
 from auditor.service.audits import Audit, AuditOptions, TraceLog
 from auditor.service.clock import stamp
 from auditor.service.errors import ConflictError, IdempotencyKeyReusedError
 from auditor.service.group_commit import GroupCommit
 from auditor.service.identifiers import new_id
-from auditor.store_engine import insert_all_absent
+from auditor.service.small_logs import SmallLogs
+from auditor.store_engine import insert_all_absent, sent_together
 from auditor.store_schema import idempotency_key as idempotency_table
 from auditor.store_schema import trace_log as log_table
+from auditor.trace_streams import container_of
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -40,16 +45,42 @@ if TYPE_CHECKING:
 
 MOST_AT_ONCE = 64
 """Orders in one transaction: others who use their keys wait for all of it."""
+_used = idempotency_table.c
+_USED = select(_used.tenant_id, _used.key, _used.request_sha256, _used.resource_id).where(
+    tuple_(_used.tenant_id, _used.key).in_(bindparam("orders", expanding=True))
+)
 
 
 @dataclass(frozen=True, slots=True)
 class InlineLog:
-    """A log that came with its order; its bytes are kept already, and `put` keeps them again."""
+    """A log that came with its order; its bytes are kept already, and `put` keeps them again.
+
+    Attributes:
+        body: the bytes, where they are not kept already but will be with the order's rows.
+    """
 
     digest: str
     name: str
     size: int
     put: Callable[[], object]
+    body: bytes | None = None
+
+    @classmethod
+    def of(cls, body: bytes, name: str, blobs: Blobs) -> InlineLog:
+        """For checked bytes. Unless they will lie in the database, they are on disk when it returns.
+
+        Raises:
+            StoreError: the disk is full or gone.
+        """
+        if lies_in_rows(body, blobs):
+            return cls(f"sha256:{hashlib.sha256(body).hexdigest()}", name, len(body), lambda: None, body)
+        return cls(blobs.put(body), name, len(body), lambda: blobs.put(body))
+
+
+def lies_in_rows(body: bytes, blobs: Blobs) -> bool:
+    """Whether a log will be kept in the database, so that keeping it waits for no disk."""
+    small = isinstance(blobs, SmallLogs) and len(body) <= small_logs.MOST_BYTES
+    return small and container_of(body) != "parquet"  # which readers map into memory, and link to
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +157,12 @@ class Submissions:
             return _outcome(self._commit([order])[0])
         return self._group(order)
 
+    async def submit_soon(self, order: Order) -> Accepted:
+        """As `submit`, for a coroutine."""
+        if order.signed is not None:
+            return await asyncio.to_thread(self.submit, order)
+        return await self._group.soon(order)
+
     def _commit(self, orders: list[Order]) -> Sequence[Accepted | BaseException]:
         # Of orders with one Idempotency-Key the later ones see what became of the first.
         first: dict[tuple[str, str], Order] = {}
@@ -187,10 +224,8 @@ def accept(connection: Connection, orders: Sequence[Order], blobs: Blobs) -> lis
 
 
 def _find_used_keys(connection: Connection, drafts: Sequence[_Draft]) -> None:
-    column = idempotency_table.c
-    wanted = select(column.tenant_id, column.key, column.request_sha256, column.resource_id)
-    wanted = wanted.where(tuple_(column.tenant_id, column.key).in_([draft.order.once for draft in drafts]))
-    used = {(row.tenant_id, row.key): row for row in connection.execute(wanted)}
+    asked = connection.execute(_USED, {"orders": [draft.order.once for draft in drafts]})
+    used = {(row.tenant_id, row.key): row for row in asked}
     for draft in drafts:
         row = used.get(draft.order.once)
         if row is None:
@@ -239,13 +274,16 @@ def _keep_logs(connection: Connection, drafts: Sequence[_Draft], blobs: Blobs) -
     inline = [(draft, draft.order.log) for draft in drafts if isinstance(draft.order.log, InlineLog)]
     if not inline:
         return
-    erasure.keep_all(connection, {log.digest: log.put for _, log in inline}, blobs)
+    kept = {log.digest: log.put for _, log in inline if log.body is None}
+    erasure.keep_all(
+        connection, kept, blobs, {log.digest: log.body for _, log in inline if log.body is not None}
+    )
     now, made = stamp(connection), dict[tuple[str, str], TraceLog]()
     for draft, log in inline:
         owner = draft.order.caller.tenant_id
         new = TraceLog(new_id("log"), owner, log.digest, log.name, log.size, now)
         made.setdefault((owner, log.digest), new)
-    rows = [asdict(made[same]) for same in sorted(made)]
+    rows = [{name: getattr(made[same], name) for name in TraceLog.__slots__} for same in sorted(made)]
     there = insert_all_absent(connection, log_table, rows, log_table.c.id)
     for draft, log in inline:
         owner = draft.order.caller.tenant_id
@@ -265,7 +303,8 @@ def _write(connection: Connection, drafts: Sequence[_Draft]) -> None:
         whose = registered.get((log.tenant_id, order.provider))
         new = (draft.audit_id, log, order.options, order.provider, whose, order.traceparent)
         made.append(ordering.NewAudit(*new))
-    ordering.write(connection, made, now)
+    with sent_together(connection):
+        ordering.write(connection, made, now)
     for draft, audit in zip(drafts, made, strict=True):
         draft.ordered = audits.ordered(audit, now)
 

@@ -320,11 +320,8 @@ def take_allowances(connection: Connection, callers: Sequence[ApiKey]) -> list[f
     Whether the keys are still good is looked up here, in the transaction of what they submit: it counts
     whatever was found out about them before.
     """
-    column, now = key_table.c, stamp(connection)
-    names = ("id", "revoked", "expires", "allowance", "allowance_at")
-    wanted = select(*(column[name] for name in names)).where(column.id.in_({key.id for key in callers}))
-    # Locked in one order: nobody waits in a circle. `key_share` lets others refer to a key meanwhile.
-    rows = connection.execute(wanted.order_by(column.id).with_for_update(key_share=True))
+    now = stamp(connection)
+    rows = connection.execute(_ALLOWANCES, {"keys": [*{key.id for key in callers}]})
     found = {row.id: row for row in rows}
     # A clock that was set back gives nothing, and takes nothing away.
     rate = SUBMISSIONS_A_SECOND / SECOND
@@ -335,13 +332,22 @@ def take_allowances(connection: Connection, callers: Sequence[ApiKey]) -> list[f
     taken = [_taken(found.get(key.id), now, left) for key in callers]
     used = {key.id for key, one in zip(callers, taken, strict=True) if not isinstance(one, ServiceError)}
     if used:
-        same = update(key_table).where(column.id == bindparam("key"))
         changes = [
             {"key": key, "allowance": left[key], "allowance_at": max(now, found[key].allowance_at)}
             for key in sorted(used)
         ]
-        connection.execute(same, changes)
+        connection.execute(_ALLOW, changes)
     return taken
+
+
+_ALLOWANCES = (
+    select(*(key_table.c[name] for name in ("id", "revoked", "expires", "allowance", "allowance_at")))
+    .where(key_table.c.id.in_(bindparam("keys", expanding=True)))
+    # Locked in one order: nobody waits in a circle. `key_share` lets others refer to a key meanwhile.
+    .order_by(key_table.c.id)
+    .with_for_update(key_share=True)
+)
+_ALLOW = update(key_table).where(key_table.c.id == bindparam("key"))
 
 
 def _taken(row: Row[Any] | None, now: int, left: dict[str, float]) -> float | ServiceError:

@@ -15,6 +15,7 @@ from auditor.api.service import Service
 from auditor.service import audits, tenants
 from auditor.service.blobs import BlobFolder
 from auditor.service.log_placing import open_report_key
+from auditor.service.small_logs import SmallLogs
 from auditor.service.webhook_signing import WebhookSigner
 from auditor.service.worker import Worker
 from auditor.store import Store
@@ -93,7 +94,7 @@ def world(database_url, tmp_path):
     with Store.open(database_url) as store:
         service = Service(
             store,
-            BlobFolder(tmp_path / "blobs"),
+            SmallLogs(store, BlobFolder(tmp_path / "blobs")),
             tmp_path / "uploads",
             tmp_path / "log",
             WebhookSigner(bytes(32)),

@@ -234,7 +234,7 @@ def test_honest_parquet_is_taken(target):
     ],
 )
 def test_names_are_labels_and_never_paths(target, name):
-    body = LINE % 7 + name.encode()
+    body = LINE % 7 * 1100 + name.encode()  # large enough to be a file
     answer = target.client.post(
         "/v1/audits",
         params={"name": name},

@@ -305,7 +305,7 @@ def test_one_plan_is_made_at_a_time(world):
 
 
 @given(
-    st.lists(st.floats(-1e6, 1e6), min_size=4, max_size=4),
+    st.lists(st.floats(-1e6, 1e6) | st.floats(-1.7e308, 1.7e308), min_size=4, max_size=4),
     st.floats(0, 1),
     st.floats(1, 1e9),
     st.floats(1e-9, 0.5),

@@ -1,6 +1,6 @@
 """The service under load: submissions beside bare commits, reads while jobs run, and a large upload in little memory.
 
-    python -m tests.bench.service [submissions] [reads] [upload]      # `make bench-service` does all three
+    python -m tests.bench.service [submissions] [processes] [reads] [upload]    # `make bench-service`: all four
 
 One JSON object a line. Rates are of this machine at this moment: only what was measured in the same run compares.
 """
@@ -20,6 +20,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -33,6 +34,8 @@ from tests.conftest import _postgres_programs, _start
 
 ROOT = Path(__file__).parents[2]
 STREAMS = 8
+KEYS = 64
+"""Each may submit 50 times a second."""
 SECONDS = 6.0
 ROUNDS = 3
 READS_A_SECOND, READ_SECONDS = 50, 30
@@ -56,23 +59,21 @@ def database(kind, folder):
 
 
 @contextmanager
-def server(url, folder):
-    """The server process on a database; yields (client, process id)."""
+def server(url, folder, processes=1):
+    """The server on a database; yields (client, process id, keys)."""
     Store.upgrade(url)
     with Store.open(url) as store, store.transaction(writes=True) as connection:
         tenant = tenants.create_tenant(connection, "bench", most_running=100)
-        made = [
-            tenants.create_key(connection, tenant.id, "k", tenants.SCOPES, days=1) for _ in range(STREAMS)
-        ]
+        made = [tenants.create_key(connection, tenant.id, "k", tenants.SCOPES, days=1) for _ in range(KEYS)]
     keys = [text for _, text in made]
     code = (
-        "import sys; from pathlib import Path; from auditor.api import serving; from auditor.service import tenants;"
+        "import sys; from pathlib import Path; from auditor.api import serving;"
         "from auditor.service.egress import Egress; from auditor.reference.demo.prompts import TARGET;"
-        "tenants.SUBMISSIONS_A_SECOND = tenants.SUBMISSIONS_AT_ONCE = 1e9;"
         "serving.serve_all(url=sys.argv[1], folder=Path(sys.argv[2]), listen='127.0.0.1:0', workers=0,"
-        " worker_options=[], new_key=False, model=TARGET, blob_store=None, issuer=None, egress=Egress(), on_start=lambda a, _: print(a, flush=True))"
+        " worker_options=[], new_key=False, model=TARGET, blob_store=None, issuer=None, egress=Egress(), processes=int(sys.argv[3]),"
+        " on_start=lambda a, _: print(a, flush=True))"
     )
-    command = [sys.executable, "-c", code, url, str(folder / "blobs")]
+    command = [sys.executable, "-c", code, url, str(folder / "blobs"), str(processes)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             address = process.stdout.readline().strip()
@@ -87,28 +88,34 @@ def server(url, folder):
             process.wait()
 
 
-def submissions(kind, folder):
+def submissions(kind, folder, processes=1):
     """Acknowledged submissions beside bare inserts and commits, in turn on one database."""
-    with database(kind, folder) as url, server(url, folder) as (client, pid, keys), Store.open(url) as store:
+    with ExitStack() as stack:
+        url = stack.enter_context(database(kind, folder))
+        client, pid, keys = stack.enter_context(server(url, folder, processes))
+        store = stack.enter_context(Store.open(url))
         calls = {
             "one_row": service_rates.one_row(store),
             "same_rows": service_rates.same_rows(store),
             "rows_and_file": service_rates.same_rows(store, BlobFolder(folder / "blobs")),
             "submissions": service_rates.submissions(str(client.base_url), keys),
         }
+        client.get("/livez").raise_for_status()
+        time.sleep(8.0 * (processes > 1))  # the others are up
         rate(calls["submissions"], STREAMS, 2.0)
         rounds, spent = [], []
         for _ in range(ROUNDS):
             told = {}
             for name, call in calls.items():
-                before = processor_seconds(pid)
+                before = sum(map(processor_seconds, family(pid)))
                 told[name] = rate(call, STREAMS, SECONDS)
-                spent.append((processor_seconds(pid) - before) / (told[name] * SECONDS))
+                spent.append((sum(map(processor_seconds, family(pid))) - before) / (told[name] * SECONDS))
             rounds.append(told)
     shares = {name: [told["submissions"] / told[name] for told in rounds] for name in list(calls)[:-1]}
     return {
         "what": "submissions",
         "database": kind,
+        "processes": processes,
         "streams": STREAMS,
         "a_second": {name: [round(told[name], 1) for told in rounds] for name in calls},
         "server_processor_milliseconds_each": round(1000 * statistics.median(spent[3::4]), 2),
@@ -220,6 +227,14 @@ def processor_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+def family(pid):
+    """A process and those that it started."""
+    found = {pid}
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        found |= {int(child) for child in path.read_text().split()}
+    return found
+
+
 def memory(pid, field):
     status = Path(f"/proc/{pid}/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", status)[1]) >> 10
@@ -262,6 +277,10 @@ def upload(kind, folder):
 def main():
     runs = {
         "submissions": [(submissions, "sqlite"), (submissions, "postgresql")],
+        "processes": [
+            (partial(submissions, processes=2), "sqlite"),
+            (partial(submissions, processes=2), "postgresql"),
+        ],
         "reads": [(reads, "sqlite"), (reads, "postgresql")],
         "upload": [(upload, "sqlite")],
     }

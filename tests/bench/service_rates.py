@@ -5,10 +5,10 @@ nothing else. Three bare rates, each of so many streams that wait for their own 
 database with the same promise that a commit is on disk:
 
 * `one_row`: a single row of 200 bytes in a table without keys to others: one flush of the disk;
-* `same_rows`: the seven rows that a submission changes (log, audit, job, event, log entry, Idempotency-Key, and the
-  key's allowance), in the tables they belong in, one statement each: one flush;
-* `rows_and_file`: those, once the log's bytes are on disk as a blob, as an acknowledgement promises: three flushes, one
-  after the other (the file, its folder, the commit).
+* `same_rows`: the eight rows that a submission changes (log, its bytes, audit, job, event, log entry, Idempotency-Key,
+  and the key's allowance), in the tables they belong in, one statement each: one flush;
+* `rows_and_file`: seven of those, once the log's bytes are on disk as a blob, as they are where a log is larger than
+  what lies in the database: three flushes, one after the other (the file, its folder, the commit).
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from auditor.store_schema import (
     idempotency_key,
     job,
     log_entry,
+    small_log,
     trace_log,
 )
 
@@ -93,6 +94,8 @@ def same_rows(store, blobs=None):
                         **whose,
                     },
                 )
+                if blobs is None:
+                    run(insert(small_log), {"digest": f"sha256:{number:064x}", "body": b"x" * 60})
                 run(
                     insert(audit),
                     {"trace_log_id": log, "options": "{}" * 60, "provider": "", **made, **whose},
@@ -118,12 +121,12 @@ def submissions(address, keys):
     target = urlsplit(address)
 
     def stream():
-        key, link = keys[next(_numbers) % len(keys)], socket.create_connection((target.hostname, target.port))
+        link = socket.create_connection((target.hostname, target.port))
         link.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
         def submit():
             number = next(_numbers)
-            body = b'{"schema": "auditor.trace/v1", "id": "r-%d"}\n' % number
+            key, body = keys[number % len(keys)], b'{"schema": "auditor.trace/v1", "id": "r-%d"}\n' % number
             head = (
                 f"POST /v1/audits HTTP/1.1\r\nHost: {target.netloc}\r\nAuthorization: Bearer {key}\r\n"
                 f"Idempotency-Key: bench-{number}\r\nContent-Type: application/jsonl\r\n"

@@ -26,7 +26,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0013"
+NEWEST = "0014"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
@@ -262,7 +262,7 @@ LATER = ("upload", "report", "sample", "tenant_salt", "webhook", "delivery")
 LATER += ("policy", "schedule", "slot", "taken_log", "taken_request", "likelihood", "mail")
 LATER += ("dispute", "dispute_event", "nonce", "exhibit", "session")
 LATER += ("provider", "provider_key", "model", "tenant_profile")
-LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening", "bill")
+LATER += ("trusted_key", "commitment", "streaming_head", "challenge", "opening", "bill", "small_log")
 """Tables that came after the service's first release."""
 
 
@@ -279,7 +279,7 @@ COMMITMENT_ROWS = (
     "INSERT INTO trusted_key VALUES ('ten_1', 'auditor+00+AA')",
     "INSERT INTO commitment VALUES ('cmt_1', 'ten_1', 'prv_1', 'req-1', 1, 2)",
     "INSERT INTO streaming_head VALUES ('cmt_1', 0, 'ten_1', 'note', '[]', NULL, 1)",
-    "INSERT INTO challenge VALUES ('chl_1', 'ten_1', 'cmt_1', 1, 2, 'open', '{}', 'c', NULL, NULL)",
+    "INSERT INTO challenge VALUES ('chl_1', 'ten_1', 'cmt_1', 1, 2, 'open', '{}', 'c', NULL, NULL, NULL)",
     "INSERT INTO opening VALUES ('chl_1', 'ten_1', 2, 'sha256:3', '{}')",
     "INSERT INTO log_entry (subject, kind, body) VALUES ('cmt_1', 'head-0', '{}')",
     "INSERT INTO log_entry (subject, kind, body) VALUES ('chl_1', 'challenge', '{}')",

@@ -27,6 +27,7 @@ from auditor.service.blobs import BlobFolder
 from auditor.service.log_placing import open_log, place
 from auditor.service.queue import Terms
 from auditor.service.signatures import RequestSigner
+from auditor.service.small_logs import SmallLogs
 from auditor.service.webhook_signing import WebhookSigner
 from auditor.service.worker import Worker
 from auditor.store import Store
@@ -98,7 +99,7 @@ class Rig:
 
     def service(self, store):
         """The service of a process."""
-        blobs, uploads = BlobFolder(self.folder / "blobs"), self.folder / "uploads"
+        blobs, uploads = SmallLogs(store, BlobFolder(self.folder / "blobs")), self.folder / "uploads"
         return Service(store, blobs, uploads, self.folder / "log", WebhookSigner(bytes(32)))
 
     def submit(self, number):

@@ -22,6 +22,7 @@ from auditor.service.exhibit import Exhibit
 from auditor.service.log_placing import open_log, place
 from auditor.service.places import open_blobs
 from auditor.service.s3_blobs import S3Blobs
+from auditor.service.small_logs import SmallLogs
 from auditor.service.worker import Worker
 from auditor.store import Store
 from auditor.store_schema import trace_log
@@ -127,6 +128,11 @@ class World:
             self.bob = tenants.create_tenant(connection, "bob", retention_days=30).id
 
     def hand_in(self, tenant, data=DATA):
+        if isinstance(self.blobs, SmallLogs):
+            digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
+            with self.store.transaction(writes=True) as connection:
+                erasure.keep_all(connection, {}, self.blobs, {digest: data})
+                return audits.keep_log(connection, tenant, digest, "log", len(data))
         digest = self.blobs.put(data)
         with self.store.transaction(writes=True) as connection:
             erasure.keep(connection, digest, self.blobs, lambda: self.blobs.put(data))
@@ -138,9 +144,12 @@ class World:
 
     def work(self):
         work = AuditWork(self.blobs, None, lambda _key: None)
-        work._judged = lambda audit, _keys, _lease, path: (
-            lambda c, now: audits.record(c, audit, path.read_bytes()[:10], "inconclusive", [], now)
-        )
+
+        def judged(audit, _keys, _lease, path):
+            body = path.read_bytes()[:10]
+            return lambda c, now: audits.record(c, audit, body, "inconclusive", [], now)
+
+        work._judged = judged
         while Worker(self.store, work).run_once():
             pass
 
@@ -154,10 +163,11 @@ class World:
             connection.execute(moved.values(created=trace_log.c.created - days * 86_400 * SECOND))
 
 
-@pytest.fixture
-def world(database_url, tmp_path):
+@pytest.fixture(params=["folder", "rows"])
+def world(database_url, tmp_path, request):
     with Store.open(database_url) as store:
-        yield World(store, BlobFolder(tmp_path / "blobs"))
+        folder = BlobFolder(tmp_path / "blobs")
+        yield World(store, SmallLogs(store, folder) if request.param == "rows" else folder)
 
 
 def test_an_erased_log_leaves_digest_verdict_and_a_log_that_verifies(world, tmp_path):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import event, text
+from sqlalchemy import event, insert, text
 
 from auditor.errors import StoreError
 from auditor.service import audits, tenants
@@ -19,8 +20,11 @@ from auditor.service.errors import (
     UnauthenticatedError,
 )
 from auditor.service.group_commit import GroupCommit
+from auditor.service.small_logs import MOST_BYTES, SmallLogs
 from auditor.service.submissions import InlineLog, Order, Submissions, accept
 from auditor.store import Store
+from auditor.store_engine import sent_together
+from auditor.store_schema import log_entry
 
 
 class World:
@@ -185,3 +189,100 @@ def test_a_group_that_fails_wakes_everybody_and_the_next_one_goes_on():
         assert [waiting.result(10) for waiting in others[2:]] == ["C", "D", "E"]
     assert groups == [["a"], ["bad", "b"], ["c", "d"], ["e"]]
     assert group("f") == "F"
+
+
+def test_coroutines_and_threads_stand_in_one_line_and_each_is_told_its_own():
+    entered, go, groups = threading.Event(), threading.Event(), []
+
+    def commit(orders):
+        groups.append(list(orders))
+        entered.set()
+        assert go.wait(10)
+        if "bad" in orders:
+            raise StoreError("gone")
+        return [order.upper() for order in orders]
+
+    group = GroupCommit(commit, 2)
+
+    def in_line(count):
+        while len(group._queue) < count:
+            pass
+
+    async def several(pool):
+        first = asyncio.ensure_future(group.soon("a"))
+        await asyncio.to_thread(entered.wait, 10)
+        others = []
+        for number, order in enumerate(("bad", "given up", "B", "c", "D", "e", "f"), 1):
+            soon = group.soon(order) if order.islower() else asyncio.wrap_future(pool.submit(group, order))
+            others.append(asyncio.ensure_future(soon))
+            await asyncio.to_thread(in_line, number)
+        others[1].cancel()
+        go.set()
+        return [await first, *await asyncio.gather(*others, return_exceptions=True)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = asyncio.run(several(pool))
+        assert isinstance(found[1], StoreError)
+        assert isinstance(found[2], asyncio.CancelledError)
+        assert [found[0], *found[3:]] == ["A", "B", "C", "D", "E", "F"]
+        assert groups == [["a"], ["bad", "given up"], ["B", "c"], ["D", "e"], ["f"]]
+        # Whose loop has ended is told nothing, and nobody waits for it.
+        assert pool.submit(group, "g").result(10) == "G"
+        assert asyncio.run(group.soon("h")) == "H"
+
+
+def test_a_coroutine_is_acknowledged_after_the_commit_and_its_loop_goes_on_meanwhile(world):
+    async def several():
+        ticks, ended = 0, asyncio.Event()
+
+        async def tick():
+            nonlocal ticks
+            while not ended.is_set():
+                ticks += 1
+                await asyncio.sleep(0)
+
+        ticking = asyncio.ensure_future(tick())
+        taken = await asyncio.gather(*(world.submissions.submit_soon(world.order(n)) for n in range(12)))
+        ended.set()
+        await ticking
+        return taken, ticks
+
+    taken, ticks = asyncio.run(several())
+    assert world.counts() == [12] * 6
+    assert len({one.audit.id for one in taken}) == 12
+    assert ticks > 12
+
+
+def test_statements_that_are_sent_together_are_refused_together(world):
+    (first,) = world.accept(world.order(1))
+    before = world.counts()
+    with (
+        pytest.raises(StoreError),
+        world.store.transaction(writes=True) as connection,
+        sent_together(connection),
+    ):
+        fresh = {"subject": "aud_x", "kind": "submission", "body": b"x"}
+        connection.execute(insert(log_entry).inline(), fresh)
+        connection.execute(insert(log_entry).inline(), fresh | {"subject": first.audit.id})
+    assert world.counts() == before
+    assert not isinstance(world.accept(world.order(2))[0], StoreError)
+
+
+def test_small_logs_are_kept_with_their_rows_and_others_before(world):
+    blobs = SmallLogs(world.store, world.blobs)
+    small, large, parquet = b"x" * MOST_BYTES, b"x" * (MOST_BYTES + 1), b"PAR1" + bytes(60) + b"PAR1"
+    logs = [InlineLog.of(body, "log", blobs) for body in (small, large, parquet)]
+    assert [blobs.holds(log.digest) for log in logs] == [False, True, True]
+    taken = Submissions(world.store, blobs)._commit([world.order(n, log=log) for n, log in enumerate(logs)])
+    assert [blobs.holds(one.audit.log.digest) for one in taken] == [True] * 3
+    assert [world.blobs.holds(one.audit.log.digest) for one in taken] == [False, True, True]
+    for one, body in zip(taken, (small, large, parquet), strict=True):
+        digest = one.audit.log.digest
+        path = blobs.path(digest)
+        assert blobs.path(digest) == path
+        blobs.release(digest)
+        assert path.read_bytes() == body
+        with blobs.open(digest) as stream:
+            assert stream.read() == body
+        blobs.release(digest)
+    assert not blobs._copies
