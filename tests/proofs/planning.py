@@ -72,7 +72,7 @@ def sizes(
 def plans(cause: str) -> dict[str, Any]:
     """Plans of one cause on profiles of every size, and what the audited requests made of them."""
     from auditor.evidence import Calibration
-    from auditor.planning import DRAWS as PLAN_DRAWS
+    from auditor.power_curves import DRAWS as PLAN_DRAWS
     from auditor.power_curves import Simulated, power_interval
 
     traffic, bar = traffic_of(cause), -math.log(ALPHA)
