@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,8 +25,9 @@ from auditor.reference.checkpoint.digests import adapted_digest, adapter_digest,
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
 from auditor.reference.checkpoint.quantized import ServedTensors, key_value_of
 from auditor.reference.config import read_config
+from auditor.reference.few_rows import MOST_ROWS, FewRows, serves
 from auditor.reference.layers.build import DecoderLayer, build_layer
-from auditor.reference.layers.linear import Linear
+from auditor.reference.layers.linear import Linear, PackedLinear
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
 from auditor.reference.slots import SlotKV
@@ -81,6 +82,7 @@ class Model:
     _attention: AttentionHook | None = None
     _residual: ResidualHook | None = None
     _shown: tuple[int, ...] = ()
+    _few: dict[str, FewRows | None] = field(init=False, default_factory=dict)
 
     @classmethod
     def load(
@@ -268,6 +270,9 @@ class Model:
             ContextLengthError: a position beyond the context.
             OptionError: a hook that sees whole sequences, asked for a part of one.
         """
+        if not exact and (few := self._few_rows(spans)) is not None:
+            assert cache is not None, "rows to keep need a cache"
+            return few.forward(spans, cache)
         if not spans:
             return torch.empty(0, self.config.hidden_size * (1 + len(self._shown)), dtype=self.dtype)
         check_spans(spans, self.config.vocab_size, self.config.context_length)
@@ -298,6 +303,31 @@ class Model:
         final = (hidden if self._final_norm is None else self._final_norm(hidden)).to(self.dtype)
         return torch.cat([final, *(shown[tap].to(self.dtype) for tap in taps)], dim=1) if taps else final
 
+    def _few_rows(self, spans: Sequence[Span]) -> FewRows | None:
+        """The path of few rows, made when it is first asked for; None where there is none for these."""
+        if not spans or any(span.keep is None for span in spans):
+            return None
+        if sum(span.tokens.shape[0] for span in spans) > MOST_ROWS:
+            return None
+        return self._few_path
+
+    @property
+    def _few_path(self) -> FewRows | None:
+        if "made" not in self._few:
+            self._few["made"] = self._made_few()
+        return self._few["made"]
+
+    def _made_few(self) -> FewRows | None:
+        layers, norm, config = self._layers, self._final_norm, self.config
+        if isinstance(layers, LayerStream) or norm is None or self.dtype != torch.float32:
+            return None
+        hooks = (self._key_value, self._attention, self._residual, self._shown or None)
+        plain = all(hook is None for hook in hooks) and config.embedding_scale == 1.0
+        if not plain or not all(map(serves, layers)) or not PackedLinear.serves(self._head):
+            return None
+        embedding = self.parameters[config.embedding]
+        return FewRows(layers, norm, embedding, PackedLinear.of(self._head), config.context_length)
+
     def _check_hooks(self, spans: Sequence[Span]) -> None:
         if self._residual is not None and any(span.past is not None for span in spans):
             raise OptionError(
@@ -326,13 +356,14 @@ class Model:
         return self.forward([Span(tokens) for tokens in sequences])
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """Turn hidden states [n, hidden] into float32 logits [n, vocab], rounded to `dtype` on the way.
 
-        Columns beyond `hidden` (`showing`) are not looked at.
+        Columns beyond `hidden` (`showing`) are not looked at. `exact` is as `forward` has it.
         """
         hidden = hidden[:, : self.config.hidden_size].contiguous()
-        logits = self._head(hidden).float()
+        few = None if exact or len(hidden) > MOST_ROWS else self._few_path
+        logits = self._head(hidden).float() if few is None else few.logits(hidden)
         if self.config.logits_divisor != 1.0:
             logits = (logits / self.config.logits_divisor).to(self.dtype).float()
         if self.config.logits_softcap:

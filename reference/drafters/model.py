@@ -167,7 +167,7 @@ class ModelDrafter:
                     past = torch.cat([slots.slots, behind[path]])
                 spans.append(Span(torch.tensor([one.tokens[number]]), past, behind[place : place + 1]))
         exact = any(len(span.tokens) > 1 and span.past is None for span in spans)
-        logits = self._model.logits(self._model.forward(spans, self._cache, exact=exact))
+        logits = self._model.logits(self._model.forward(spans, self._cache, exact=exact), exact=False)
         seconds = time.perf_counter() - start
         if depth > 0:
             self._call_seconds = (

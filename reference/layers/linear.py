@@ -28,6 +28,10 @@ ONEDNN_DTYPES = {torch.float32}
 if _ONEDNN is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
     ONEDNN_DTYPES.add(torch.bfloat16)
 
+_reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _AVAILABLE else None
+_FEW_QUANTUM = 8
+_PACKED_BYTES = 1 << 24
+
 
 class Product(Protocol):
     """A matrix as a function of rows: dense, or quantized as the provider declares."""
@@ -50,6 +54,48 @@ class Linear:
         if rows % ROW_QUANTUM:
             x = functional.pad(x, (0, 0, 0, -rows % ROW_QUANTUM))
         return _product(x.to(self.weight.dtype), self.weight, self.bias)[:rows].to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLinear:
+    """A float32 `Linear` for few rows, its weight in the order in which oneDNN reads it: the same bits, sooner.
+
+    Matrices that are read from memory anyway (`_PACKED_BYTES` and larger) are not held twice.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, product: Product) -> PackedLinear:
+        """Prepare what `serves`."""
+        assert isinstance(product, Linear), "only dense products are packed"
+        weight = product.weight
+        if _reorder is not None and weight.numel() * 4 < _PACKED_BYTES:
+            weight = _reorder(weight, ROW_QUANTUM)
+        return cls(weight, product.bias)
+
+    @staticmethod
+    def serves(product: Product) -> bool:
+        """Whether a product can be prepared."""
+        return _ONEDNN is not None and isinstance(product, Linear) and product.weight.dtype == torch.float32
+
+    @staticmethod
+    def room(rows: int) -> int:
+        """Rows to make room for; one alone needs no company, and oneDNN compiles for every number it meets."""
+        return rows if rows == 1 else rows + -rows % _FEW_QUANTUM
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[`room` of rows, inputs], contiguous -> [the same, outputs]."""
+        product: Tensor = _ONEDNN(x, self.weight, self.bias, "none", [], "")
+        return product
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[rows, inputs] -> [rows, outputs]."""
+        rows = len(x)
+        if rows != self.room(rows):
+            x = functional.pad(x, (0, 0, 0, self.room(rows) - rows))
+        return self(x.contiguous())[:rows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,0 +1,218 @@
+"""The forward pass of few rows: decoding and draft trees, in float32 on a CPU, with little around each product.
+
+A call of `model.py` makes some forty small operations a layer, which take longer than the arithmetic where a
+model or a batch is small. Here a layer is four products and four compiled calls, rows lie in one buffer, and
+matrices are kept in the order in which oneDNN reads them. It serves models whose layers are plain attention
+and a gated product (Llama, Mistral, Qwen 2, ...); others decode as they are scored.
+
+Invariant: a row's hidden state has the same bits in a tree and in plain decoding, in any company, as long as
+there are two rows at least (`linear.py`). They are not those of the exact path: `choice.py` on ties.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from auditor.kernels.row_parts import add_and_norm, rms_norm, silu_gate
+from auditor.kernels.slot_attention import I64, Places, attend_slots
+from auditor.reference.architecture import Rope
+from auditor.reference.batch import Span, check_spans
+from auditor.reference.layers.build import DecoderLayer
+from auditor.reference.layers.linear import PackedLinear
+from auditor.reference.layers.mlp import Gated, Mlp
+from auditor.reference.layers.norm import RmsNorm
+from auditor.reference.layers.rotary import angles
+from auditor.reference.layers.self_attention import SelfAttention
+
+if TYPE_CHECKING:
+    from auditor.kernels.row_parts import F32
+    from auditor.reference.slots import SlotKV
+
+# More rows are left to attention in tiles of matrix products.
+MOST_ROWS = 512
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Weights:
+    """A norm's, as the compiled loops take them."""
+
+    weight: F32
+    eps: float
+
+    @classmethod
+    def of(cls, norm: RmsNorm) -> _Weights:
+        weight = norm.weight + norm.plan.offset if norm.plan.offset else norm.weight
+        return cls(weight.numpy(), norm.plan.eps)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    index: int
+    before: _Weights
+    between: _Weights
+    attention: SelfAttention
+    qkv: PackedLinear
+    output: PackedLinear
+    gate_up: PackedLinear
+    down: PackedLinear
+
+
+class FewRows:
+    """A model's layers, made ready for few rows.
+
+    Args:
+        context: the most positions of a sequence.
+        embedding: float32 [vocabulary, hidden].
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[DecoderLayer],
+        final_norm: RmsNorm,
+        embedding: Tensor,
+        head: PackedLinear,
+        context: int,
+    ) -> None:
+        self._layers = [_prepared(layer) for layer in layers]
+        self._final, self._embedding = _Weights.of(final_norm), embedding.numpy()
+        self._head, self._context = head, context
+        self._angles: dict[tuple[Rope, int], tuple[F32, F32]] = {}
+
+    def forward(self, spans: Sequence[Span], cache: SlotKV) -> Tensor:
+        """As `Model.forward`, of spans whose rows are all kept.
+
+        Raises:
+            TraceFieldError, TokenOutOfRangeError, ContextLengthError: as `Model.forward`.
+        """
+        tokens, positions, places = self._packed(spans)
+        rows = len(tokens)
+        room = PackedLinear.room(rows)
+        hidden = self._embedding[tokens]
+        width = hidden.shape[1]
+        normed = torch.zeros(room, width)
+        own = normed.numpy()
+        first = self._layers[0].before if self._layers else self._final
+        own[:rows] = rms_norm(hidden, first.weight, first.eps)
+        following = [layer.before for layer in self._layers[1:]] + [self._final]
+        for layer, after in zip(self._layers, following, strict=True):
+            mixed = self._mixed(layer, normed, positions, places, cache)
+            add_and_norm(
+                hidden, layer.output(mixed).numpy(), layer.between.weight, layer.between.eps, out=own
+            )
+            gated = silu_gate(layer.gate_up(normed).numpy())
+            update = layer.down(torch.from_numpy(gated)).numpy()
+            add_and_norm(hidden, update, after.weight, after.eps, out=own)
+        final = normed[:rows]
+        if any(span.wanted for span in spans):
+            ends = np.cumsum([0, *(len(span.tokens) for span in spans)])
+            kept = [np.arange(s + span.wanted, e) for span, s, e in zip(spans, ends, ends[1:], strict=False)]
+            final = final[torch.from_numpy(np.concatenate(kept))]
+        return final
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """The head's product, float32 [rows, vocabulary]."""
+        return self._head.padded(hidden)
+
+    def _mixed(
+        self, layer: _Layer, normed: Tensor, positions: I64, places: Places, cache: SlotKV
+    ) -> Tensor:
+        plan = layer.attention.plan
+        rope = cast("Rope", plan.rope)
+        cos, sin = self._turns(rope, rope.rotary_dim or plan.head_dim, int(positions.max()) + 1)
+        keys, values = cache.read(layer.index, slice(None))
+        out = torch.empty(len(normed), plan.heads * plan.head_dim)
+        gathered = out.numpy()
+        gathered[len(positions) :] = 0
+        attend_slots(
+            layer.qkv(normed).numpy(),
+            (cos[positions], sin[positions]),
+            (keys.numpy(), values.numpy()),
+            places,
+            layer.attention.softmax.scale,
+            gathered,
+        )
+        return out
+
+    def _turns(self, rope: Rope, dim: int, length: int) -> tuple[F32, F32]:
+        """Cosine and sine of all positions so far, [at least `length`, dim / 2]."""
+        found = self._angles.get((rope, dim))
+        if found is None or len(found[0]) < length:
+            count = min(max(1024, 2 * length), self._context)
+            cos, sin = angles(rope, dim, torch.arange(count), torch.float32)
+            found = cos[:, 0].contiguous().numpy(), sin[:, 0].contiguous().numpy()
+            self._angles[rope, dim] = found
+        return found
+
+    def _packed(self, spans: Sequence[Span]) -> tuple[I64, I64, Places]:
+        """Token ids, positions and places of all rows."""
+        sizes = [span.tokens.shape[0] for span in spans]
+        starts = [span.start for span in spans]
+        tokens = np.concatenate([span.tokens.numpy() for span in spans])
+        rows = len(tokens)
+        sequence = np.repeat(np.arange(len(spans)), sizes)
+        firsts = np.cumsum([0, *sizes[:-1]])
+        if rows == len(spans):
+            depth, seen, counts = np.zeros(rows, np.int64), np.arange(rows), np.ones(rows, np.int64)
+        else:
+            looks = [_seen(span) for span in spans]
+            seen = np.concatenate([first + columns for first, (columns, _) in zip(firsts, looks, strict=True)])
+            counts = np.concatenate([counts for _, counts in looks])
+            depth = counts - 1
+        positions = np.repeat(np.array(starts), sizes) + depth
+        vocabulary = len(self._embedding)
+        if tokens.min() < 0 or tokens.max() >= vocabulary or positions.max() >= self._context:
+            check_spans(spans, vocabulary, self._context)
+        past = [span.past.numpy() for span in spans if span.past is not None]
+        keep = np.concatenate([cast("Tensor", span.keep).numpy() for span in spans])
+        places = Places(
+            keep,
+            sequence,
+            np.concatenate(past) if past else np.empty(0, np.int64),
+            np.cumsum([0, *starts]),
+            seen,
+            np.cumsum([0, *counts]),
+        )
+        return tokens, positions, places
+
+
+def _seen(span: Span) -> tuple[I64, I64]:
+    """Which new rows each new row sees, one after another, and how many they are."""
+    rows = span.tokens.shape[0]
+    seen = np.tri(rows, dtype=np.bool_) if span.ancestors is None else span.ancestors.numpy()
+    return np.nonzero(seen)[1], seen.sum(1)
+
+
+def _prepared(layer: DecoderLayer) -> _Layer:
+    attention, mlp = cast("SelfAttention", layer.mixer), cast("Mlp", layer.feed_forward)
+    before, between = (_Weights.of(cast("RmsNorm", norm)) for norm in layer.norms[:2])
+    products = (attention.qkv, attention.output, mlp.gate_up, mlp.down)
+    return _Layer(layer.index, before, between, attention, *map(PackedLinear.of, products))
+
+
+def serves(layer: DecoderLayer) -> bool:
+    """Whether a layer is of the kind that few rows have a path of their own for."""
+    attention, mlp = layer.mixer, layer.feed_forward
+    if not isinstance(attention, SelfAttention) or not isinstance(mlp, Mlp) or layer.plan.scale != 1.0:
+        return False
+    before, between, *after = layer.norms
+    rope, gate = attention.plan.rope, mlp.gated
+    return (
+        all(isinstance(norm, RmsNorm) and norm.weight.dtype == torch.float32 for norm in (before, between))
+        and after == [None, None]
+        and rope is not None
+        and not rope.interleaved
+        and rope.rope_type != "longrope"
+        and attention.norms is None
+        and attention.softmax.plain
+        and isinstance(gate, Gated)
+        and gate.activation == "silu"
+        and all(
+            PackedLinear.serves(p) for p in (attention.qkv, attention.output, mlp.gate_up, mlp.down)
+        )
+    )
