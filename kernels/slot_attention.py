@@ -36,6 +36,7 @@ class Places:
             the order of positions.
         seen, seen_first: int64; row r sees the call's rows seen[seen_first[r] : seen_first[r + 1]], in the
             order of positions, itself the last.
+        most: at least as many as the keys that any row sees.
     """
 
     keep: I64
@@ -44,11 +45,7 @@ class Places:
     past_first: I64
     seen: I64
     seen_first: I64
-
-    @property
-    def most(self) -> int:
-        """At least as many as the keys that any row sees."""
-        return int(np.diff(self.past_first).max(initial=0) + np.diff(self.seen_first).max(initial=0))
+    most: int
 
 
 def attend_slots(

@@ -62,6 +62,21 @@ class _Layer:
     gate_up: PackedLinear
     down: PackedLinear
 
+    @property
+    def rope(self) -> tuple[Rope, int]:
+        """How its positions turn, and how many dimensions of a head."""
+        rope = cast("Rope", self.attention.plan.rope)
+        return rope, rope.rotary_dim or self.attention.plan.head_dim
+
+    def mixed(self, normed: Tensor, turns: tuple[F32, F32], places: Places, cache: SlotKV) -> Tensor:
+        """What every row gathers, [as many rows as `normed`, heads * dim]; those without a place stay 0."""
+        plan = self.attention.plan
+        keys, values = cache.read(self.index, slice(None))
+        out = torch.zeros(len(normed), plan.heads * plan.head_dim)
+        held, scale = (keys.numpy(), values.numpy()), self.attention.softmax.scale
+        attend_slots(self.qkv(normed).numpy(), turns, held, places, scale, out.numpy())
+        return out
+
 
 class FewRows:
     """A model's layers, made ready for few rows.
@@ -92,62 +107,35 @@ class FewRows:
         """
         tokens, positions, places = self._packed(spans)
         rows = len(tokens)
-        room = PackedLinear.room(rows)
         hidden = self._embedding[tokens]
-        width = hidden.shape[1]
-        normed = torch.zeros(room, width)
-        own = normed.numpy()
-        first = self._layers[0].before if self._layers else self._final
-        own[:rows] = rms_norm(hidden, first.weight, first.eps)
-        following = [layer.before for layer in self._layers[1:]] + [self._final]
-        for layer, after in zip(self._layers, following, strict=True):
-            mixed = self._mixed(layer, normed, positions, places, cache)
-            add_and_norm(
-                hidden, layer.output(mixed).numpy(), layer.between.weight, layer.between.eps, out=own
-            )
-            gated = silu_gate(layer.gate_up(normed).numpy())
-            update = layer.down(torch.from_numpy(gated)).numpy()
-            add_and_norm(hidden, update, after.weight, after.eps, out=own)
-        final = normed[:rows]
-        if any(span.wanted for span in spans):
-            ends = np.cumsum([0, *(len(span.tokens) for span in spans)])
-            kept = [np.arange(s + span.wanted, e) for span, s, e in zip(spans, ends, ends[1:], strict=False)]
-            final = final[torch.from_numpy(np.concatenate(kept))]
-        return final
+        normed = torch.zeros(PackedLinear.room(rows), hidden.shape[1])
+        own, before = normed.numpy(), [*(layer.before for layer in self._layers), self._final]
+        _rms_norm(hidden, before[0], own)
+        turns: dict[tuple[Rope, int], tuple[F32, F32]] = {}
+        for layer, after in zip(self._layers, before[1:], strict=True):
+            kind = layer.rope
+            if kind not in turns:
+                turns[kind] = self._turns(*kind, positions)
+            mixed = layer.mixed(normed, turns[kind], places, cache)
+            update = layer.output(mixed).numpy()
+            add_and_norm(hidden, update, layer.between.weight, layer.between.eps, own)
+            gated = torch.from_numpy(silu_gate(layer.gate_up(normed).numpy()))
+            add_and_norm(hidden, layer.down(gated).numpy(), after.weight, after.eps, own)
+        return _wanted(normed[:rows], spans)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """The head's product, float32 [rows, vocabulary]."""
         return self._head.padded(hidden)
 
-    def _mixed(
-        self, layer: _Layer, normed: Tensor, positions: I64, places: Places, cache: SlotKV
-    ) -> Tensor:
-        plan = layer.attention.plan
-        rope = cast("Rope", plan.rope)
-        cos, sin = self._turns(rope, rope.rotary_dim or plan.head_dim, int(positions.max()) + 1)
-        keys, values = cache.read(layer.index, slice(None))
-        out = torch.empty(len(normed), plan.heads * plan.head_dim)
-        gathered = out.numpy()
-        gathered[len(positions) :] = 0
-        attend_slots(
-            layer.qkv(normed).numpy(),
-            (cos[positions], sin[positions]),
-            (keys.numpy(), values.numpy()),
-            places,
-            layer.attention.softmax.scale,
-            gathered,
-        )
-        return out
-
-    def _turns(self, rope: Rope, dim: int, length: int) -> tuple[F32, F32]:
-        """Cosine and sine of all positions so far, [at least `length`, dim / 2]."""
-        found = self._angles.get((rope, dim))
+    def _turns(self, rope: Rope, dim: int, positions: I64) -> tuple[F32, F32]:
+        """Cosine and sine of positions, [rows, dim / 2]; those of all positions so far are kept."""
+        found, length = self._angles.get((rope, dim)), int(positions.max()) + 1
         if found is None or len(found[0]) < length:
             count = min(max(1024, 2 * length), self._context)
             cos, sin = angles(rope, dim, torch.arange(count), torch.float32)
             found = cos[:, 0].contiguous().numpy(), sin[:, 0].contiguous().numpy()
             self._angles[rope, dim] = found
-        return found
+        return found[0][positions], found[1][positions]
 
     def _packed(self, spans: Sequence[Span]) -> tuple[I64, I64, Places]:
         """Token ids, positions and places of all rows."""
@@ -177,8 +165,22 @@ class FewRows:
             np.cumsum([0, *starts]),
             seen,
             np.cumsum([0, *counts]),
+            max(starts) + int(counts.max()),
         )
         return tokens, positions, places
+
+
+def _wanted(hidden: Tensor, spans: Sequence[Span]) -> Tensor:
+    """The rows that somebody asked for."""
+    if not any(span.wanted for span in spans):
+        return hidden
+    sizes = [span.tokens.shape[0] for span in spans]
+    parts = zip(torch.split(hidden, sizes), spans, strict=True)
+    return torch.cat([part[span.wanted :] for part, span in parts])
+
+
+def _rms_norm(x: F32, norm: _Weights, out: F32) -> None:
+    out[: len(x)] = rms_norm(x, norm.weight, norm.eps)
 
 
 def _seen(span: Span) -> tuple[I64, I64]:

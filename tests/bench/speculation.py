@@ -212,9 +212,9 @@ def serving_part(options: argparse.Namespace) -> list[dict[str, object]]:
                     "Token Recycling": RecyclingDrafter,
                     "SuffixDecoding": SuffixDrafter,
                     "SuffixDecoding over Recycling": lambda: SuffixDrafter(recycling=True),
-                    "draft model, width 1": lambda: ModelDrafter(draft),
+                    "draft model, width 1": lambda: ModelDrafter(draft, clock=time.process_time),
                     "layers 3 and 4 skipped": lambda: ModelDrafter(
-                        model.replace(skip_layers=frozenset({2, 3}))
+                        model.replace(skip_layers=frozenset({2, 3})), clock=time.process_time
                     ),
                     "trace": lambda: TraceDrafter(logged),  # noqa: B023  at once
                 }
