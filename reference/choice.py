@@ -88,7 +88,7 @@ def _again(model: ReferenceModel, request: Running, guessed: tuple[int, ...]) ->
 
 def _drawn(logits: Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows) -> RowStats:
     """As `head.draw_rows`, with the slack of each row."""
-    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled")
+    return _score(logits, logits.cpu().numpy().argmax(axis=1), spec, scheme, draws, 0, "compiled")
 
 
 def _draw(request: Running, logits: Tensor, depth: int) -> tuple[int, float]:

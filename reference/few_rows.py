@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -139,8 +140,7 @@ class FewRows:
 
     def _packed(self, spans: Sequence[Span]) -> tuple[I64, I64, Places]:
         """Token ids, positions and places of all rows."""
-        sizes = [span.tokens.shape[0] for span in spans]
-        starts = [span.start for span in spans]
+        sizes, starts = [span.tokens.shape[0] for span in spans], [span.start for span in spans]
         tokens = np.concatenate([span.tokens.numpy() for span in spans])
         rows = len(tokens)
         sequence = np.repeat(np.arange(len(spans)), sizes)
@@ -149,8 +149,9 @@ class FewRows:
             depth, seen, counts = np.zeros(rows, np.int64), np.arange(rows), np.ones(rows, np.int64)
         else:
             looks = [_seen(span) for span in spans]
-            seen = np.concatenate([first + columns for first, (columns, _) in zip(firsts, looks, strict=True)])
+            seen = np.concatenate([columns for columns, _ in looks])
             counts = np.concatenate([counts for _, counts in looks])
+            seen += np.repeat(firsts, [len(columns) for columns, _ in looks])
             depth = counts - 1
         positions = np.repeat(np.array(starts), sizes) + depth
         vocabulary = len(self._embedding)
@@ -186,8 +187,16 @@ def _rms_norm(x: F32, norm: _Weights, out: F32) -> None:
 def _seen(span: Span) -> tuple[I64, I64]:
     """Which new rows each new row sees, one after another, and how many they are."""
     rows = span.tokens.shape[0]
-    seen = np.tri(rows, dtype=np.bool_) if span.ancestors is None else span.ancestors.numpy()
-    return np.nonzero(seen)[1], seen.sum(1)
+    if span.ancestors is None or rows == 1:
+        return _chain(rows)
+    seen = span.ancestors.numpy()
+    return seen.nonzero()[1], seen.sum(1)
+
+
+@lru_cache(maxsize=128)
+def _chain(rows: int) -> tuple[I64, I64]:
+    seen = np.tri(rows, dtype=np.bool_)
+    return seen.nonzero()[1], seen.sum(1)
 
 
 def _prepared(layer: DecoderLayer) -> _Layer:

@@ -209,7 +209,7 @@ class ModelDrafter:
                 drawn = race(
                     own.numpy(),
                     np.concatenate(cast("list[U64]", keys)),
-                    np.zeros(len(rows), np.int64),
+                    own.numpy().argmax(axis=1),
                     noise=keyed,
                     temperature=temperature,
                 )
