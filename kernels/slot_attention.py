@@ -69,7 +69,7 @@ def attend_slots(
     keys, values = cache
     if backend == "compiled":
         p, room = places, places.most + 3
-        slots, scores = np.empty(room, np.uint64), np.empty(room, np.float32)
+        slots, scores = np.empty(room, np.uint64), np.empty((2, room), np.float32)
         _attend(
             qkv,
             *angles,
@@ -105,8 +105,9 @@ def attend_slots(
             out[row, head * dim : (head + 1) * dim] = gathered
 
 
+# Four keys at a time, and two heads that share them: what is loaded is used eight times, or four.
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
-def _score_four(query, keys, slots, j, head, scores):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+def _score(query, keys, slots, j, head, scores):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     first, second, third, fourth = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
     a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
     for i in range(len(query)):
@@ -118,14 +119,47 @@ def _score_four(query, keys, slots, j, head, scores):  # type: ignore[no-untyped
     scores[j], scores[j + 1], scores[j + 2], scores[j + 3] = a, b, c, d
 
 
-@numba.njit(cache=True, nogil=True, fastmath={"contract"})
-def _gather_four(scores, j, values, slots, head, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+@numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
+def _score_pair(query, other, keys, slots, j, head, scores):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     first, second, third, fourth = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
-    a, b, c, d = scores[j], scores[j + 1], scores[j + 2], scores[j + 3]
+    a, b, c, d = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    e, f, g, h = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for i in range(len(query)):
+        x, y = query[i], other[i]
+        one, two = keys[first, head, i], keys[second, head, i]
+        three, four = keys[third, head, i], keys[fourth, head, i]
+        a += x * one
+        b += x * two
+        c += x * three
+        d += x * four
+        e += y * one
+        f += y * two
+        g += y * three
+        h += y * four
+    scores[0, j], scores[0, j + 1], scores[0, j + 2], scores[0, j + 3] = a, b, c, d
+    scores[1, j], scores[1, j + 1], scores[1, j + 2], scores[1, j + 3] = e, f, g, h
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _gather(weights, j, values, slots, head, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    first, second, third, fourth = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
+    a, b, c, d = weights[j], weights[j + 1], weights[j + 2], weights[j + 3]
     for i in range(len(out)):
         out[i] += (a * values[first, head, i] + b * values[second, head, i]) + (
             c * values[third, head, i] + d * values[fourth, head, i]
         )
+
+
+@numba.njit(cache=True, nogil=True, fastmath={"contract"})
+def _gather_pair(weights, j, values, slots, head, out, other):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    first, second, third, fourth = slots[j], slots[j + 1], slots[j + 2], slots[j + 3]
+    a, b, c, d = weights[0, j], weights[0, j + 1], weights[0, j + 2], weights[0, j + 3]
+    e, f, g, h = weights[1, j], weights[1, j + 1], weights[1, j + 2], weights[1, j + 3]
+    for i in range(len(out)):
+        one, two = values[first, head, i], values[second, head, i]
+        three, four = values[third, head, i], values[fourth, head, i]
+        out[i] += (a * one + b * two) + (c * three + d * four)
+        other[i] += (e * one + f * two) + (g * three + h * four)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -156,6 +190,41 @@ def _weights(scores, count, scale):  # type: ignore[no-untyped-def]  # noqa: ANN
 
 
 @numba.njit(cache=True, nogil=True)
+def _alone(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    qkv, start, keys, values, slots, count, shared, scale, scores, out  # noqa: ANN001
+):
+    dim, weights = keys.shape[2], scores[0, : len(slots)]
+    query, gathered = qkv[start : start + dim], out[start : start + dim]
+    for j in range(0, len(slots), 4):
+        _score(query, keys, slots, j, shared, weights)
+    share = _weights(weights, count, scale)
+    gathered[:] = 0
+    for j in range(0, len(slots), 4):
+        _gather(weights, j, values, slots, shared, gathered)
+    for i in range(dim):
+        gathered[i] *= share
+
+
+@numba.njit(cache=True, nogil=True)
+def _pair(  # type: ignore[no-untyped-def]  # noqa: ANN202
+    qkv, start, keys, values, slots, count, shared, scale, scores, out  # noqa: ANN001
+):
+    dim, weights = keys.shape[2], scores[:, : len(slots)]
+    middle, end = start + dim, start + 2 * dim
+    query, other = qkv[start:middle], qkv[middle:end]
+    gathered, beside = out[start:middle], out[middle:end]
+    for j in range(0, len(slots), 4):
+        _score_pair(query, other, keys, slots, j, shared, weights)
+    share, its_share = _weights(weights[0], count, scale), _weights(weights[1], count, scale)
+    out[start:end] = 0
+    for j in range(0, len(slots), 4):
+        _gather_pair(weights, j, values, slots, shared, gathered, beside)
+    for i in range(dim):
+        gathered[i] *= share
+        beside[i] *= its_share
+
+
+@numba.njit(cache=True, nogil=True)
 def _attend(  # type: ignore[no-untyped-def]  # noqa: ANN202
     qkv,  # noqa: ANN001
     cos,  # noqa: ANN001
@@ -175,6 +244,7 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: ANN202
 ):
     key_heads, dim = keys.shape[1], keys.shape[2]
     heads = qkv.shape[1] // dim - 2 * key_heads
+    group = heads // key_heads
     _rotate_heads(qkv[: len(keep)], cos, sin, heads + key_heads, dim)
     _store(qkv, heads, keys, values, keep)
     for row in range(len(keep)):
@@ -187,14 +257,9 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: ANN202
             count += 1
         whole = (count + 3) // 4 * 4
         slots[count:whole] = slots[0]
-        for head in range(heads):
-            shared, start = head * key_heads // heads, head * dim
-            query, gathered = qkv[row, start : start + dim], out[row, start : start + dim]
-            for j in range(0, whole, 4):
-                _score_four(query, keys, slots, j, shared, scores)
-            share = _weights(scores[:whole], count, scale)
-            gathered[:] = 0
-            for j in range(0, whole, 4):
-                _gather_four(scores, j, values, slots, shared, gathered)
-            for i in range(dim):
-                gathered[i] *= share
+        for head in range(0, heads, group):
+            for other in range(head, head + group - 1, 2):
+                _pair(qkv[row], other * dim, keys, values, slots[:whole], count, head // group, scale, scores, out[row])
+            if group % 2:
+                last = (head + group - 1) * dim
+                _alone(qkv[row], last, keys, values, slots[:whole], count, head // group, scale, scores, out[row])
