@@ -25,7 +25,7 @@ from auditor.kernels.slot_attention import I64, Places, attend_slots
 from auditor.reference.architecture import Rope
 from auditor.reference.batch import Span, check_spans
 from auditor.reference.layers.build import DecoderLayer
-from auditor.reference.layers.linear import PackedLinear
+from auditor.reference.layers.linear import PackedLinear, Product
 from auditor.reference.layers.mlp import Gated, Mlp
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.rotary import angles
@@ -85,6 +85,7 @@ class FewRows:
     Args:
         context: the most positions of a sequence.
         embedding: float32 [vocabulary, hidden].
+        packed: hold a second copy of all matrices, in the order in which oneDNN reads them.
     """
 
     def __init__(
@@ -92,12 +93,14 @@ class FewRows:
         layers: Sequence[DecoderLayer],
         final_norm: RmsNorm,
         embedding: Tensor,
-        head: PackedLinear,
+        head: Product,
         context: int,
+        *,
+        packed: bool,
     ) -> None:
-        self._layers = [_prepared(layer) for layer in layers]
+        self._layers = [_prepared(layer, packed) for layer in layers]
         self._final, self._embedding = _Weights.of(final_norm), embedding.numpy()
-        self._head, self._context = head, context
+        self._head, self._context = PackedLinear.of(head, packed=packed), context
         self._angles: dict[tuple[Rope, int], tuple[F32, F32]] = {}
 
     def forward(self, spans: Sequence[Span], cache: SlotKV) -> Tensor:
@@ -199,11 +202,12 @@ def _chain(rows: int) -> tuple[I64, I64]:
     return seen.nonzero()[1], seen.sum(1)
 
 
-def _prepared(layer: DecoderLayer) -> _Layer:
+def _prepared(layer: DecoderLayer, packed: bool) -> _Layer:  # noqa: FBT001
     attention, mlp = cast("SelfAttention", layer.mixer), cast("Mlp", layer.feed_forward)
     before, between = (_Weights.of(cast("RmsNorm", norm)) for norm in layer.norms[:2])
     products = (attention.qkv, attention.output, mlp.gate_up, mlp.down)
-    return _Layer(layer.index, before, between, attention, *map(PackedLinear.of, products))
+    ready = [PackedLinear.of(product, packed=packed) for product in products]
+    return _Layer(layer.index, before, between, attention, *ready)
 
 
 def serves(layer: DecoderLayer) -> bool:

@@ -31,7 +31,10 @@ from auditor.reference.layers.linear import Linear, PackedLinear
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
 from auditor.reference.slots import SlotKV
-from auditor.reference.streaming import LayerStream, fits_in_memory
+from auditor.reference.streaming import LayerStream, fits_in_memory, free_memory
+
+# Share of the memory that is free when decoding begins which a second copy of the weights may take.
+SPARE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -326,7 +329,9 @@ class Model:
         if not plain or not all(map(serves, layers)) or not PackedLinear.serves(self._head):
             return None
         embedding = self.parameters[config.embedding]
-        return FewRows(layers, norm, embedding, PackedLinear.of(self._head), config.context_length)
+        held = sum(tensor.nbytes for tensor in self.parameters.values())
+        packed = held <= SPARE_SHARE * free_memory()
+        return FewRows(layers, norm, embedding, self._head, config.context_length, packed=packed)
 
     def _check_hooks(self, spans: Sequence[Span]) -> None:
         if self._residual is not None and any(span.past is not None for span in spans):
