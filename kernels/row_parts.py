@@ -57,7 +57,9 @@ def rms_norm(x: F32, weight: F32, eps: float, *, backend: Backend = "compiled") 
     return np.asarray(x * (_ONE / np.sqrt(mean + np.float32(eps))) * weight)
 
 
-def add_and_norm(x: F32, update: F32, weight: F32, eps: float, out: F32, *, backend: Backend = "compiled") -> None:
+def add_and_norm(
+    x: F32, update: F32, weight: F32, eps: float, out: F32, *, backend: Backend = "compiled"
+) -> None:
     """Add `update` to `x` and set `out` to the norm of the sum, as `rms_norm` has it; all of the rows of `x`.
 
     Args:

@@ -92,7 +92,10 @@ def attend_slots(
     own = qkv[:rows]
     rotate_heads(own, *angles, heads=heads + key_heads, head_dim=dim, backend="reference")
     parts = own.reshape(rows, heads + 2 * key_heads, dim)
-    keys[places.keep], values[places.keep] = parts[:, heads : heads + key_heads], parts[:, heads + key_heads :]
+    keys[places.keep], values[places.keep] = (
+        parts[:, heads : heads + key_heads],
+        parts[:, heads + key_heads :],
+    )
     for row in range(rows):
         first, last = places.past_first[places.sequence[row] :][:2]
         beside = places.seen[places.seen_first[row] : places.seen_first[row + 1]]
@@ -190,33 +193,33 @@ def _weights(scores, count, scale):  # type: ignore[no-untyped-def]  # noqa: ANN
 
 
 @numba.njit(cache=True, nogil=True)
-def _alone(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    qkv, start, keys, values, slots, count, shared, scale, scores, out  # noqa: ANN001
-):
-    dim, weights = keys.shape[2], scores[0, : len(slots)]
-    query, gathered = qkv[start : start + dim], out[start : start + dim]
+def _alone(row, start, cache, slots, count, shared, scale, scores):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """One head of a row; `row` is its projections and what it gathers, `cache` keys and values."""
+    keys, values = cache
+    end, weights = start + keys.shape[2], scores[0, : len(slots)]
+    query, gathered = row[0][start:end], row[1][start:end]
     for j in range(0, len(slots), 4):
         _score(query, keys, slots, j, shared, weights)
     share = _weights(weights, count, scale)
     gathered[:] = 0
     for j in range(0, len(slots), 4):
         _gather(weights, j, values, slots, shared, gathered)
-    for i in range(dim):
+    for i in range(len(gathered)):
         gathered[i] *= share
 
 
 @numba.njit(cache=True, nogil=True)
-def _pair(  # type: ignore[no-untyped-def]  # noqa: ANN202
-    qkv, start, keys, values, slots, count, shared, scale, scores, out  # noqa: ANN001
-):
+def _pair(row, start, cache, slots, count, shared, scale, scores):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    """Two heads of a row, as `_alone`."""
+    keys, values = cache
     dim, weights = keys.shape[2], scores[:, : len(slots)]
     middle, end = start + dim, start + 2 * dim
-    query, other = qkv[start:middle], qkv[middle:end]
-    gathered, beside = out[start:middle], out[middle:end]
+    query, other = row[0][start:middle], row[0][middle:end]
+    gathered, beside = row[1][start:middle], row[1][middle:end]
     for j in range(0, len(slots), 4):
         _score_pair(query, other, keys, slots, j, shared, weights)
     share, its_share = _weights(weights[0], count, scale), _weights(weights[1], count, scale)
-    out[start:end] = 0
+    row[1][start:end] = 0
     for j in range(0, len(slots), 4):
         _gather_pair(weights, j, values, slots, shared, gathered, beside)
     for i in range(dim):
@@ -257,9 +260,10 @@ def _attend(  # type: ignore[no-untyped-def]  # noqa: ANN202
             count += 1
         whole = (count + 3) // 4 * 4
         slots[count:whole] = slots[0]
-        for head in range(0, heads, group):
-            for other in range(head, head + group - 1, 2):
-                _pair(qkv[row], other * dim, keys, values, slots[:whole], count, head // group, scale, scores, out[row])
+        own, cache, held = (qkv[row], out[row]), (keys, values), slots[:whole]
+        for shared in range(key_heads):
+            first = shared * group
+            for head in range(first, first + group - 1, 2):
+                _pair(own, head * dim, cache, held, count, shared, scale, scores)
             if group % 2:
-                last = (head + group - 1) * dim
-                _alone(qkv[row], last, keys, values, slots[:whole], count, head // group, scale, scores, out[row])
+                _alone(own, (first + group - 1) * dim, cache, held, count, shared, scale, scores)

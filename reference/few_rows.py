@@ -1,4 +1,4 @@
-"""The forward pass of few rows: decoding and draft trees, in float32 on a CPU, with little around each product.
+"""The forward pass of few rows: decoding and draft trees in float32 on a CPU, little around each product.
 
 A call of `model.py` makes some forty small operations a layer, which take longer than the arithmetic where a
 model or a batch is small. Here a layer is four products and four compiled calls, rows lie in one buffer, and
@@ -98,7 +98,7 @@ class FewRows:
         *,
         packed: bool,
     ) -> None:
-        self._layers = [_prepared(layer, packed) for layer in layers]
+        self._layers = [_prepared(layer, packed=packed) for layer in layers]
         self._final, self._embedding = _Weights.of(final_norm), embedding.numpy()
         self._head, self._context = PackedLinear.of(head, packed=packed), context
         self._angles: dict[tuple[Rope, int], tuple[F32, F32]] = {}
@@ -202,7 +202,7 @@ def _chain(rows: int) -> tuple[I64, I64]:
     return seen.nonzero()[1], seen.sum(1)
 
 
-def _prepared(layer: DecoderLayer, packed: bool) -> _Layer:  # noqa: FBT001
+def _prepared(layer: DecoderLayer, *, packed: bool) -> _Layer:
     attention, mlp = cast("SelfAttention", layer.mixer), cast("Mlp", layer.feed_forward)
     before, between = (_Weights.of(cast("RmsNorm", norm)) for norm in layer.norms[:2])
     products = (attention.qkv, attention.output, mlp.gate_up, mlp.down)
@@ -227,7 +227,5 @@ def serves(layer: DecoderLayer) -> bool:
         and attention.softmax.plain
         and isinstance(gate, Gated)
         and gate.activation == "silu"
-        and all(
-            PackedLinear.serves(p) for p in (attention.qkv, attention.output, mlp.gate_up, mlp.down)
-        )
+        and all(PackedLinear.serves(p) for p in (attention.qkv, attention.output, mlp.gate_up, mlp.down))
     )
