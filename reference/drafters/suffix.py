@@ -35,8 +35,8 @@ class SuffixTrie:
     """Counted runs of tokens of up to `_DEPTH`, of at most `most` tokens of text.
 
     A node is a number. There are two dozen for each token, and an object each would keep Python's collector
-    of cycles busy; dictionaries of numbers are nothing to it. A place that was followed in a text may belong to
-    another run once the text is gone: guesses may be wrong.
+    of cycles busy; dictionaries of numbers are nothing to it. Once a text is gone a number may stand
+    for another run while somebody follows it: a guess may be wrong.
     """
 
     def __init__(self, most: int = 1 << 20) -> None:

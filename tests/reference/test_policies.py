@@ -26,7 +26,11 @@ from auditor.reference.slots import Sequence
 
 DEMO = Path(__file__).parents[2] / "reference" / "demo"
 SCHEME = SCHEMES["gumbel-pos-v1"]
-LINES = [f"{name} budget=16" if "budget" in rule.defaults else name for name, rule in RULES.items()]
+NEEDED = {"budget": 16, "at": 3, "inserted": 4}
+LINES = [
+    " ".join([name, *(f"{option}={NEEDED[option]}" for option, n in rule.defaults.items() if n == 0)])
+    for name, rule in RULES.items()
+]
 
 
 @pytest.fixture(scope="module")
