@@ -1,6 +1,6 @@
 """Text inserted into a cached prompt without computing what follows it again (PIE, arXiv 2407.03157).
 
-A provider that had cached a prompt keeps, when a span is inserted into it, the keys and values in front of it,
+A provider that had cached a prompt keeps, when a span is inserted into it, the keys and values before it,
 encodes the span against them, and turns the keys behind it on by the span's length; what those keys and
 values say of the text is stale, for they were computed without the span. The prompt's last token is read
 again, so that the first output token sees everything.
