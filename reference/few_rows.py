@@ -5,8 +5,9 @@ model or a batch is small. Here a layer is four products and four compiled calls
 matrices are kept in the order in which oneDNN reads them. It serves models whose layers are plain attention
 and a gated product (Llama, Mistral, Qwen 2, ...); others decode as they are scored.
 
-Invariant: a row's hidden state has the same bits in a tree and in plain decoding, in any company, as long as
-there are two rows at least (`linear.py`). They are not those of the exact path: `choice.py` on ties.
+Invariant: of a row's company only the number counts, and only whether it is one, up to eight, or more
+(`linear.py`): a tree's row has the bits of plain decoding where calls are alike in that. They are not the
+exact path's: `choice.py` on ties.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import auditor.reference.model as model_file
 from auditor.errors import ContextLengthError, TokenOutOfRangeError
+from auditor.kernels.narrow_product import narrow_product
 from auditor.reference.batch import Span, extend
 from auditor.reference.drafters.cost import Budget
 from auditor.reference.drafters.drafter import Context
@@ -74,16 +76,38 @@ def test_a_row_has_the_same_bits_in_a_tree_and_in_plain_decoding(target):
         assert torch.equal(alone[0], together[row])
 
 
-def test_without_memory_for_a_copy_the_bits_are_the_same(target, monkeypatch):
+@pytest.mark.parametrize("rows", [4, 2])
+def test_without_memory_for_copies_the_numbers_are_the_same(target, monkeypatch, rows):
+    """To the bit where more than eight rows are read."""
     monkeypatch.setattr(model_file, "free_memory", lambda: 0.0)
     bare = Model.load(DEMO / "target", stream=False)
     found = []
     for model in (target, bare):
-        cache, sequences = begun(model, 2)
-        spans = [extend(cache, sequence, TEXT[40:43]) for sequence in sequences]
+        cache, sequences = begun(model, 3)
+        spans = [extend(cache, sequence, TEXT[40 : 40 + rows]) for sequence in sequences]
         found.append(model.logits(model.forward(spans, cache, exact=False), exact=False))
     assert bare._few_path._layers[0].qkv.weight is bare._layers[0].mixer.qkv.weight
-    assert torch.equal(*found)
+    assert torch.equal(*found) == (rows == 4)
+    assert (found[0] - found[1]).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("rows", [1, 2, 8])
+def test_weights_of_a_bfloat16_checkpoint_are_read_as_such(rows):
+    torch.manual_seed(rows)
+    for outputs, inputs in ((96, 256), (251, 63), (7, 96)):
+        linear = Linear(torch.randn(outputs, inputs).bfloat16().float(), torch.randn(outputs))
+        packed, x = PackedLinear.of(linear, packed=True), torch.randn(rows, inputs)
+        assert packed.narrow is not None
+        expected = x.double() @ linear.weight.double().T + linear.bias.double()
+        assert (packed.padded(x) - expected).abs().max() < 1e-4
+        alone = PackedLinear.of(Linear(linear.weight), packed=True)
+        narrow_product(
+            functional.pad(x, (0, 0, 0, 8 - rows)).numpy(),
+            alone.narrow,
+            out := np.zeros((8, outputs), np.float32),
+            backend="reference",
+        )
+        assert (alone.padded(x) - torch.from_numpy(out[:rows])).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("rows", [2, 3, 8, 17, 40])
