@@ -1,8 +1,8 @@
 """Products of one row, or of eight, with a matrix held in bfloat16: float32 arithmetic, half of the bytes.
 
-Few rows wait for memory. A float32 matrix that came out of a bfloat16 checkpoint loses nothing in bfloat16, and is
-widened again in registers. Eight rows share what is read, two outputs share the rows. Both backends have one
-signature; `backend=` chooses.
+Few rows wait for memory. A float32 matrix that came out of a bfloat16 checkpoint loses nothing in bfloat16,
+and is widened again in registers. Eight rows share what is read, two outputs share the rows. Both backends
+have one signature; `backend=` chooses.
 
 Numba notices a change of the file that holds a cached function, not of what that function calls: after an
 edit here remove `kernels/__pycache__`.
