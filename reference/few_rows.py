@@ -211,8 +211,10 @@ def _prepared(layer: DecoderLayer, *, packed: bool) -> _Layer:
     return _Layer(layer.index, before, between, attention, *ready)
 
 
-def serves(layer: DecoderLayer) -> bool:
+def serves(layer: object) -> bool:
     """Whether a layer is of the kind that few rows have a path of their own for."""
+    if not isinstance(layer, DecoderLayer):  # where a rank's rows leave, or come in
+        return False
     attention, mlp = layer.mixer, layer.feed_forward
     if not isinstance(attention, SelfAttention) or not isinstance(mlp, Mlp) or layer.plan.scale != 1.0:
         return False
