@@ -32,9 +32,9 @@ llm = drive_vllm.engine(job, job["options"])
 prompts = [{"prompt_token_ids": prompt} for prompt in job["prompts"]]
 sampling = SamplingParams(temperature=job["temperature"], max_tokens=job["max_tokens"], stop_token_ids=job["ends"], detokenize=False)
 print("ready", file=answers, flush=True)
-for _ in sys.stdin:
+for line in sys.stdin:
     wall, own = time.perf_counter(), time.process_time()
-    outputs = llm.generate(prompts, sampling, use_tqdm=False)
+    outputs = llm.generate(prompts[: int(line)], sampling, use_tqdm=False)
     times = time.process_time() - own, time.perf_counter() - wall
     print(json.dumps([sum(len(o.outputs[0].token_ids) for o in outputs), *times]), file=answers, flush=True)
 """
@@ -82,9 +82,9 @@ class Server:
             raise RuntimeError((errors or lines or ["no message"])[-1][:200])
         return line
 
-    def serve(self):
-        """Output tokens, processor seconds, seconds of the clock."""
-        self._process.stdin.write("serve\n")
+    def serve(self, requests):
+        """Answer the first so many prompts: output tokens, processor seconds, seconds of the clock."""
+        self._process.stdin.write(f"{requests}\n")
         self._process.stdin.flush()
         return json.loads(self._line())
 
