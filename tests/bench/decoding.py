@@ -5,12 +5,13 @@ token, so memory is the limit: bytes of all matrices over seconds of a step, bes
 the least processor time of a round, on one thread. Weights are float32 in the reference; single rows read them in
 bfloat16 where, as here, that is what the checkpoint holds, so both shares are shown.
 
-vLLM: the demo model at batch 1 and 8 in float32, in turns with ours, round by round.
+vLLM: the demo model at batch 1 in float32, temperature 1, in turns with ours, round by round; its own settings, compiled.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -70,44 +71,39 @@ def vllm_part(folder: Path, asks, ours, rounds: int, *, build: bool) -> Rows:
 
     Args:
         folder: of the model. asks: of one temperature.
-        ours: batch -> tokens a processor second by name.
+        ours: tokens a processor second by name.
         build: make vLLM's environment if it is not there.
     """
     refused = built() if build else absent()
     if refused:
         return [{"who": "vLLM", "refused": refused}]
     rows: Rows = []
-    for batch in (1, 8):
-        job = {
-            "model": str(folder),
-            "prompts": [list(ask.prompt) for ask in asks],
-            "temperature": asks[0].spec.temperature,
-            "max_tokens": asks[0].max_tokens,
-            "ends": sorted(asks[0].stop_ids),
-            "batch": batch,
-        }
-        servers = {}
-        for kind in SPECULATION:
-            try:
-                servers[kind] = Server(job, kind)
-            except RuntimeError as error:
-                rows.append({"who": f"vLLM, {kind}", "batch": batch, "refused": str(error)})
-        for number in range(-1, rounds):  # the first is not counted
-            for kind, server in servers.items():
-                if kind != "plain" and number != 0:
-                    continue
-                # Drafts are judged by an interpreted Triton kernel on a CPU: half a minute for these few.
-                count, seconds, clock = server.serve(
-                    len(job["prompts"]) if kind == "plain" else SLOW_REQUESTS
-                )
-                rows.append(
-                    {"who": f"vLLM, {kind}", "batch": batch, "round": number}
-                    | {"rate": count / seconds, "clock": count / clock, "tokens": count}
-                )
-            for name, rate in ours(batch).items():
-                rows.append({"who": f"ours, {name}", "batch": batch, "round": number, "rate": rate})
-        for server in servers.values():
-            server.close()
+    job = {
+        "model": str(folder),
+        "prompts": [list(ask.prompt) for ask in asks],
+        "temperature": asks[0].spec.temperature,
+        "max_tokens": asks[0].max_tokens,
+        "ends": sorted(asks[0].stop_ids),
+        "batch": 1,
+    }
+    servers = {}
+    for kind in SPECULATION:
+        try:
+            servers[kind] = Server(job, kind)
+        except RuntimeError as error:
+            rows.append({"who": f"vLLM, {kind}", "refused": str(error)})
+    for number in range(-1, rounds):  # the first is not counted
+        for kind, server in servers.items():
+            if kind != "plain" and number != 0:
+                continue
+            # Drafts are judged by an interpreted Triton kernel on a CPU: half a minute for these few.
+            count, seconds, clock = server.serve(len(asks) if kind == "plain" else SLOW_REQUESTS)
+            found = {"rate": count / seconds, "clock": count / clock, "tokens": count}
+            rows.append({"who": f"vLLM, {kind}", "round": number} | found)
+            print(rows[-1], file=sys.stderr, flush=True)
+        rows += [{"who": f"ours, {name}", "round": number, "rate": rate} for name, rate in ours().items()]
+    for server in servers.values():
+        server.close()
     return [row for row in rows if row.get("round", 0) >= 0]
 
 
@@ -123,19 +119,14 @@ def bandwidth_table(rows: Rows) -> list[str]:
 
 
 def vllm_table(rows: Rows) -> list[str]:
-    lines = ["| batch | who | tokens a processor second | to vLLM plain (range) |", "|---|---|---|---|"]
-    seen = []
-    for row in rows:
-        key = row.get("batch"), row["who"]
-        if key in seen:
+    lines = ["| who | tokens a processor second | to vLLM plain (range) |", "|---|---|---|"]
+    like = {row["round"]: row["rate"] for row in rows if row["who"] == "vLLM, plain"}
+    for who in dict.fromkeys(row["who"] for row in rows):
+        own = [row for row in rows if row["who"] == who]
+        if "refused" in own[0]:
+            lines.append(f"| {who} | not run: {own[0]['refused']} |  |")
             continue
-        seen.append(key)
-        if "refused" in row:
-            lines.append(f"| {row.get('batch', '')} | {row['who']} | not run: {row['refused']} |  |")
-            continue
-        own = {r["round"]: r["rate"] for r in rows if (r.get("batch"), r["who"]) == key}
-        like = {r["round"]: r["rate"] for r in rows if (r.get("batch"), r["who"]) == (key[0], "vLLM, plain")}
-        ratios = [own[n] / like[n] for n in own if n in like]
+        ratios = [row["rate"] / like[row["round"]] for row in own if row["round"] in like]
         shown = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})" if ratios else ""
-        lines.append(f"| {key[0]} | {key[1]} | {statistics.median(own.values()):,.0f} | {shown} |")
+        lines.append(f"| {who} | {statistics.median(row['rate'] for row in own):,.0f} | {shown} |")
     return lines
