@@ -12,7 +12,7 @@ exact path's: `choice.py` on ties.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, cast
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from auditor.kernels.row_parts import add_and_norm, rms_norm, silu_gate
 from auditor.kernels.slot_attention import I64, Places, attend_slots
-from auditor.reference.architecture import Rope
+from auditor.reference.architecture import ModelConfig, Rope
 from auditor.reference.batch import Span, check_spans
 from auditor.reference.layers.build import DecoderLayer
 from auditor.reference.layers.linear import PackedLinear, Product
@@ -232,3 +232,26 @@ def serves(layer: object) -> bool:
         and gate.activation == "silu"
         and all(PackedLinear.serves(p) for p in (attention.qkv, attention.output, mlp.gate_up, mlp.down))
     )
+
+
+def few_rows_of(
+    config: ModelConfig,
+    layers: Iterable[object],
+    ends: tuple[RmsNorm | None, Product, Tensor],
+    *,
+    packed: bool,
+) -> FewRows | None:
+    """The path of a model with these layers, and this final norm, head and embedding; None without one."""
+    norm, head, embedding = ends
+    layers = list(layers)  # none: nothing but its ends, or a model that goes another way
+    plain = embedding.dtype == torch.float32 and config.embedding_scale == 1.0
+    if (
+        norm is None
+        or not layers
+        or not plain
+        or not all(map(serves, layers))
+        or not PackedLinear.serves(head)
+    ):
+        return None
+    served = cast("list[DecoderLayer]", layers)
+    return FewRows(served, norm, embedding, head, config.context_length, packed=packed)

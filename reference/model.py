@@ -25,9 +25,9 @@ from auditor.reference.checkpoint.digests import adapted_digest, adapter_digest,
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
 from auditor.reference.checkpoint.quantized import ServedTensors, key_value_of
 from auditor.reference.config import read_config
-from auditor.reference.few_rows import MOST_ROWS, FewRows, serves
+from auditor.reference.few_rows import MOST_ROWS, FewRows, few_rows_of
 from auditor.reference.layers.build import DecoderLayer, build_layer
-from auditor.reference.layers.linear import Linear, PackedLinear
+from auditor.reference.layers.linear import Linear
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
 from auditor.reference.slots import SlotKV
@@ -307,31 +307,21 @@ class Model:
         return torch.cat([final, *(shown[tap].to(self.dtype) for tap in taps)], dim=1) if taps else final
 
     def _few_rows(self, spans: Sequence[Span]) -> FewRows | None:
-        """The path of few rows, made when it is first asked for; None where there is none for these."""
-        if not spans or any(span.keep is None for span in spans):
-            return None
-        if sum(span.tokens.shape[0] for span in spans) > MOST_ROWS:
-            return None
-        return self._few_path
+        """The path of few rows; None where there is none for these."""
+        few = sum(span.tokens.shape[0] for span in spans) <= MOST_ROWS
+        return self._few_path if few and spans and all(span.keep is not None for span in spans) else None
 
     @property
     def _few_path(self) -> FewRows | None:
+        """Made when it is first asked for."""
         if "made" not in self._few:
-            self._few["made"] = self._made_few()
+            other = (self._key_value, self._attention, self._residual, self._shown or None)
+            plain = self.dtype == torch.float32 and all(hook is None for hook in other)
+            layers = () if isinstance(self._layers, LayerStream) or not plain else self._layers
+            packed = sum(t.nbytes for t in self.parameters.values()) <= SPARE_SHARE * free_memory()
+            ends = self._final_norm, self._head, self.parameters[self.config.embedding]
+            self._few["made"] = few_rows_of(self.config, layers, ends, packed=packed)
         return self._few["made"]
-
-    def _made_few(self) -> FewRows | None:
-        layers, norm, config = self._layers, self._final_norm, self.config
-        if isinstance(layers, LayerStream) or norm is None or self.dtype != torch.float32:
-            return None
-        hooks = (self._key_value, self._attention, self._residual, self._shown or None)
-        plain = all(hook is None for hook in hooks) and config.embedding_scale == 1.0
-        if not plain or not all(map(serves, layers)) or not PackedLinear.serves(self._head):
-            return None
-        embedding = self.parameters[config.embedding]
-        held = sum(tensor.nbytes for tensor in self.parameters.values())
-        packed = held <= SPARE_SHARE * free_memory()
-        return FewRows(layers, norm, embedding, self._head, config.context_length, packed=packed)
 
     def _check_hooks(self, spans: Sequence[Span]) -> None:
         if self._residual is not None and any(span.past is not None for span in spans):

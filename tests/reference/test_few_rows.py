@@ -126,6 +126,8 @@ def test_what_it_does_not_serve_goes_the_other_way(target):
         target.replace(key_value=lambda _layer, keys, values: (keys, values)),
         target.showing([1]),
         Model.load(DEMO / "target", dtype=torch.bfloat16),
+        Model.load(DEMO / "target", dtype=torch.bfloat16, wide_matmul=True),
+        Model.load(DEMO / "target", stream=True),
     ):
         assert model._few_rows([span]) is None
     assert target._few_rows([Span(TEXT[:4])]) is None
