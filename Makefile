@@ -61,9 +61,10 @@ bench-service: setup
 bench-core: setup
 	$(BIN)/python tests/bench/core.py
 
-# Drafters: accepted tokens a step, and tokens a second beside transformers: docs/speculation.md again. Ten minutes.
+# Drafters: accepted tokens a step, tokens a second beside transformers and the memory's bandwidth, and beside vLLM if it
+# is built (VLLM=1 builds it, 9 GB): docs/speculation.md again. Half an hour.
 bench-speculation: setup
-	$(BIN)/python tests/bench/speculation.py
+	PYTHONPATH=$(CURDIR) $(BIN)/python tests/bench/speculation.py $(if $(VLLM),--vllm)
 
 # A report over a million audited requests: seconds and memory. Two minutes, one of them to fill the database.
 bench-report: setup

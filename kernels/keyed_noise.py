@@ -54,7 +54,9 @@ class KeyedNoise(IntEnum):
 def key_words(keys: U64) -> U64:
     """Keys as uint64 [R, 3], given [R] or [R, W]."""
     keys = keys.reshape(len(keys), -1)
-    return np.ascontiguousarray(np.pad(keys, ((0, 0), (0, 3 - keys.shape[1]))))
+    words = np.zeros((len(keys), 3), np.uint64)
+    words[:, : keys.shape[1]] = keys
+    return words
 
 
 def keyed_noise(kind: KeyedNoise, keys: U64, tokens: npt.NDArray[np.int64]) -> F64:

@@ -57,6 +57,21 @@ def rms_norm(x: F32, weight: F32, eps: float, *, backend: Backend = "compiled") 
     return np.asarray(x * (_ONE / np.sqrt(mean + np.float32(eps))) * weight)
 
 
+def add_and_norm(
+    x: F32, update: F32, weight: F32, eps: float, out: F32, *, backend: Backend = "compiled"
+) -> None:
+    """Add `update` to `x` and set `out` to the norm of the sum, as `rms_norm` has it; all of the rows of `x`.
+
+    Args:
+        x: float32 [R, D]. update, out: float32 [at least R, D]; all contiguous. weight: float32 [D].
+    """
+    if backend == "compiled":
+        _add_and_norm(x, update, weight, np.float64(eps), out)
+        return
+    x += update[: len(x)]
+    out[: len(x)] = rms_norm(x, weight, eps, backend="reference")
+
+
 def rotate_heads(
     x: F32, cos: F32, sin: F32, *, heads: int, head_dim: int, backend: Backend = "compiled"
 ) -> None:
@@ -113,6 +128,14 @@ def _rms_norm(x, weight, eps, out):  # type: ignore[no-untyped-def]  # noqa: ANN
         for start in range(0, x.shape[1], RUN):
             total += _squares(x[r, start : start + RUN])
         _scaled(x[r], np.float32(1.0 / math.sqrt(total / x.shape[1] + eps)), weight, out[r])
+
+
+@numba.njit(cache=True, nogil=True)
+def _add_and_norm(x, update, weight, eps, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    for r in range(len(x)):
+        for i in range(x.shape[1]):
+            x[r, i] += update[r, i]
+    _rms_norm(x, weight, eps, out)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract"})

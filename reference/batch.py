@@ -111,7 +111,7 @@ def extend(
     end = sequence.length + tokens.shape[0]
     kv.reserve(sequence, end)
     keep = sequence.table[sequence.length : end]
-    depth = None if ancestors is None else ancestors.sum(1) - 1
+    depth = None if ancestors is None else torch.from_numpy(ancestors.numpy().sum(1) - 1)
     past = sequence.slots if sequence.length else None
     return Span(tokens, past, keep, wanted, ancestors, depth, sequence.state, prompt)
 

@@ -31,12 +31,17 @@ from auditor.reference.speculation import NO_DRAFT, SpeculatedRows, SpeculationR
 # Several times the largest difference seen between a tree's float32 logits and a prefill's.
 TIE_LOGITS = 1e-3
 
+_NEXT = np.zeros(1, np.int64)
+
 Walked = tuple[tuple[int, ...], tuple[int, ...]]
 Judged = tuple[Running, DraftTree, Tensor]
 
 
-def walk_trees(model: ReferenceModel, judged: Sequence[Judged]) -> list[Walked]:
+def walk_trees(model: ReferenceModel, judged: Sequence[Judged], logits: Tensor) -> list[Walked]:
     """Nodes taken and tokens returned of each tree, given its rows' logits float32 [nodes + 1, V].
+
+    Args:
+        logits: the rows of all trees, one after another.
 
     Raises:
         OptionError: a rule of speculation was given a tree with branches.
@@ -47,24 +52,28 @@ def walk_trees(model: ReferenceModel, judged: Sequence[Judged]) -> list[Walked]:
             plain.setdefault((request.spec, request.ask.scheme.name), []).append(number)
     found: dict[int, Walked] = {}
     for numbers in plain.values():
-        walks = _walk_together(model, [judged[number] for number in numbers])
+        own = [judged[number] for number in numbers]
+        rows = logits if len(own) == len(judged) else torch.cat([rows for _, _, rows in own])
+        walks = _walk_together(model, own, rows)
         found.update(zip(numbers, walks, strict=True))
     return [found[n] if n in found else _walk_alone(model, *one) for n, one in enumerate(judged)]
 
 
-def _walk_together(model: ReferenceModel, judged: Sequence[Judged]) -> list[Walked]:
+def _walk_together(model: ReferenceModel, judged: Sequence[Judged], logits: Tensor) -> list[Walked]:
     """Trees whose rows depend on nothing but their logits and noise are drawn in one call."""
     first = judged[0][0]
-    noise = [request.noise.rows(np.array([0, *tree.depths], np.int64)) for request, tree, _ in judged]
+    noise = [
+        request.noise.rows(np.array([0, *tree.depths], np.int64) if len(tree) else _NEXT)
+        for request, tree, _ in judged
+    ]
     joined = np.concatenate([rows for rows in noise if rows is not None]) if noise[0] is not None else None
-    logits = torch.cat([rows for _, _, rows in judged]) if len(judged) > 1 else judged[0][2]
     stats = _drawn(logits, first.spec, first.ask.scheme, joined)
-    winners, slack = stats.winner, stats.slack
+    winners, slack = stats.winner.tolist(), stats.slack.tolist()
     walks, start = [], 0
-    for request, tree, rows in judged:
-        own = slice(start, start + len(rows))
-        start += len(rows)
-        walks.append(tree.walk(_chooser(model, request, tree, winners[own].tolist(), slack[own].tolist())))
+    for request, tree, _ in judged:
+        end = start + 1 + len(tree)
+        walks.append(tree.walk(_chooser(model, request, tree, winners[start:end], slack[start:end])))
+        start = end
     return walks
 
 
@@ -88,7 +97,7 @@ def _again(model: ReferenceModel, request: Running, guessed: tuple[int, ...]) ->
 
 def _drawn(logits: Tensor, spec: SamplingSpec, scheme: NoiseScheme, draws: NoiseRows) -> RowStats:
     """As `head.draw_rows`, with the slack of each row."""
-    return _score(logits, logits.argmax(dim=1).cpu().numpy(), spec, scheme, draws, 0, "compiled")
+    return _score(logits, logits.cpu().numpy().argmax(axis=1), spec, scheme, draws, 0, "compiled")
 
 
 def _draw(request: Running, logits: Tensor, depth: int) -> tuple[int, float]:

@@ -240,11 +240,12 @@ class Engine:
         return replace(span, ancestors=_ALONE, depth=torch.zeros(1, dtype=torch.int64))
 
     def _verify(self, drawing: SequenceOf[_Live], hidden: Tensor) -> None:
-        logits = self.model.logits(hidden)
+        logits = self.model.logits(hidden, exact=False)
         sizes = [1 + len(live.tree) for live in drawing]
-        own_logits, own_hidden = torch.split(logits, sizes), torch.split(hidden, sizes)
+        own_logits = torch.split(logits, sizes)
+        own_hidden = torch.split(hidden, sizes) if self._keep_states else [None] * len(sizes)
         judged = [(live.request, live.tree, rows) for live, rows in zip(drawing, own_logits, strict=True)]
-        walks = walk_trees(self.model, judged)
+        walks = walk_trees(self.model, judged, logits)
         shown = self._shown(drawing, logits, sizes)
         for live, states, walked, verified in zip(drawing, own_hidden, walks, shown, strict=True):
             self._commit(live, states, walked, verified)
@@ -259,12 +260,12 @@ class Engine:
             for live, (ids, values) in zip(drawing, parts, strict=True)
         ]
 
-    def _commit(self, live: _Live, states: Tensor, walked: Walked, verified: Verified | None) -> None:
+    def _commit(self, live: _Live, states: Tensor | None, walked: Walked, verified: Verified | None) -> None:
         nodes, tokens = walked
         request, context, sequence = live.request, live.context, live.sequence
         drafts = live.tree.tokens if request.ask.speculation is not None else ()
         rows = [0, *(node + 1 for node in nodes)]
-        kept = states[rows[: len(tokens)]] if self._keep_states else None
+        kept = None if states is None else states[rows[: len(tokens)]]
         emitted = tokens[: request.append(tokens, kept, drafts)]
         chunk = live.rows - len(live.tree)
         sequence.length += chunk - 1  # a prompt's rows before the root

@@ -173,8 +173,9 @@ class FallbackModel:
         """As `Model.prefill`."""
         return self.forward([Span(tokens) for tokens in sequences])
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """As `Model.logits`: what `forward` returned, in float32."""
+        del exact
         return hidden.float()
 
 

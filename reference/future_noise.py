@@ -52,6 +52,11 @@ class FutureNoise:
         """Whether a token's Gumbel noise can be told ahead: a race, keyed or by whole rows."""
         return self._races and (self._keyed is not None or self._dense)
 
+    @property
+    def keyed(self) -> KeyedNoise | None:
+        """Which noise keys make, of a race with keys; None for anything else."""
+        return self._keyed if self._races else None
+
     def gumbel(self, depth: int, tokens: Sequence[int]) -> list[float]:
         """Noise of tokens that may be drawn at a depth; zeros where it is not `known`."""
         if not self.known or not tokens:

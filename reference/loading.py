@@ -62,7 +62,7 @@ class ReferenceModel(Protocol):
     def prefill(self, sequences: Iterable[Tensor]) -> Tensor: ...  # noqa: D102
     def showing(self, layers: Sequence[int]) -> ReferenceModel: ...  # noqa: D102
     def up_to(self, layer: int) -> ReferenceModel: ...  # noqa: D102
-    def logits(self, hidden: Tensor) -> Tensor: ...  # noqa: D102
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor: ...  # noqa: D102
     def replace(  # noqa: D102
         self,
         *,

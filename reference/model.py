@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -25,12 +25,16 @@ from auditor.reference.checkpoint.digests import adapted_digest, adapter_digest,
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
 from auditor.reference.checkpoint.quantized import ServedTensors, key_value_of
 from auditor.reference.config import read_config
+from auditor.reference.few_rows import MOST_ROWS, FewRows, few_rows_of
 from auditor.reference.layers.build import DecoderLayer, build_layer
 from auditor.reference.layers.linear import ROW_TILE, Linear
 from auditor.reference.layers.norm import RmsNorm
 from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
 from auditor.reference.slots import SlotKV
-from auditor.reference.streaming import LayerStream, fits_in_memory
+from auditor.reference.streaming import LayerStream, fits_in_memory, free_memory
+
+# Share of the memory that is free when decoding begins which a second copy of the weights may take.
+SPARE_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +85,7 @@ class Model:
     _attention: AttentionHook | None = None
     _residual: ResidualHook | None = None
     _shown: tuple[int, ...] = ()
+    _few: dict[str, FewRows | None] = field(init=False, default_factory=dict)
 
     @classmethod
     def load(
@@ -274,6 +279,9 @@ class Model:
             ContextLengthError: a position beyond the context.
             OptionError: a hook that sees whole sequences, asked for a part of one.
         """
+        if not exact and (few := self._few_rows(spans)) is not None:
+            assert cache is not None, "rows to keep need a cache"
+            return few.forward(spans, cache)
         if not spans:
             return torch.empty(0, self.config.hidden_size * (1 + len(self._shown)), dtype=self.dtype)
         check_spans(spans, self.config.vocab_size, self.config.context_length)
@@ -304,6 +312,23 @@ class Model:
         final = (hidden if self._final_norm is None else self._final_norm(hidden)).to(self.dtype)
         return torch.cat([final, *(shown[tap].to(self.dtype) for tap in taps)], dim=1) if taps else final
 
+    def _few_rows(self, spans: Sequence[Span]) -> FewRows | None:
+        """The path of few rows; None where there is none for these."""
+        few = sum(span.tokens.shape[0] for span in spans) <= MOST_ROWS
+        return self._few_path if few and spans and all(span.keep is not None for span in spans) else None
+
+    @property
+    def _few_path(self) -> FewRows | None:
+        """Made when it is first asked for."""
+        if "made" not in self._few:
+            other = (self._key_value, self._attention, self._residual, self._shown or None)
+            plain = self.dtype == torch.float32 and all(hook is None for hook in other)
+            layers = () if isinstance(self._layers, LayerStream) or not plain else self._layers
+            packed = sum(t.nbytes for t in self.parameters.values()) <= SPARE_SHARE * free_memory()
+            ends = self._final_norm, self._head, self.parameters[self.config.embedding]
+            self._few["made"] = few_rows_of(self.config, layers, ends, packed=packed)
+        return self._few["made"]
+
     def _check_hooks(self, spans: Sequence[Span]) -> None:
         if self._residual is not None and any(span.past is not None for span in spans):
             raise OptionError(
@@ -332,13 +357,14 @@ class Model:
         return self.forward([Span(tokens) for tokens in sequences])
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """Turn hidden states [n, hidden] into float32 logits [n, vocab], rounded to `dtype` on the way.
 
-        Columns beyond `hidden` (`showing`) are not looked at.
+        Columns beyond `hidden` (`showing`) are not looked at. `exact` is as `forward` has it.
         """
         hidden = hidden[:, : self.config.hidden_size].contiguous()
-        logits = self._head(hidden).float()
+        few = None if exact or len(hidden) > MOST_ROWS else self._few_path
+        logits = self._head(hidden).float() if few is None else few.logits(hidden)
         if self.config.logits_divisor != 1.0:
             logits = (logits / self.config.logits_divisor).to(self.dtype).float()
         if self.config.logits_softcap:

@@ -141,9 +141,9 @@ class ParallelModel:
         """As `Model.prefill`."""
         return self.forward([Span(tokens) for tokens in sequences])
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
         """As `Model.logits`; no rank needs another for it."""
-        return self._own.logits(hidden)
+        return self._own.logits(hidden, exact=exact)
 
     def showing(self, layers: Sequence[int]) -> ParallelModel:
         """As `Model.showing`.

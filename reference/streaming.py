@@ -127,10 +127,10 @@ class _Shapes:
 def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
     """Whether all weights, held in `dtype`, leave room enough in the memory that is free now."""
     held = sum(prod(checkpoint.shape(name)) for name in checkpoint.names) * dtype.itemsize
-    return held <= RESIDENT_SHARE * _free_memory()
+    return held <= RESIDENT_SHARE * free_memory()
 
 
-def _free_memory() -> float:
+def free_memory() -> float:
     """Bytes that can be had without swapping; unlimited where the system does not say."""
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:

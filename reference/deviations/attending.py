@@ -92,6 +92,7 @@ DEVIATIONS = (
     ),
     _policy("kv/h2o budget=1000", "h2o-1000", source="control: a budget above every length drops nothing"),
     _policy("kv/pyramid budget=48", "pyramid-48"),
+    _policy("kv/pie at=8 inserted=8", "pie-8-inserted", timing="from-start"),
     _variant("uniform", uniform),
     _variant("relu", rectified),
     _variant("taylor", taylor),

@@ -84,7 +84,7 @@ class CostCurve:
             for sequence in sequences:
                 sequence.length = context
                 spans.append(extend(cache, sequence, tokens[:rows], ancestors=seen))
-            model.logits(model.forward(spans, cache, exact=False))
+            model.logits(model.forward(spans, cache, exact=False), exact=False)
 
         def seconds(rows: int) -> float:
             return min(_seconds(lambda: call(rows), clock) for _ in range(repetitions))

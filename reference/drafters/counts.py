@@ -7,7 +7,7 @@ from math import log
 
 from auditor.reference.drafters.expansion import Candidates
 
-_LEVELS = 4  # longest matches that are heard
+LEVELS = 4  # longest matches that are heard
 _BACKOFF = 1.0  # weight of all shorter matches together, in counts
 
 
@@ -23,7 +23,7 @@ def backed_off(
     chances = {} if base is None else {token: chance for token, chance in base.items() if chance > 0}
     if not levels:
         return Candidates(list(chances), [log(chance) for chance in chances.values()])
-    for _, counts in reversed(levels[:_LEVELS]):
+    for _, counts in reversed(levels[:LEVELS]):
         total = sum(counts.values()) + (_BACKOFF if chances else 0.0)
         chances = {token: _BACKOFF * chance / total for token, chance in chances.items()}
         for token, n in counts.items():

@@ -143,11 +143,14 @@ class Offers:
         order = sorted(range(len(scores)), key=lambda n: -scores[n])
         kinds = []
         for rank, place in enumerate(order[: self.width]):
-            gap = -1
-            if len(order) > 1:
-                gap = bisect_right(_GAPS, abs(scores[place] - scores[order[0 if rank else 1]]))
-            kinds.append((rank, gap, found.support))
+            lead = abs(scores[place] - scores[order[0 if rank else 1]]) if len(order) > 1 else None
+            kinds.append(self.kind(rank, lead, found.support))
         return Ranked([found.tokens[place] for place in order[: self.width]], kinds, found, drawn)
+
+    @staticmethod
+    def kind(rank: int, lead: float | None, support: int) -> Kind:
+        """A candidate's kind; `lead` is how far it is from the first, the first's from the second."""
+        return rank, -1 if lead is None else bisect_right(_GAPS, lead), support
 
     def made(
         self, context: Context, tree: DraftTree, kinds: Sequence[Kind], ranked: Mapping[int, Ranked]

@@ -10,13 +10,18 @@ variant, arXiv 2410.11744.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from auditor.errors import OptionError
+from auditor.kernels.keyed_noise import KeyedNoise
+from auditor.kernels.keyed_race import race
+from auditor.kernels.splitmix import U64
 from auditor.reference.batch import Span
 from auditor.reference.drafters.cost import Budget
 from auditor.reference.drafters.drafter import Context, Verified
@@ -58,6 +63,7 @@ class ModelDrafter:
     Args:
         width: most guesses at each depth that are read on from.
         noise_aware: rank by log q + g; otherwise by q.
+        clock: by which its calls are weighed against the cost curve's, which must have been measured by it.
 
     Raises:
         OptionError: a model that keeps no state by position, and cannot go back from a wrong guess.
@@ -65,13 +71,20 @@ class ModelDrafter:
 
     top = 0
 
-    def __init__(self, model: ReferenceModel, *, width: int = 1, noise_aware: bool = True) -> None:
+    def __init__(
+        self,
+        model: ReferenceModel,
+        *,
+        width: int = 1,
+        noise_aware: bool = True,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
         if not model.config.shares_prefixes:
             raise OptionError(f"a {model.config.model_type} model cannot draft", fix="name one of attention")
         self._model, self._width, self._cache = model, width, model.new_cache()
         self._offers = Offers(noise_aware=noise_aware, width=width)
         self._readings: dict[int, _Reading] = {}
-        self._call_seconds = 0.0
+        self._clock, self._call_seconds = clock, 0.0
 
     def propose(self, context: Context, budget: Budget, noise: FutureNoise) -> DraftTree:
         """As `Drafter`."""
@@ -89,11 +102,12 @@ class ModelDrafter:
         depth = 0
         while wanting and self._pays(wanting, depth):
             logits = self._read(wanting, depth)
-            rows = 0
-            for one in wanting:
-                count = max(len(one.edge), 1)
-                self._grow(one, logits[rows : rows + count], depth)
-                rows += count
+            if self._width == 1:
+                self._lengthen(wanting, logits, depth)
+            else:
+                parts = torch.split(logits, [max(len(one.edge), 1) for one in wanting])
+                for one, own in zip(wanting, parts, strict=True):
+                    self._grow(one, own, depth)
             depth += 1
             wanting = [
                 one for one in wanting if one.edge and one.budget.left > 0 and depth < one.budget.depth
@@ -142,7 +156,7 @@ class ModelDrafter:
 
     def _read(self, wanting: Sequence[_Growing], depth: int) -> Tensor:
         """Logits after each sequence's newest token, or after each node of its edge."""
-        start, spans = time.perf_counter(), []
+        start, spans = self._clock(), []
         for one in wanting:
             slots, read, tokens = one.reading.slots, one.reading.read, one.context.tokens
             if depth == 0:
@@ -166,14 +180,56 @@ class ModelDrafter:
                 if path != list(range(place)):
                     past = torch.cat([slots.slots, behind[path]])
                 spans.append(Span(torch.tensor([one.tokens[number]]), past, behind[place : place + 1]))
-        exact = any(len(span.tokens) > 1 and span.past is None for span in spans)
-        logits = self._model.logits(self._model.forward(spans, self._cache, exact=exact))
-        seconds = time.perf_counter() - start
-        if depth > 0:
-            self._call_seconds = (
-                seconds if not self._call_seconds else 0.9 * self._call_seconds + 0.1 * seconds
-            )
+        exact = any(span.past is None for span in spans)
+        logits = self._model.logits(self._model.forward(spans, self._cache, exact=exact), exact=False)
+        if not exact:  # one slow call must not end guessing for good
+            seconds = self._clock() - start
+            self._call_seconds = min(seconds, 1.1 * self._call_seconds) if self._call_seconds else seconds
         return logits
+
+    def _lengthen(self, wanting: Sequence[_Growing], logits: Tensor, depth: int) -> None:
+        """Add the best guess behind each sequence's one row; chains of all sequences at once.
+
+        Under keyed noise it is the token that the draft itself would draw, over the whole vocabulary.
+        """
+        alike: dict[tuple[KeyedNoise | None, float], list[int]] = {}
+        for row, one in enumerate(wanting):
+            keyed = one.noise.keyed if self._offers.noise_aware else None
+            if keyed is None and self._offers.noise_aware and one.noise.known:
+                self._grow(one, logits[row : row + 1], depth)  # whole rows of noise
+            else:
+                alike.setdefault((keyed, one.context.temperature), []).append(row)
+        for (keyed, temperature), rows in alike.items():
+            own = logits if len(rows) == len(wanting) else logits[rows]
+            if keyed is None:
+                top = torch.topk(own / temperature, min(2, own.shape[1]))
+                best, leads = top.indices[:, 0].tolist(), (top.values[:, 0] - top.values[:, -1]).tolist()
+            else:
+                keys = [wanting[row].noise.rows(np.array([depth])) for row in rows]
+                drawn = race(
+                    own.numpy(),
+                    np.concatenate(cast("list[U64]", keys)),
+                    own.numpy().argmax(axis=1),
+                    noise=keyed,
+                    temperature=temperature,
+                )
+                best, leads = drawn.winner.tolist(), (drawn.winner_score - drawn.runner_up_score).tolist()
+            for row, token, lead in zip(rows, best, leads, strict=True):
+                self._append(wanting[row], token, lead)
+
+    def _append(self, one: _Growing, token: int, lead: float) -> None:
+        """Make a chain longer by one guess, which leads the next by so much, if it is worth its row."""
+        number, value = len(one.tokens) - 1, one.edge[0][2] if one.edge else 1.0
+        kind = self._offers.kind(0, lead, 0)
+        value *= self._offers.hits.chance(kind)
+        one.edge = []
+        if not one.budget.worth(value):
+            return
+        one.budget.spend(value)
+        one.tokens.append(token)
+        one.parents.append(number)
+        one.kinds.append(kind)
+        one.edge.append((number + 1, len(one.reading.read) - 1, value))
 
     def _grow(self, one: _Growing, logits: Tensor, depth: int) -> None:
         """Add the best guesses behind each row; they are the next edge."""

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from auditor.reference.drafters.cost import Budget
-from auditor.reference.drafters.counts import backed_off
+from auditor.reference.drafters.counts import LEVELS, backed_off
 from auditor.reference.drafters.drafter import Context, Verified
 from auditor.reference.drafters.expansion import Candidates, Expansion
 from auditor.reference.drafters.recycling import WIDTH, Matrix
@@ -23,51 +23,60 @@ from auditor.reference.future_noise import FutureNoise
 _DEPTH = 24
 
 
-@dataclass(eq=False, slots=True)
-class _Node:
-    """A run of tokens: how often it was seen, and what followed it."""
-
-    count: int = 0
-    children: dict[int, _Node] = field(default_factory=dict)
-
-    def counts(self) -> dict[int, int]:
-        return {token: child.count for token, child in self.children.items()}
-
-
-Ending = tuple[tuple[int, _Node], ...]
-"""Nodes of all endings of a text that a trie has, the longest first, with their lengths."""
+Ending = tuple[tuple[int, int], ...]
+"""Nodes of all endings of a text that a trie has, the longest first: lengths and numbers."""
 
 State = tuple[Ending, Ending, int]
 
+_ROOT = 0
+
 
 class SuffixTrie:
-    """Counted runs of tokens of up to `_DEPTH`, of at most `most` tokens of text."""
+    """Counted runs of tokens of up to `_DEPTH`, of at most `most` tokens of text.
+
+    A node is a number. There are two dozen for each token, and an object each would keep Python's collector
+    of cycles busy; dictionaries of numbers are nothing to it. Once a text is gone a number may stand
+    for another run while somebody follows it: a guess may be wrong.
+    """
 
     def __init__(self, most: int = 1 << 20) -> None:
-        self.root = _Node()
+        self._counts: list[int] = [0]
+        self._children: list[dict[int, int]] = [{}]
+        self._unused: list[int] = []
         self._most, self._held = most, 0
         self._texts: deque[Sequence[int]] = deque()
 
+    def followed(self, node: int) -> bool:
+        """Whether anything followed a run."""
+        return bool(self._children[node])
+
+    def counts(self, node: int) -> dict[int, int]:
+        """How often each token followed a run."""
+        counts = self._counts
+        return {token: counts[child] for token, child in self._children[node].items()}
+
     def ending(self, before: Ending, token: int) -> Ending:
         """Endings after one more token."""
-        found = [(n + 1, node.children[token]) for n, node in before if token in node.children]
-        if token in self.root.children:
-            found.append((1, self.root.children[token]))
-        return tuple(found)
+        steps = ((n + 1, self._children[node].get(token)) for n, node in (*before, (0, _ROOT)))
+        return tuple((n, child) for n, child in steps if child is not None)
 
-    def add(self, open_runs: deque[_Node], token: int) -> None:
+    def add(self, open_runs: deque[int], token: int) -> None:
         """Append a token to a text, `open_runs` being the nodes of its last endings, the longest first."""
-        open_runs.append(self.root)
+        counts, children = self._counts, self._children
+        open_runs.append(_ROOT)
         for place, node in enumerate(open_runs):
-            child = node.children.setdefault(token, _Node())
-            child.count += 1
+            child = children[node].get(token)
+            if child is None:
+                child = self._new()
+                children[node][token] = child
+            counts[child] += 1
             open_runs[place] = child
         if len(open_runs) >= _DEPTH:
             open_runs.popleft()
 
     def remember(self, text: Sequence[int]) -> None:
         """Add a whole text; the oldest go when there is too much."""
-        open_runs: deque[_Node] = deque()
+        open_runs: deque[int] = deque()
         for token in text:
             self.add(open_runs, token)
         self._texts.append(text)
@@ -77,16 +86,34 @@ class SuffixTrie:
             self._held -= len(oldest)
             self._remove(oldest)
 
+    def _new(self) -> int:
+        if self._unused:
+            return self._unused.pop()
+        self._counts.append(0)
+        self._children.append({})
+        return len(self._counts) - 1
+
     def _remove(self, text: Sequence[int]) -> None:
         for start in range(len(text)):
-            node = self.root
+            node = _ROOT
             for token in text[start : start + _DEPTH]:
-                child = node.children[token]
-                child.count -= 1
-                if child.count == 0:
-                    del node.children[token]
+                child = self._children[node][token]
+                self._counts[child] -= 1
+                if self._counts[child] == 0:  # seen nowhere else, nor is anything that follows it
+                    del self._children[node][token]
+                    self._drop(child)
                     break
                 node = child
+
+    def _drop(self, node: int) -> None:
+        while True:
+            following = self._children[node]
+            self._counts[node] = 0
+            self._unused.append(node)
+            if not following:
+                return
+            ((_, node),) = following.items()  # seen once: one thing followed
+            following.clear()
 
 
 @dataclass(slots=True)
@@ -96,7 +123,7 @@ class _Followed:
     shared: SuffixTrie
     matrix: Matrix
     own: SuffixTrie = field(default_factory=SuffixTrie)
-    open_runs: deque[_Node] = field(default_factory=deque)
+    open_runs: deque[int] = field(default_factory=deque)
     ending: Ending = ()
     read: int = 0
 
@@ -111,11 +138,12 @@ class _Followed:
         return tuple((runs - n, node) for n, node in enumerate(self.open_runs)), self.ending, newest
 
     def candidates(self, state: State) -> Candidates:
-        levels = sorted((*state[0], *state[1]), key=lambda level: -level[0])
-        return backed_off(
-            [(length, node.counts()) for length, node in levels if node.children][:4],
-            self.matrix.rows.get(state[2]),
-        )
+        tries = (self.own, state[0]), (self.shared, state[1])
+        levels = [(length, node, trie) for trie, ending in tries for length, node in ending]
+        levels = [level for level in levels if level[2].followed(level[1])]
+        levels.sort(key=lambda level: -level[0])
+        heard = [(length, trie.counts(node)) for length, node, trie in levels[:LEVELS]]
+        return backed_off(heard, self.matrix.rows.get(state[2]))
 
     def after(self, state: State, token: int) -> State:
         return self.own.ending(state[0], token), self.shared.ending(state[1], token), token

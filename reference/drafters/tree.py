@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -79,10 +80,12 @@ class DraftTree:
 
     def ancestors(self) -> Tensor:
         """Which rows a row sees, boolean [nodes + 1, nodes + 1]; the root's is row 0, node n's n + 1."""
-        seen = torch.eye(len(self) + 1, dtype=torch.bool)
+        if self.is_chain:
+            return _chain(len(self) + 1)
+        seen = np.eye(len(self) + 1, dtype=np.bool_)
         for node, parent in enumerate(self.parents, start=1):
             seen[node] |= seen[parent + 1]
-        return seen
+        return torch.from_numpy(seen)
 
     def pruned(self, vocabulary: int, depth: int, nodes: int) -> DraftTree:
         """What can be verified: ids of the vocabulary, so deep at most, the first so many of them."""
@@ -121,6 +124,11 @@ class DraftTree:
             if node is not None:
                 nodes.append(node)
         return tuple(nodes), tuple(tokens)
+
+
+@lru_cache(maxsize=128)
+def _chain(rows: int) -> Tensor:
+    return torch.ones(rows, rows, dtype=torch.bool).tril()
 
 
 EMPTY = DraftTree()

@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from auditor.kernels.narrow_product import ROWS, U16, narrow_product
 
 ROW_QUANTUM = 16
 # Rows computed at a time: activations of one tile stay in the second-level cache.
@@ -27,6 +30,8 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _AVAILABLE els
 ONEDNN_DTYPES = {torch.float32}
 if _ONEDNN is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
     ONEDNN_DTYPES.add(torch.bfloat16)
+
+_reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _AVAILABLE else None
 
 
 class Product(Protocol):
@@ -50,6 +55,61 @@ class Linear:
         if rows % ROW_QUANTUM:
             x = functional.pad(x, (0, 0, 0, -rows % ROW_QUANTUM))
         return _product(x.to(self.weight.dtype), self.weight, self.bias)[:rows].to(x.dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedLinear:
+    """`Linear` in float32 for few rows: copies of the weight in the order in which they are read.
+
+    Up to eight rows are read in bfloat16, where that loses nothing (`kernels/narrow_product.py`); more have
+    the bits of `Linear`, since oneDNN's own order changes none.
+
+    Attributes:
+        narrow: the weight's bits in bfloat16, uint16 [outputs, inputs]; None where it has more of them.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    narrow: U16 | None = None
+
+    @classmethod
+    def of(cls, product: Product, *, packed: bool) -> PackedLinear:
+        """Prepare what `serves`; not `packed`, it reads the weight where it is."""
+        assert isinstance(product, Linear), "only dense products are packed"
+        weight = product.weight
+        if not packed:
+            return cls(weight, product.bias)
+        half = weight.bfloat16()
+        exact = torch.equal(half.float(), weight)
+        narrow = half.view(torch.int16).numpy().view(np.uint16) if exact else None
+        return cls(weight if _reorder is None else _reorder(weight, ROW_QUANTUM), product.bias, narrow)
+
+    @staticmethod
+    def serves(product: Product) -> bool:
+        """Whether a product can be prepared."""
+        return _ONEDNN is not None and isinstance(product, Linear) and product.weight.dtype == torch.float32
+
+    @staticmethod
+    def room(rows: int) -> int:
+        """Rows to make room for: one alone, or eight by eight; oneDNN compiles for every number it meets."""
+        return rows if rows == 1 else rows + -rows % max(ROWS)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[`room` of rows, inputs], contiguous -> [the same, outputs]."""
+        if self.narrow is not None and len(x) in ROWS:
+            out = torch.empty(len(x), len(self.narrow))
+            narrow_product(x.numpy(), self.narrow, out.numpy())
+            return out if self.bias is None else out.add_(self.bias)
+        assert _ONEDNN is not None, "what is served needs oneDNN"
+        product: Tensor = _ONEDNN(x, self.weight, self.bias, "none", [], "")
+        return product
+
+    def padded(self, x: Tensor) -> Tensor:
+        """[rows, inputs] -> [rows, outputs]."""
+        rows = len(x)
+        if rows != self.room(rows):
+            x = functional.pad(x, (0, 0, 0, self.room(rows) - rows))
+        return self(x.contiguous())[:rows]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -17,6 +17,7 @@ from torch import Tensor
 from auditor.errors import OptionError
 from auditor.reference.batch import Attending, AttentionHook, KeyValueHook
 from auditor.reference.loading import ReferenceModel
+from auditor.reference.policies.edits import inserted_span, ropes_of
 from auditor.reference.policies.rounding import float8_cache, integer_cache
 from auditor.reference.policies.selection import (
     blocks,
@@ -41,14 +42,16 @@ class Rule:
 
     Attributes:
         source: where it is described.
-        defaults: its options; a `budget` of 0 must be given.
+        defaults: its options; one that is 0 must be given.
         attention: options -> what attention layers gather. key_value: what is stored instead.
+        moves: whether `attention` is also told the layers' `ropes`, to move keys.
     """
 
     source: str
     defaults: Mapping[str, int]
     attention: Callable[..., AttentionHook] | None = None
     key_value: KeyValueHook | None = None
+    moves: bool = False
 
 
 def _selection(source: str, keep: Callable[..., Tensor], **defaults: int) -> Rule:
@@ -72,6 +75,9 @@ RULES: dict[str, Rule] = {
     "kv/fasa": _selection("FASA, arXiv 2602.03152", frequency_chunks, chunks=4),
     "kv/blocks": _selection(
         "SentenceKV, arXiv 2504.00970; Quest, arXiv 2406.10774 (runs of 16)", blocks, size=16
+    ),
+    "kv/pie": Rule(
+        "PIE, arXiv 2407.03157 (an insertion)", {"at": 0, "inserted": 0}, inserted_span, moves=True
     ),
     "kv/pyramid": Rule("PyramidKV, arXiv 2406.02069", {"budget": 0}, _pyramid),
     "kv/fp8": Rule("vLLM kv_cache_dtype=fp8, scale 1", {}, key_value=float8_cache),
@@ -133,4 +139,5 @@ class Policy:
         for plan in getattr(model.config, "layers", ()):
             if any(getattr(plan.mixer, name, None) for name in ("window", "softcap", "sinks")):
                 raise OptionError(f"policy {self.name} on attention with a window, a soft cap or sinks")
-        return model.replace(attention=rule.attention(**dict(self.options)))
+        told = {"ropes": ropes_of(model)} if rule.moves else {}
+        return model.replace(attention=rule.attention(**dict(self.options), **told))

@@ -107,3 +107,15 @@ def test_drafts_beside_a_policy_are_refused(provider):
                 policy=Policy.parse(LINE),
             )
         )
+
+
+def test_a_log_of_inserted_spans_is_consistent_as_declared_only(provider, reference, profiles):
+    """PIE: keys moved and values stale, in the engine and in the replay alike."""
+    line = "kv/pie at=8 inserted=8"
+    profile = calibrate(served(provider, 61_000, 40, line), reference, shadow_tokens=600)
+    known = {profile.key: profile, **profiles}
+    log = served(provider, 63_000, 24, line)
+    result = judged(log, reference, known)
+    assert result.outcome == "consistent"
+    assert result.verdicts[0].recipe.endswith(" with kv/pie at=8 inserted=8")
+    assert judged([replace(trace, policy=None) for trace in log], reference, known).outcome == "inconsistent"

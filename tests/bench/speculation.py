@@ -1,6 +1,6 @@
 """Drafters measured: accepted tokens a step without the model, tokens a second with it. Writes docs/speculation.md.
 
-    make bench-speculation      or      .venv/bin/python tests/bench/speculation.py [replay|serving]
+    make bench-speculation      or      PYTHONPATH=. .venv/bin/python tests/bench/speculation.py [PART ...]
 
 Replay: the demo model's own float32 generations, three workloads at three temperatures; each drafter reads each
 workload in order, as at batch 1, with at most 16 guesses a step. Gains are of noise-aware ranking over counts;
@@ -8,6 +8,7 @@ intervals are 95 %, from 2,000 resamples of whole requests.
 
 Serving: CPU seconds of one process on one thread, so that other work on the machine counts little; contestants
 take turns, round by round, and a ratio is of one round. A batch of 8 holds no more requests than there are.
+What bounds plain decoding, and vLLM beside it: `tests/bench/decoding.py`.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 from compare import machine
+from decoding import bandwidth_part, bandwidth_table, vllm_part, vllm_table
 
 from auditor.reference.batch import Span
 from auditor.reference.decode import generate
@@ -212,9 +214,9 @@ def serving_part(options: argparse.Namespace) -> list[dict[str, object]]:
                     "Token Recycling": RecyclingDrafter,
                     "SuffixDecoding": SuffixDrafter,
                     "SuffixDecoding over Recycling": lambda: SuffixDrafter(recycling=True),
-                    "draft model, width 1": lambda: ModelDrafter(draft),
+                    "draft model, width 1": lambda: ModelDrafter(draft, clock=time.process_time),
                     "layers 3 and 4 skipped": lambda: ModelDrafter(
-                        model.replace(skip_layers=frozenset({2, 3}))
+                        model.replace(skip_layers=frozenset({2, 3})), clock=time.process_time
                     ),
                     "trace": lambda: TraceDrafter(logged),  # noqa: B023  at once
                 }
@@ -249,6 +251,24 @@ def serving_part(options: argparse.Namespace) -> list[dict[str, object]]:
                     )
         print(json.dumps(rows[-22:]), file=sys.stderr, flush=True)
     return [{"costs": {b: [c.rows, c.seconds] for b, c in costs.items()}}, *rows]
+
+
+def beside_vllm(options: argparse.Namespace) -> list[dict[str, object]]:
+    model, draft, tokenizer = Model.load(TARGET), Model.load(DRAFT), Tokenizer.load(TARGET)
+    asks = asks_of(tokenizer, "chat", 1.0, options.served)
+    cost = CostCurve.profiled(model, 1, clock=time.process_time)
+    makers = {
+        "plain": lambda: None,
+        "n-gram": NgramDrafter,
+        "SuffixDecoding": SuffixDrafter,
+        "draft model, width 1": lambda: ModelDrafter(draft, clock=time.process_time),
+    }
+
+    def rates() -> dict[str, float]:
+        got = {name: ours(model, asks, 1, make(), cost) for name, make in makers.items()}
+        return {name: sum(map(len, one["outputs"])) / one["seconds"] for name, one in got.items()}
+
+    return vllm_part(TARGET, asks, rates, options.rounds, build=options.vllm)
 
 
 # The document.
@@ -299,11 +319,19 @@ def serving_table(rows: list[dict[str, object]]) -> list[str]:
     return lines
 
 
+PARTS = {
+    "replay": "Replay",
+    "serving": "Serving",
+    "bandwidth": "Plain decoding and the memory's bandwidth",
+    "vllm": "Beside vLLM on a CPU",
+}
+
+
 def write() -> None:
     text = ["# Speculative decoding", "", *__doc__.strip().splitlines()[4:], ""]
-    stored = {name: OUT / f"{name}.json" for name in ("replay", "serving")}
-    for name, path in stored.items():
-        text += ["", f"## {name.capitalize()}", ""]
+    for name, title in PARTS.items():
+        path = OUT / f"{name}.json"
+        text += ["", f"## {title}", ""]
         if not path.exists():
             text.append("Not run.")
             continue
@@ -311,9 +339,20 @@ def write() -> None:
         text.append(
             f"{found['machine']}; torch {found['torch']}; load {found['load'][0]:.1f}; {found['requests']} requests a cell."
         )
+        if found["load"][0] > 2:
+            text.append("Other work shared the processor's caches, which costs whoever is quicker the more.")
         rows = found["rows"]
-        if name == "replay":
-            text += ["", "Tokens a verify step; plain decoding is 1.", "", *replay_table(rows)]
+        if name == "bandwidth":
+            text += ["", *bandwidth_table(rows)]
+        elif name == "vllm":
+            text += ["", *vllm_table(rows)]
+        elif name == "replay":
+            text += [
+                "",
+                "Tokens a verify step; plain decoding is 1. Draft models read a quarter of the requests.",
+                "",
+                *replay_table(rows),
+            ]
         else:
             same = all(row["same"] for row in rows[1:] if "same" in row)
             text += [
@@ -329,16 +368,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("parts", nargs="*", metavar="PART", help="replay, serving; both if none")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)}; all if none")
     parser.add_argument("--requests", type=int, default=48, help="a workload and temperature, replay")
     parser.add_argument("--no-models", action="store_true", help="leave draft models out of the replay")
     parser.add_argument("--served", type=int, default=24)
     parser.add_argument("--temperatures", type=float, nargs="+", default=[1.0, 0.0], help="serving")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--vllm", action="store_true", help="build vLLM if it is not there")
     options = parser.parse_args()
     torch.set_num_threads(1)
     OUT.mkdir(parents=True, exist_ok=True)
-    for name, part in {"replay": replay_part, "serving": serving_part}.items():
+    parts = {
+        "replay": replay_part,
+        "serving": serving_part,
+        "bandwidth": lambda _: bandwidth_part(options.rounds),
+        "vllm": beside_vllm,
+    }
+    for name, part in parts.items():
         if not options.parts or name in options.parts:
             start = machine()
             requests = options.requests if name == "replay" else options.served

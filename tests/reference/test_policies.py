@@ -16,6 +16,7 @@ from auditor.reference.batch import Span, extend
 from auditor.reference.decode import Ask, generate
 from auditor.reference.drafters import DRAFTERS
 from auditor.reference.engine import Engine
+from auditor.reference.layers.rotary import frequencies, rotate
 from auditor.reference.model import Model
 from auditor.reference.noise import SCHEMES
 from auditor.reference.policies import RULES, Policy
@@ -26,7 +27,11 @@ from auditor.reference.slots import Sequence
 
 DEMO = Path(__file__).parents[2] / "reference" / "demo"
 SCHEME = SCHEMES["gumbel-pos-v1"]
-LINES = [f"{name} budget=16" if "budget" in rule.defaults else name for name, rule in RULES.items()]
+NEEDED = {"budget": 16, "at": 3, "inserted": 4}
+LINES = [
+    " ".join([name, *(f"{option}={NEEDED[option]}" for option, n in rule.defaults.items() if n == 0)])
+    for name, rule in RULES.items()
+]
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +144,34 @@ def test_what_is_no_policy_is_refused_in_one_line(line):
 def test_no_declaration_crashes_the_reader(line):
     with suppress(OptionError):
         assert str(Policy.parse(line)).startswith("kv/")
+
+
+@pytest.mark.parametrize(("at", "inserted"), [(1, 9), (12, 1), (5, 20), (33, 6), (38, 2), (60, 3)])
+def test_an_insertion_is_what_moving_cached_keys_computes(target, at, inserted):
+    """The provider's own way: three pieces of cache, the last one's keys turned on, its values as they were."""
+    prompt = torch.tensor(ask(9, 40).prompt)
+    behind = at + inserted
+    cache, before, edited = target.new_cache(), Sequence(), Sequence()
+    old = torch.cat([prompt[:at], prompt[behind:-1]])
+    target.forward([extend(cache, before, old)], cache)
+    known = min(at, len(prompt) - 1)
+    target.forward([extend(cache, edited, prompt[:known])], cache)
+    edited.length = known
+    if known < len(prompt) - 1:
+        target.forward([extend(cache, edited, prompt[known : min(behind, len(prompt) - 1)])], cache)
+        edited.length = min(behind, len(prompt) - 1)
+        cache.reserve(edited, len(prompt))
+    stale = before.table[at : len(old)]
+    for layer, plan in enumerate(target.config.layers):
+        keys, values = cache.read(layer, stale)
+        turns = inserted * frequencies(plan.mixer.rope, keys.shape[-1])
+        moved = rotate(keys, turns.cos(), turns.sin())
+        cache.write(layer, edited.table[edited.length :][: len(stale)], moved, values)
+    edited.length += len(stale)
+    assert edited.length == len(prompt) - 1
+    expected = target.forward([extend(cache, edited, prompt[-1:])], cache)
+    model = Policy.parse(f"kv/pie at={at} inserted={inserted}").applied(target)
+    got = model.forward([Span(prompt, wanted=len(prompt) - 1)])
+    assert (got - expected).abs().max() < 1e-4
+    changed = (target.forward([Span(prompt, wanted=len(prompt) - 1)]) - expected).abs().max()
+    assert (changed > 1e-3) == (len(stale) > 0)

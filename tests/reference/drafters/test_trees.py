@@ -136,16 +136,19 @@ def test_a_suffix_trie_counts_every_run_of_the_texts_that_it_still_holds(texts):
     assert held == texts[len(texts) - len(held) :]
     assert sum(map(len, held)) <= 40 or len(held) == 1
 
+    nodes = [0]
+
     def counted(node, run):
-        for token, child in node.children.items():
+        for token, count in trie.counts(node).items():
             own = [*run, token]
             true = sum(text[at : at + len(own)] == own for text in held for at in range(len(text)))
-            assert child.count == true > 0
-            counted(child, own)
+            assert count == true > 0
+            nodes.append(trie._children[node][token])
+            counted(nodes[-1], own)
 
-    counted(trie.root, [])
-    runs = {token for text in held for token in text}
-    assert set(trie.root.children) == runs
+    counted(0, [])
+    assert set(trie.counts(0)) == {token for text in held for token in text}
+    assert sorted(nodes + trie._unused) == list(range(len(trie._counts))), "a node is lost, or used twice"
 
 
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=30))
