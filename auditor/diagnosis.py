@@ -7,6 +7,7 @@ Every cause is rated by how well it predicts what the replay of a dozen requests
   a little from ours. Temperature, seed, filters and templates are told apart in this way beyond doubt.
 * *simulated*: what the profile's shadow providers left behind, for causes that need something unknown (the
   other model, the hidden prompt).
+* `sampler/runner-up`: honest noise, and now and then the second best token, however far behind.
 * `other`: noise of any scale and gross misses at any rate, so that a bad fit is not given a name.
 
 Ratings are log-likelihoods of the same tokens' outcomes; weights are their softmax under a flat prior. It
@@ -25,7 +26,14 @@ from scipy.special import logsumexp
 from auditor.errors import AuditError
 from auditor.evidence import Calibration, log_prior
 from auditor.hypotheses import can_be_replayed, candidates, further_candidates, other_schemes
-from auditor.noise_model import F64, RequestCounts, count_request, log_likelihoods
+from auditor.noise_model import (
+    F64,
+    SLIP_RATES,
+    RequestCounts,
+    count_request,
+    log_likelihoods,
+    slip_log_likelihoods,
+)
 from auditor.preparation import is_speculated, prepare
 from auditor.profile import Profile
 from auditor.reference.deviations import HONEST, Deviation
@@ -37,6 +45,7 @@ if TYPE_CHECKING:
     from auditor.replay import Reference, Scored
 
 OTHER = "other"
+RUNNER_UP = "sampler/runner-up"
 
 # Simulated causes are only alike, not equal, to real ones: more requests would be sure of the wrong one.
 _REQUESTS = 12
@@ -85,6 +94,8 @@ def rank_causes(
     ratings = {OTHER: [float(logsumexp(_broad_prior() + grid))]}
     for cause, fit in simulated_fits(seen, profile).items():
         ratings.setdefault(cause, []).append(fit)
+    slips = slip_log_likelihoods(declared) - np.log(len(SLIP_RATES))
+    ratings[RUNNER_UP] = [float(logsumexp(profile.calibration.posterior[..., None] + slips))]
     prior = _residual_prior(profile.calibration)
     for cause, counts in replayed.items():
         if list(counts) != declared:  # else it changes nothing in these requests

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -39,13 +40,34 @@ class Settings:
 
 @cache
 def code_version() -> str:
-    """Digest of every source file of the package, whichever folder it was installed from."""
-    digest = hashlib.sha256()
+    """Digest of the sources that measurements rest on: all but those that name causes, show or serve."""
     own = Path(__file__).parent.parent
-    for folder in (own, *(Path(str(p.__file__)).parent for p in (fingerprints, kernels, reference))):
-        for path in sorted(folder.rglob("*.py")):
-            digest.update(f"{folder.name} {path.relative_to(folder)}\0".encode())
-            digest.update(hashlib.sha256(path.read_bytes()).digest())
+    rooms = (Path(str(room.__file__)).parent for room in (fingerprints, kernels, reference))
+    found = [(own, path) for path in own.glob("*.py")] + [(own, path) for path in own.glob("matrix/*.py")]
+    found += [(room.parent, path) for room in rooms for path in room.rglob("*.py")]
+    apart = {own / name for name in (*_NAMING, *_SHOWING)}
+    return _digest((root, path) for root, path in found if path not in apart)
+
+
+@cache
+def naming_version() -> str:
+    """Digest of the sources that name causes, beside those of `code_version`."""
+    own = Path(__file__).parent.parent
+    return _digest((own, own / name) for name in _NAMING)
+
+
+_NAMING = ("diagnosis.py", "hypotheses.py", "matrix/naming.py")
+_SHOWING = (
+    *("matrix/tables.py", "matrix/texts.py", "matrix/page.py", "matrix/summary.py"),
+    *("page.py", "page_figures.py", "plan_figure.py", "doctor.py"),
+)
+
+
+def _digest(found: Iterable[tuple[Path, Path]]) -> str:
+    digest = hashlib.sha256()
+    for root, path in sorted(found):
+        digest.update(f"{path.relative_to(root)}\0".encode())
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()[:16]
 
 

@@ -179,7 +179,7 @@ class HonestProvider:
             on_hidden=lambda _request, hidden: states.append(hidden.clone()),
             layers=layers_needed(given[:1], model.config),
         )
-        seen = []
+        seen: list[Seen] = []
         for own, stats in zip(given, rows, strict=True):
             nowhere = np.zeros(len(stats.claimed), np.bool_)
             seen.append(Seen.of(stats, self._distances(own, states[len(seen)]), nowhere, nowhere))

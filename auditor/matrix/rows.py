@@ -91,4 +91,4 @@ def _acted(
     if not changed or deviant.shape[1] != width:
         return done.acted
     moved = (deviant - honest).norm(dim=1) > (honest - reference[:, :width]).norm(dim=1)
-    return done.acted & moved.numpy()
+    return np.asarray(done.acted & moved.numpy())

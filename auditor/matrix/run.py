@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from auditor.errors import OptionError
-from auditor.matrix.memory import Memory, Settings, code_version
+from auditor.matrix.memory import Memory, Settings, code_version, naming_version
 from auditor.matrix.naming import Naming, looked_at
 from auditor.matrix.power import AUDITS, HONEST_AUDITS, Curve, Honest, detection_curve
 from auditor.matrix.provider import HonestProvider, traffic_of
@@ -83,7 +83,8 @@ class Run:
 
     def name_causes(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """The same rows with the `diagnosis` of those that are caught, all of them together."""
-        found = self.memory.find(_DIAGNOSES) or {}
+        part = f"diagnoses {naming_version()}"
+        found = self.memory.find(part) or {}
         kept = {row["name"]: self.memory.find(_claims_of(row["name"])) for row in rows}
         asked = {name: one for name, one in kept.items() if one is not None and name not in found}
         for traffic in sorted({one["traffic"] for one in asked.values()}):
@@ -93,15 +94,12 @@ class Run:
                 if one["traffic"] == traffic
             }
             found = found | Naming(self.provider, traffic).named(claims)
-            self.memory.add(_DIAGNOSES, found)
+            self.memory.add(part, found)
         return [{**row, "diagnosis": found[row["name"]]} if row["name"] in found else row for row in rows]
 
     @property
     def _looked_at(self) -> list[int]:
         return [number for log in looked_at(self.provider.requests) for number in log]
-
-
-_DIAGNOSES = "diagnoses"
 
 
 def _claims_of(name: str) -> str:

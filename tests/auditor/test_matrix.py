@@ -114,6 +114,7 @@ def test_other_settings_and_other_code_are_not_taken_for_the_same(finished):
     settings = memory.Settings("sha256:0", "a", "b", 16, 0.01, memory.code_version())
     ids = {settings.id, replace(settings, alpha=0.2).id, replace(settings, code="another").id}
     assert len(ids) == 3
+    assert memory.code_version() != memory.naming_version()
     path, _ = finished
     assert memory.Memory(path, settings).find("honest") is None
 
