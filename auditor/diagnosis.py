@@ -7,6 +7,8 @@ Every cause is rated by how well it predicts what the replay of a dozen requests
   a little from ours. Temperature, seed, filters and templates are told apart in this way beyond doubt.
 * *simulated*: what the profile's shadow providers left behind, for causes that need something unknown (the
   other model, the hidden prompt).
+* the rest of the catalogue (`further_candidates`), where none of these leaves only honest noise: on a few
+  requests at first, the best of it on all.
 * `sampler/runner-up`: honest noise, and now and then the second best token, however far behind.
 * `other`: noise of any scale and gross misses at any rate, so that a bad fit is not given a name.
 
@@ -52,6 +54,9 @@ _REQUESTS = 12
 _TOKENS = 2_000
 _SLOW_TOKENS = 150  # where every hypothesis scores its rows one by one
 _WIDER_STEPS = 11
+FEW = 4
+"""Requests on which the whole catalogue is tried; the best few of it are tried on all."""
+_SHORTLIST = 3
 _LEAST_WEIGHT = 0.01
 
 
@@ -75,8 +80,17 @@ def diagnose(
     seen = [(a.scored.mode, a.scored.counts) for a in chosen if a.scored.counts is not None]
     replayed = _replayed(chosen, candidates(), reference)
     if not is_explained(replayed, profile.calibration):
-        replayed |= _replayed(chosen, further_candidates(), reference)
+        further = further_candidates()
+        likeliest = shortlisted(_replayed(chosen[:FEW], further, reference), profile.calibration)
+        replayed |= _replayed(chosen, [d for d in further if d.name in likeliest], reference)
     return rank_causes(seen, replayed, profile)
+
+
+def shortlisted(replayed: Mapping[str, Sequence[RequestCounts]], calibration: Calibration) -> list[str]:
+    """The hypotheses that explain some requests best, and are worth asking about the others."""
+    prior = _residual_prior(calibration)
+    fits = {name: logsumexp(prior + log_likelihoods(c).sum(axis=0)) for name, c in replayed.items()}
+    return sorted(fits, key=lambda name: -fits[name])[:_SHORTLIST]
 
 
 def rank_causes(

@@ -15,7 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.diagnosis import OTHER, by_pass, counted, is_explained, rank_causes, variants_of
+from auditor.diagnosis import (
+    FEW,
+    OTHER,
+    by_pass,
+    counted,
+    is_explained,
+    rank_causes,
+    shortlisted,
+    variants_of,
+)
 from auditor.errors import AuditError
 from auditor.hypotheses import candidates, further_candidates
 from auditor.matrix.provider import HonestProvider
@@ -96,7 +105,9 @@ class Naming:
             for way, without in (("named", ""), ("unlisted", name)):
                 replayed = _left(first[name], without)
                 if not is_explained(replayed, calibration):
-                    replayed |= _left(further[name], without)
+                    others = _left(further[name], without)
+                    ahead = {hypothesis: counts[:FEW] for hypothesis, counts in others.items()}
+                    replayed |= {h: others[h] for h in shortlisted(ahead, calibration)}
                 ranked = rank_causes(seen, replayed, self.provider.shadowed)
                 found[name][way] = [pair for pair in ranked if pair[0] != without]
         return found
