@@ -43,6 +43,7 @@ ACTS_AS = {
     "partly/int4-from-token-64": "weights",
     "partly/int4-from-token-128": "weights",
     "partly/int4-in-close-calls": "weights",
+    "partly/int4-at-peak-hours": "weights",
     "partly/int4-cooled": "weights",
     "partly/seed-in-a-tenth": "seed",
     "partly/draft-when-certain": "model",

@@ -128,7 +128,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
         interval_text(row),
         tokens_text(row, "tokens_alone"),
         tokens_text(row, "fingerprints"),
-        row["winning"] or "",
+        row["winning"] or row["unseen"],
         most(row) if row["floor"] is None else f"{row['floor']:,}",
         tokens_text(row, "published"),
         named_text(row),

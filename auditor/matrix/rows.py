@@ -57,14 +57,17 @@ def honest_row(provider: HonestProvider) -> Row:
 def measure_row(provider: HonestProvider, deviation: Deviation) -> Row:
     """Simulate a deviation on the report log of the traffic in which it shows.
 
-    A provider that decodes by itself answers the same requests, and its own log is scored.
+    A provider that decodes by itself answers the same requests, and its own log is scored; the fingerprints
+    beside it are an honest provider's.
     """
     traffic = traffic_of(deviation)
     pool = provider.pool(traffic)
     if deviation.serves is not None:
         log = served(pool.asked, deviation, (provider.provider.model, provider.other))
-        scored = provider.reference.runner.score(log)
-        returned = (Seen.of(s, np.zeros(len(s.matched)), ~s.matched, ~s.matched) for s in scored)
+        returned = [
+            Seen.of(stats, np.resize(far, len(stats.matched)), ~stats.matched, ~stats.matched)
+            for stats, far in zip(provider.reference.runner.score(log), pool.distances, strict=True)
+        ]
         return Row(deviation.name, traffic, tuple(returned), has_states=False)
     model = provider.deviant(deviation)
     changed = deviation.prompt is not HONEST.prompt or model is not provider.provider.model

@@ -74,6 +74,8 @@ class Run:
         found = _described(cause, row) | _needed(curve, self.alpha)
         if cause is HONEST:
             return found
+        if cause.serves is not None:
+            return found
         if cause.timing != "from-start":
             found["localisation"] = localised(row.requests, honest.profile.noise_scale[2])
         if found["needed"]["fused"][str(max(WANTED))] is not None:
@@ -113,6 +115,7 @@ def _described(cause: Deviation, row: Row) -> dict[str, Any]:
         "gain": cause.gain,
         "source": cause.source,
         "timing": cause.timing,
+        "unseen": cause.unseen,
         "traffic": row.traffic,
         "requests": len(row.requests),
         "tokens": row.tokens,

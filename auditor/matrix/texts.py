@@ -51,7 +51,10 @@ KEY = """
 verdict's own e-value on logs with fingerprints, tokens for power 0.9, then for 0.99 with the sizes at which
 the 95 % bounds of the power reach it; *tokens*, *fingerprints*: each by itself for 0.99 (fingerprints: the
 log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration logs of that size; a dash
-where no forward differs); *wins*: which of these two needs fewer. *named*: the diagnosis of two logs of
-twelve requests of a row that is caught, and in brackets where it differs without the row's own entry among
-the hypotheses. *spans*: for rows that do not act throughout, how many of the requests were flagged, the
-share of the flagged tokens where it acted (and of all tokens), and the intersection over union."""
+where no forward differs); *wins*: which of these two needs fewer, or what catches a row whose tokens
+are honest ones. *named*: the diagnosis of two logs of twelve requests of a row that is caught, and in
+brackets where it differs without the row's own entry among the hypotheses. *spans*: for rows that do not
+act throughout, how many of the requests were flagged, the share of the flagged tokens where it acted (and
+of all tokens), and the intersection over union. Rows of *acceptance* and *accounting*, and others that
+change what comes after, are decoded by the dishonest provider and its own log is scored: beside it stand
+honest fingerprints, and it is neither named nor searched for spans."""
