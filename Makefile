@@ -137,10 +137,14 @@ study: setup
 planning: setup
 	$(BIN)/python -m tests.proofs.planning
 
-# 178 ways to cheat and the tokens it takes to catch each: docs/matrix.md again. Goes on where it was stopped.
+# 178 ways to cheat and the tokens it takes to catch each, a thousand honest audits: docs/matrix.md again, with
+# out/matrix.json and a page. Goes on where it was stopped, unless the code has changed since.
+MATRIX = $(BIN)/audit matrix --requests 48 --honest-audits 1000 --out out/matrix.jsonl
 matrix: setup
 	@mkdir -p out
-	$(BIN)/audit matrix --requests 96 --out out/matrix.jsonl --format markdown > out/matrix.md
+	$(MATRIX) --format markdown > out/matrix.md
+	$(MATRIX) --format json > out/matrix.json
+	$(MATRIX) --format html > out/matrix.html
 	cp out/matrix.md docs/matrix.md
 
 # Simulated deviations beside other people's implementations: docs/cross_checks.md again. A quarter of an hour after set-up.

@@ -7,6 +7,9 @@ Every cause is rated by how well it predicts what the replay of a dozen requests
   a little from ours. Temperature, seed, filters and templates are told apart in this way beyond doubt.
 * *simulated*: what the profile's shadow providers left behind, for causes that need something unknown (the
   other model, the hidden prompt).
+* the rest of the catalogue (`further_candidates`), where none of these leaves only honest noise: on a few
+  requests at first, the best of it on all.
+* `sampler/runner-up`: honest noise, and now and then the second best token, however far behind.
 * `other`: noise of any scale and gross misses at any rate, so that a bad fit is not given a name.
 
 Ratings are log-likelihoods of the same tokens' outcomes; weights are their softmax under a flat prior. It
@@ -15,7 +18,7 @@ moves no verdict.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -24,8 +27,15 @@ from scipy.special import logsumexp
 
 from auditor.errors import AuditError
 from auditor.evidence import Calibration, log_prior
-from auditor.hypotheses import can_be_replayed, candidates, other_schemes
-from auditor.noise_model import F64, RequestCounts, count_request, log_likelihoods
+from auditor.hypotheses import can_be_replayed, candidates, further_candidates, other_schemes
+from auditor.noise_model import (
+    F64,
+    SLIP_RATES,
+    RequestCounts,
+    count_request,
+    log_likelihoods,
+    slip_log_likelihoods,
+)
 from auditor.preparation import is_speculated, prepare
 from auditor.profile import Profile
 from auditor.reference.deviations import HONEST, Deviation
@@ -37,12 +47,16 @@ if TYPE_CHECKING:
     from auditor.replay import Reference, Scored
 
 OTHER = "other"
+RUNNER_UP = "sampler/runner-up"
 
 # Simulated causes are only alike, not equal, to real ones: more requests would be sure of the wrong one.
 _REQUESTS = 12
 _TOKENS = 2_000
 _SLOW_TOKENS = 150  # where every hypothesis scores its rows one by one
 _WIDER_STEPS = 11
+FEW = 4
+"""Requests on which the whole catalogue is tried; the best few of it are tried on all."""
+_SHORTLIST = 3
 _LEAST_WEIGHT = 0.01
 
 
@@ -63,15 +77,42 @@ def diagnose(
         usable: requests that were scored, at least one.
     """
     chosen = _chosen(usable, reference)
-    replayed = _replayed(chosen, reference)
-    declared = [a.scored.counts for a in chosen if a.scored.counts is not None]
+    seen = [(a.scored.mode, a.scored.counts) for a in chosen if a.scored.counts is not None]
+    replayed = _replayed(chosen, candidates(), reference)
+    if not is_explained(replayed, profile.calibration):
+        further = further_candidates()
+        likeliest = shortlisted(_replayed(chosen[:FEW], further, reference), profile.calibration)
+        replayed |= _replayed(chosen, [d for d in further if d.name in likeliest], reference)
+    return rank_causes(seen, replayed, profile)
+
+
+def shortlisted(replayed: Mapping[str, Sequence[RequestCounts]], calibration: Calibration) -> list[str]:
+    """The hypotheses that explain some requests best, and are worth asking about the others."""
+    prior = _residual_prior(calibration)
+    fits = {name: logsumexp(prior + log_likelihoods(c).sum(axis=0)) for name, c in replayed.items()}
+    return sorted(fits, key=lambda name: -fits[name])[:_SHORTLIST]
+
+
+def rank_causes(
+    seen: Sequence[tuple[str, RequestCounts]],
+    replayed: Mapping[str, Sequence[RequestCounts]],
+    profile: Profile,
+) -> tuple[tuple[str, float], ...]:
+    """(cause, weight) as `diagnose` returns them.
+
+    Args:
+        seen: mode and counts of each request as declared. replayed: its counts under each hypothesis.
+    """
+    declared = [counts for _, counts in seen]
     grid = log_likelihoods(declared).sum(axis=0)
     ratings = {OTHER: [float(logsumexp(_broad_prior() + grid))]}
-    for cause, fit in simulated_fits(chosen, profile).items():
+    for cause, fit in simulated_fits(seen, profile).items():
         ratings.setdefault(cause, []).append(fit)
+    slips = slip_log_likelihoods(declared) - np.log(len(SLIP_RATES))
+    ratings[RUNNER_UP] = [float(logsumexp(profile.calibration.posterior[..., None] + slips))]
     prior = _residual_prior(profile.calibration)
     for cause, counts in replayed.items():
-        if counts != declared:  # else it changes nothing in these requests
+        if list(counts) != declared:  # else it changes nothing in these requests
             fit = float(logsumexp(prior + log_likelihoods(counts).sum(axis=0)))
             # Conventions of one cause, told in brackets, are not told apart.
             ratings.setdefault(cause.partition(" (")[0], []).append(fit)
@@ -82,12 +123,20 @@ def diagnose(
     return tuple((cause, weight) for cause, weight in ranked if weight >= _LEAST_WEIGHT)
 
 
-def simulated_fits(chosen: Sequence[_Asked], profile: Profile) -> dict[str, float]:
-    """Log-likelihood of the requests under each cause that the profile simulated."""
+def is_explained(replayed: Mapping[str, Sequence[RequestCounts]], calibration: Calibration) -> bool:
+    """Whether a hypothesis leaves no more than honest noise: likelier as that than as noise of any scale."""
+    for counts in replayed.values():
+        grid = log_likelihoods(counts).sum(axis=0)
+        if logsumexp(calibration.posterior + grid) > logsumexp(_broad_prior() + grid):
+            return True
+    return False
+
+
+def simulated_fits(seen: Sequence[tuple[str, RequestCounts]], profile: Profile) -> dict[str, float]:
+    """Log-likelihood of requests, each with its mode, under each cause that the profile simulated."""
     modes: dict[str, list[RequestCounts]] = {}
-    for asked in chosen:
-        if asked.scored.counts is not None:
-            modes.setdefault(asked.scored.mode, []).append(asked.scored.counts)
+    for mode, counts in seen:
+        modes.setdefault(mode, []).append(counts)
     fits = {}
     for cause, deviated in profile.deviations.items():
         known = {mode: deviated.requests.get(mode) for mode in modes}
@@ -132,15 +181,22 @@ def _chosen(usable: Sequence[Scored], reference: Reference) -> list[_Asked]:
     return chosen
 
 
-def _replayed(chosen: Sequence[_Asked], reference: Reference) -> dict[str, list[RequestCounts]]:
+def _replayed(
+    chosen: Sequence[_Asked], hypotheses: Sequence[Deviation], reference: Reference
+) -> dict[str, list[RequestCounts]]:
     """Counts of the chosen requests under each hypothesis that could be replayed."""
-    by_pass: dict[tuple[object, object], list[Deviation]] = {}
-    for hypothesis in candidates():
-        by_pass.setdefault((hypothesis.model, hypothesis.prompt), []).append(hypothesis)
     found: dict[str, list[RequestCounts]] = {}
-    for together in by_pass.values():
+    for together in by_pass(hypotheses):
         found.update(_scored_under(chosen, together, reference))
     return found
+
+
+def by_pass(hypotheses: Sequence[Deviation]) -> list[list[Deviation]]:
+    """Hypotheses that share a forward pass, together."""
+    passes: dict[tuple[object, object], list[Deviation]] = {}
+    for hypothesis in hypotheses:
+        passes.setdefault((hypothesis.model, hypothesis.prompt), []).append(hypothesis)
+    return list(passes.values())
 
 
 def _scored_under(
@@ -152,16 +208,16 @@ def _scored_under(
     try:
         deviant = first.model(reference.model, None)
         fed = [tuple(first.prompt(prompt_of(a.scored.trace, a.request, reference))) for a in chosen]
-        variants = [dict(_variants(asked.request, together, reference)) for asked in chosen]
+        variants = [dict(variants_of(asked.request, together, reference)) for asked in chosen]
         for rows in reference.runner.under(zip(variants, fed, strict=True), deviant):
             for name, stats in rows.items():
-                counts.setdefault(name, []).append(_counted(stats))
+                counts.setdefault(name, []).append(counted(stats))
     except AuditError:  # a prompt beyond the context, a model that cannot be changed: not this hypothesis
         return {}
     return {name: found for name, found in counts.items() if len(found) == len(chosen)}
 
 
-def _variants(
+def variants_of(
     request: Request, together: Sequence[Deviation], reference: Reference
 ) -> Iterator[tuple[str, Request]]:
     """The request under each hypothesis' sampler; those that change nothing here stand as declared."""
@@ -175,6 +231,7 @@ def _variants(
         yield from other_schemes(request, vocabulary)
 
 
-def _counted(rows: RowStats) -> RequestCounts:
+def counted(rows: RowStats) -> RequestCounts:
+    """A request's rows, reduced."""
     evidence = rows.evidence
     return count_request(rows.slack[evidence], rows.margin[evidence], rows.matched[evidence])

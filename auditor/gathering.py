@@ -100,10 +100,15 @@ def fused_log_e(evidence: Sequence[Evidence]) -> float:
     """
     if not evidence:
         return 0.0
-    others = len(evidence) - sum(e.name == STOP_DECISIONS for e in evidence)
-    share = 1.0 - _STOP_WEIGHT * (len(evidence) - others)
-    weights = [_STOP_WEIGHT if e.name == STOP_DECISIONS else share / others for e in evidence]
-    return float(logsumexp([e.log_e for e in evidence], b=weights))
+    return float(fused_log_es([e.name for e in evidence], np.array([[e.log_e] for e in evidence]))[0])
+
+
+def fused_log_es(names: Sequence[str], log_es: F64) -> F64:
+    """`fused_log_e` of several logs that had the same tests, [tests, logs] -> [logs]."""
+    others = len(names) - sum(name == STOP_DECISIONS for name in names)
+    share = 1.0 - _STOP_WEIGHT * (len(names) - others)
+    weights = np.array([_STOP_WEIGHT if name == STOP_DECISIONS else share / others for name in names])
+    return np.asarray(logsumexp(log_es, axis=0, b=weights[:, None]))
 
 
 def evidence_curve(scored: Sequence[Scored], profile: Profile, *, every: int = 1) -> F64:

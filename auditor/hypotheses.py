@@ -12,7 +12,7 @@ from dataclasses import replace
 from functools import partial
 
 from auditor.errors import AuditError
-from auditor.reference.deviations import DEVIATIONS, Deviation, Prompt
+from auditor.reference.deviations import CATALOGUE, DEVIATIONS, Deviation, Prompt
 from auditor.reference.deviations.weights import projections
 from auditor.reference.noise import SCHEMES, Declared
 from auditor.reference.quantizer import integers
@@ -133,6 +133,22 @@ EVERYDAY: tuple[Deviation, ...] = (
 def candidates() -> tuple[Deviation, ...]:
     """Every deviation that can be replayed: those that serve another, unknown model cannot."""
     return tuple(d for d in (*DEVIATIONS.values(), *EVERYDAY) if not d.needs_other_model)
+
+
+def further_candidates() -> tuple[Deviation, ...]:
+    """The catalogue's other deviations that are one model on one prompt with one sampler throughout.
+
+    Each costs a pass and most a copy of the weights, so they are asked where no candidate explains a log.
+    """
+    known = {d.name for d in candidates()}
+    return tuple(
+        d
+        for d in CATALOGUE.values()
+        if d.name not in known
+        and not d.needs_other_model
+        and d.serves is None
+        and (d.logits, d.applies, d.slips, d.shift) == (None, None, 0.0, 0)
+    )
 
 
 def other_schemes(request: Request, vocabulary: int) -> Iterator[tuple[str, Request]]:

@@ -146,3 +146,28 @@ def log_likelihoods(requests: Iterable[RequestCounts]) -> F64:
     """One grid for each request, [R, S, PI]."""
     grids = [request_log_likelihood(r) for r in requests]
     return np.stack(grids) if grids else np.zeros((0, len(SCALES), len(GROSS_RATES)))
+
+
+SLIP_RATES: F64 = np.array([3e-3, 1e-2, 3e-2, 1e-1])
+"""Grid of rates at which the runner-up is returned whatever its distance."""
+
+
+def slip_log_likelihoods(requests: Iterable[RequestCounts]) -> F64:
+    """Log-likelihood of requests together if, beside noise, the runner-up is returned now and then.
+
+    A token slips at the rate r whatever its slack; its margin is then its slack.
+
+    Returns:
+        [S, PI, SLIP_RATES].
+    """
+    log_match, log_miss = _tables()
+    with np.errstate(divide="ignore"):
+        stays, slips = np.log1p(-SLIP_RATES), np.log(SLIP_RATES)
+    total = np.zeros((len(SCALES), len(GROSS_RATES), len(SLIP_RATES)))
+    for request in requests:
+        for d, count in request.matched.items():
+            total += count * (log_match[d][..., None] + stays)
+        for (d, m), count in request.missed.items():
+            by_noise = log_miss[d, m][..., None] + stays
+            total += count * (np.logaddexp(by_noise, slips) if d == m else by_noise)
+    return total

@@ -33,16 +33,22 @@ def rank_log_e(calibration: F64, audited: F64, *, tolerance: float = TOLERANCE) 
 
     Both are finite and at least 0, one for each request.
     """
-    n, m = len(calibration), len(audited)
+    return float(rank_log_es(calibration, np.asarray(audited)[None], tolerance=tolerance)[0])
+
+
+def rank_log_es(calibration: F64, audited: F64, *, tolerance: float = TOLERANCE) -> F64:
+    """`rank_log_e` of several audits of as many requests each, [A, m] -> [A]."""
+    n, (audits, m) = len(calibration), audited.shape
     if n == 0 or m == 0:
-        return 0.0
-    pooled = np.concatenate([calibration, np.asarray(audited) / tolerance])
-    is_audited = np.arange(n + m) >= n
+        return np.zeros(audits)
+    pooled = np.concatenate([np.broadcast_to(calibration, (audits, n)), audited / tolerance], axis=1)
     # Stable, so that in a tie calibration (which comes first) is taken first.
-    taken = is_audited[np.argsort(-pooled, kind="stable")]
-    audited_left = m - np.concatenate([[0], np.cumsum(taken)[:-1]])
-    calibration_left = n - np.concatenate([[0], np.cumsum(~taken)[:-1]])
-    weight = np.exp(_LOG_WEIGHTS)[:, None]
-    steps = np.log(calibration_left + audited_left) - np.log(calibration_left + weight * audited_left)
-    ratios = steps.sum(axis=1) + m * _LOG_WEIGHTS
-    return float(logsumexp(ratios) - np.log(len(_LOG_WEIGHTS)))
+    taken = np.argsort(-pooled, axis=1, kind="stable") >= n
+    audited_left = m - np.cumsum(taken, axis=1) + taken
+    calibration_left = n - np.cumsum(~taken, axis=1) + ~taken
+    steps = np.log(calibration_left + audited_left).sum(axis=1)
+    ratios = [
+        steps - np.log(calibration_left + weight * audited_left).sum(axis=1) + m * np.log(weight)
+        for weight in np.exp(_LOG_WEIGHTS)
+    ]
+    return np.asarray(logsumexp(ratios, axis=0) - np.log(len(_LOG_WEIGHTS)))

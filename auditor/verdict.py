@@ -283,8 +283,18 @@ def suspicious_spans(scored: Scored, profile: Profile) -> tuple[tuple[int, int],
     """
     if scored.scores is None:
         return ()
-    scale = profile.noise_scale[2]
-    misses = [(t, min(margin / scale, _MOST_ODDS)) for t, margin, _ in scored.scores.misses]
+    return flagged_spans(scored.scores.misses, scored.scores.tokens, profile.noise_scale[2])
+
+
+def flagged_spans(
+    missed: Sequence[tuple[int, float, float]], tokens: int, scale: float
+) -> tuple[tuple[int, int], ...]:
+    """`suspicious_spans` of (position, margin, slack) of the misses among so many tokens.
+
+    Args:
+        scale: of honest noise, its upper bound, logits.
+    """
+    misses = [(t, min(margin / scale, _MOST_ODDS)) for t, margin, _ in missed]
     best, best_run, total, start, before = 0.0, (0, 0), 0.0, 0, 0
     for t, odds in misses:
         total -= _MATCH_ODDS * (t - before)
@@ -297,7 +307,7 @@ def suspicious_spans(scored: Scored, profile: Profile) -> tuple[tuple[int, int],
         return ()
     first, end = best_run
     earlier = max((t + 1 for t, _ in misses if t < first), default=0)
-    later = min((t for t, _ in misses if t >= end), default=scored.scores.tokens)
+    later = min((t for t, _ in misses if t >= end), default=tokens)
     return ((first - _reach(first - earlier), end + _reach(later - end)),)
 
 

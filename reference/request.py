@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from auditor.reference.block_replay import BlockSampler, score_steps
@@ -87,23 +88,36 @@ def shadow_steps(
 
 
 class Replayed:
-    """One request as one sampler serves it, scored tile by tile."""
+    """One request as one sampler serves it, scored tile by tile.
 
-    def __init__(self, request: Request, vocabulary: int) -> None:
+    Args:
+        claimed: the tokens that are scored, int64 [n]; the logged ones if None. The logged ones stand before
+            each of them either way.
+    """
+
+    def __init__(
+        self, request: Request, vocabulary: int, claimed: npt.NDArray[np.int64] | None = None
+    ) -> None:
         self._request = request
         self._spec = effective_sampling(request.spec, request.scheme)
         prompt = len(request.prompt)
         self._draws = Draws(request.scheme, request.seed, prompt, vocabulary, self._spec)
         self._rules = request.rules(self._spec, vocabulary)
-        self._claimed = np.asarray(request.output, np.int64)
+        self._output = np.asarray(request.output, np.int64)
+        self._claimed = self._output if claimed is None else claimed
         self.tiles: list[RowStats] = []
 
     def score(self, logits: torch.Tensor, part: slice) -> None:
         """Add the statistics of the output tokens of `part`; tiles come in order."""
         request, noise = self._request, self._draws.take(len(logits))
         coins = request.speculated_rows(request.seed, part)
-        place = (self._rules, self._claimed, part.start, coins)
+        place = (self._rules, self._output, part.start, coins)
         self.tiles.append(score_ruled(logits, self._claimed[part], self._spec, request.scheme, noise, *place))
+
+    @property
+    def stats(self) -> RowStats:
+        """Of all tiles so far."""
+        return RowStats.concatenate(self.tiles)
 
 
 class Shadow:

@@ -38,6 +38,26 @@ class Views:
     deviant: tuple[ReferenceModel, torch.Tensor]
 
 
+@dataclass(frozen=True, slots=True)
+class Simulated:
+    """One request as a dishonest provider would have answered it.
+
+    Attributes:
+        stats: the reference's scores of what it would have returned.
+        honest: int64 [n], what the honest provider would have returned there.
+        acted: bool [n], which positions it served dishonestly.
+    """
+
+    stats: RowStats
+    honest: npt.NDArray[np.int64]
+    acted: npt.NDArray[np.bool_]
+
+    @property
+    def differs(self) -> npt.NDArray[np.bool_]:
+        """Where its token is another than the honest provider's, bool [n]."""
+        return np.asarray(self.stats.claimed != self.honest)
+
+
 class _Sampler:
     """A provider's draws for one request: its parameters, seed and rules."""
 
@@ -58,7 +78,7 @@ class _Sampler:
         return draw_ruled(logits, self.spec, self._request.scheme, noise, self.rules, self._output, start)
 
 
-def simulate(request: Request, number: int, deviation: Deviation, views: Views) -> RowStats:
+def simulate(request: Request, number: int, deviation: Deviation, views: Views) -> Simulated:
     """Score what the provider would have returned in a request's place.
 
     Args:
@@ -67,7 +87,7 @@ def simulate(request: Request, number: int, deviation: Deviation, views: Views) 
     """
     vocabulary, output = views.reference[0].config.vocab_size, np.asarray(request.output, np.int64)
     honest, wrong = _Sampler(request, HONEST, vocabulary), _Sampler(request, deviation, vocabulary)
-    tiles = []
+    tiles, honestly, acted = [], [], []
     for start in range(0, len(output), ROW_TILE):
         part = slice(start, min(start + ROW_TILE, len(output)))
         own, right, theirs = (
@@ -78,11 +98,14 @@ def simulate(request: Request, number: int, deviation: Deviation, views: Views) 
             theirs = deviation.logits(theirs, served)
         noise = honest.noise(len(own))
         drawn = _drawn(wrong, theirs, start, deviation, served)
-        if deviation.applies is not None:
-            drawn = np.where(deviation.applies(served), drawn, honest.draw(right, noise, start))
+        meant = honest.draw(right, noise, start)
+        applies = np.ones(len(own), np.bool_) if deviation.applies is None else deviation.applies(served)
+        drawn = np.where(applies, drawn, meant)
         scored = score_ruled(own, drawn, honest.spec, request.scheme, noise, honest.rules, output, start)
         tiles.append(scored)
-    return RowStats.concatenate(tiles)
+        honestly.append(meant)
+        acted.append(applies)
+    return Simulated(RowStats.concatenate(tiles), np.concatenate(honestly), np.concatenate(acted))
 
 
 def served(

@@ -39,9 +39,22 @@ if TYPE_CHECKING:
     help="Remember finished rows there; the same command goes on where an earlier one stopped.",
 )
 @click.option(
+    "--honest-audits",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Disjoint audits of fresh honest requests besides, eight requests each.",
+)
+@click.option(
+    "--diagnosis/--no-diagnosis",
+    default=True,
+    show_default=True,
+    help="Name the cause of every row that is caught; some 90 passes over 24 requests.",
+)
+@click.option(
     "--format",
     "output_format",
-    type=click.Choice(["table", "json", "csv", "markdown"]),
+    type=click.Choice(["table", "json", "csv", "markdown", "html"]),
     default="table",
     show_default=True,
 )
@@ -56,6 +69,8 @@ def matrix(
     requests: int,
     alpha: float,
     out: Path | None,
+    honest_audits: int,
+    diagnosis: bool,
     output_format: str,
     threads: int | None,
 ) -> None:
@@ -63,37 +78,58 @@ def matrix(
 
     An honest provider serves the model and is logged twice: one log calibrates, on the other every deviation
     draws, at each logged prefix, the token that it would have returned. Power is the share of logs, made of
-    whole requests drawn from it, that the fused e-value convicts. NAMES are families (`kv`) or deviations
-    (`kv/fp8`); without any, all of them.
+    requests drawn from it, that the verdict's e-value convicts, with activation fingerprints and without.
+    NAMES are families (`kv`) or deviations (`kv/fp8`); without any, all of them.
 
     \b
     Examples:
       audit matrix --list
       audit matrix weights kv/fp8 --requests 64
       audit matrix --out matrix.jsonl --format markdown > matrix.md
+      audit matrix --out matrix.jsonl --format html > matrix.html
     """
-    from auditor.matrix import chosen, report, run_matrix  # noqa: PLC0415
-    from auditor.matrix.tables import comma_separated, markdown  # noqa: PLC0415
+    from auditor.matrix import Run, chosen  # noqa: PLC0415
+    from auditor.matrix.honest_audits import honest_audits as audited  # noqa: PLC0415
+    from auditor.matrix.summary import report  # noqa: PLC0415
 
     wanted = chosen(names)
     if only_list:
         _list(wanted)
         return
     options.set_threads(threads)
-    provider = _provider(model_directory, other_model, dtype, batch_size, requests)
-    rows = []
+    provider = provider_of(model_directory, other_model, dtype, batch_size, requests)
+    run, rows, fresh = Run.of(provider, alpha, out), [], None
     with options.progress_bar("simulating dishonest providers", len(wanted) + 1) as advance:
-        for row in run_matrix(provider, wanted, alpha=alpha, memory=out):
+        for row in run.rows(wanted):
             rows.append(row)
             advance(1)
-    found = report(rows, provider, alpha)
+    if diagnosis:
+        rows = run.name_causes(rows)
+    if honest_audits:
+        with options.progress_bar("auditing honest providers", honest_audits) as advance:
+            fresh = audited(provider, honest_audits, run.memory, advance)
+    found = report(
+        rows,
+        model_digest=provider.provider.model.digest,
+        recipe=provider.provider.recipe,
+        alpha=alpha,
+        honest_audits=fresh,
+    )
     if output_format == "table":
         _print(found)
-        return
+    else:
+        click.echo(_written(found, output_format))
+
+
+def _written(found: dict[str, Any], output_format: str) -> str:
+    from auditor.matrix.page import render_matrix  # noqa: PLC0415
+    from auditor.matrix.tables import comma_separated, markdown  # noqa: PLC0415
+
     if output_format == "json":
-        click.echo(json.dumps(found))
-        return
-    click.echo(markdown(found) if output_format == "markdown" else comma_separated(found).rstrip("\n"))
+        return json.dumps(found)
+    if output_format == "html":
+        return render_matrix(found).rstrip("\n")
+    return markdown(found) if output_format == "markdown" else comma_separated(found).rstrip("\n")
 
 
 def _list(names: list[str]) -> None:
@@ -105,9 +141,10 @@ def _list(names: list[str]) -> None:
         click.echo(f"{name:{width}}  {entry.gain}  [{entry.source}]")
 
 
-def _provider(
+def provider_of(
     directory: Path | None, other: Path | None, dtype: str, batch_size: int, requests: int
 ) -> HonestProvider:
+    """The honest provider that options describe."""
     from auditor.generation import Provider  # noqa: PLC0415
     from auditor.matrix import HonestProvider  # noqa: PLC0415
     from auditor.profiles import companion_model  # noqa: PLC0415
@@ -131,27 +168,33 @@ def _print(found: dict[str, Any]) -> None:
     from rich.table import Table  # noqa: PLC0415
 
     from auditor.commands.screen import FILE_WIDTH, Screen  # noqa: PLC0415
-    from auditor.matrix.tables import tokens_text  # noqa: PLC0415
+    from auditor.matrix.tables import honest_text, tokens_text  # noqa: PLC0415
 
     console = Screen(highlight=False)
     if not console.is_terminal:
         console.width = FILE_WIDTH
     table = Table("deviation", "shows", box=None, padding=(0, 2))
-    for column in ("mismatches", "tokens for 90 %", "for 99 %", "mean clipped at 0.5, 99 %"):
+    for column in ("mismatches", "fused, 90 %", "99 %", "tokens alone", "fingerprints", "published", "named"):
         table.add_column(column, justify="right")
     for row in found["rows"]:
         rate = f"{row['mismatches'] / max(row['tokens'], 1):.4f}"
-        needed = (
-            tokens_text(row, *which)
-            for which in (("needed", "0.9"), ("needed", "0.99"), ("published", "0.99"))
+        ways = ("fused", "0.9"), ("fused",), ("tokens_alone",), ("fingerprints",), ("published",)
+        named = [cause for cause, _ in row.get("diagnosis", {}).get("named", ())]
+        table.add_row(
+            row["name"],
+            row["timing"],
+            rate,
+            *(tokens_text(row, *way) for way in ways),
+            named[0] if named else "",
         )
-        table.add_row(row["name"], row["timing"], rate, *needed)
     console.print(table)
     alarms = found["false_alarms"]
     low, high = alarms["interval"]
     console.print(
         f"alpha {found['alpha']:g}: of {alarms['audits']:,} honest logs at any size at most "
-        f"{alarms['most']:.4f} convicted (95 %: {low:.4f} to {high:.4f}), "
+        f"{alarms['most']['fused']:.4f} convicted (95 %: {low:.4f} to {high:.4f}), "
         f"drawn from {alarms['requests']} requests"
     )
+    if found["honest_audits"] is not None:
+        console.print(honest_text(found))
     console.print(f"{found['caught']} of {found['rows_measured']} deviations caught with power 0.99")

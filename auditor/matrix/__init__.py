@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from auditor.matrix.memory import Memory, Settings
 from auditor.matrix.power import Curve, Honest, detection_curve
 from auditor.matrix.provider import HonestProvider, Pool
 from auditor.matrix.rows import Row, measure_row
-from auditor.matrix.run import chosen, report, run_matrix
+from auditor.matrix.run import Run, chosen
 
 __all__ = [
     "Curve",
     "Honest",
     "HonestProvider",
+    "Memory",
     "Pool",
     "Row",
+    "Run",
+    "Settings",
     "chosen",
     "detection_curve",
     "measure_row",
-    "report",
-    "run_matrix",
 ]

@@ -1,51 +1,83 @@
-"""Detection against tokens seen, by requests drawn with replacement; the published mean margin beside it."""
+"""Detection against tokens seen, by requests drawn with replacement; the published mean margin beside it.
+
+A log grows as a server writes it that has eight requests in flight: the first token of one, two, ... eight
+requests, then the second of each, and so on, whole requests after that. Every way of judging is measured on
+the same logs of the same sizes.
+
+* *tokens*: the fused e-value of a log without fingerprints.
+* *fingerprints*: the log's mean distance stands above the 1 - alpha quantile of honest calibration logs of
+  that size, times the factor that verdicts forgive. No verdict rests on that bar; it shows what is in them.
+* *fused*: the e-value that `auditor verify` would give the log with fingerprints.
+* *published*: the mean margin clipped at 0.5, at the best threshold there is, the honest quantile.
+* *differs*: the log holds a token that the honest provider would not have returned. Whatever looks at tokens
+  only convicts at most alpha of the logs that do not (there the two providers cannot be told apart), so
+  its power is at most alpha more than this share.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from scipy.stats import binomtest
 
-from auditor.evidence import Calibration, margin_log_e, outside_log_e
-from auditor.gathering import Evidence, fused_log_e
-from auditor.matrix.rows import F64, Reduced
-from auditor.noise_model import log_likelihoods
+from auditor.evidence import STOP_PRIOR, margin_log_e, outside_log_e
+from auditor.gathering import STOP_DECISIONS, fused_log_es
+from auditor.matrix.seen import F64, Bools, Cut, Seen
+from auditor.noise_model import I64
+from auditor.profile import Profile
+from auditor.rank_evidence import TOLERANCE, rank_log_es
 
-SIZES = (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128, 180, 256, 362, 512)
+WHOLE = 1 << 30
+IN_FLIGHT = 8
+SIZES: tuple[tuple[int, int], ...] = (
+    *((requests, 1) for requests in (1, 2, 3, 4, 6)),
+    *((IN_FLIGHT, tokens) for tokens in (1, 2, 3, 4, 6, 8, 11, 16, 23, 32, 45, 64, 90, 128, WHOLE)),
+    *((requests, WHOLE) for requests in (11, 16, 23, 32, 45, 64, 90, 128, 180, 256, 362, 512)),
+)
+"""(requests, most output tokens of each) of the logs that are judged."""
+
 AUDITS, HONEST_AUDITS = 400, 2_000
 HONEST_DRAWS = 4_000
-PUBLISHED_CLIP = 0.5
+SETTLED = 4
+"""A row's answer is known when every way of judging convicted all logs of so many sizes in a row."""
+
 _SEED = 43_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Power against sample size.
+    """Power against sample size: shares of `AUDITS` logs at each size, by way of judging.
 
     Attributes:
-        tokens: mean tokens at each size. fused, published: share of `AUDITS` logs convicted.
+        tokens: mean tokens at each size.
+        fingerprints: None where the provider's states do not differ.
     """
 
     tokens: tuple[int, ...]
+    tokens_alone: tuple[float, ...]
+    fingerprints: tuple[float, ...] | None
     fused: tuple[float, ...]
     published: tuple[float, ...]
+    differs: tuple[float, ...]
 
     def needed(self, wanted: float, which: str = "fused") -> int | None:
         """Tokens of the smallest size from which on the share stays at `wanted`; None if there is none."""
         shares = getattr(self, which)
+        if shares is None:
+            return None
         short = [n for n, share in enumerate(shares) if share < wanted]
         first = short[-1] + 1 if short else 0
         return None if first == len(shares) else self.tokens[first]
 
-    def interval(self, wanted: float) -> tuple[int | None, int | None]:
+    def interval(self, wanted: float, which: str = "fused") -> tuple[int | None, int | None]:
         """Tokens at which the upper, then the lower, 95 % bound of the share reaches `wanted`."""
-        sides = ([bound(share)[side] for share in self.fused] for side in (1, 0))
+        bounds = [bound(share) for share in getattr(self, which)]
         first, last = (
-            next((t for t, s in zip(self.tokens, shares, strict=True) if s >= wanted), None)
-            for shares in sides
+            next((t for t, b in zip(self.tokens, bounds, strict=True) if b[side] >= wanted), None)
+            for side in (1, 0)
         )
         return first, last
 
@@ -61,78 +93,122 @@ class Honest:
     """What honest requests of one kind of traffic say, for every row that is held against them.
 
     Attributes:
-        calibration: of the fused e-value. outside, filtered: their tokens outside their filters, of how many.
-        published: their clipped margins' sum and their tokens, each by request.
+        profile: calibrated on them. cuts: the same requests after each number of tokens.
     """
 
-    calibration: Calibration
-    outside: int
-    filtered: int
-    published: tuple[F64, F64]
+    profile: Profile
+    cuts: dict[int, Cut]
+    _bars: dict[tuple[tuple[int, int], float], tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, requests: Sequence[Reduced]) -> Honest:
-        """From calibration requests."""
-        return cls(
-            Calibration.of_grids(log_likelihoods(r.counts for r in requests)),
-            sum(r.outside for r in requests),
-            sum(r.filtered for r in requests),
-            _clipped(requests),
+    def of(cls, profile: Profile, requests: Sequence[Seen]) -> Honest:
+        """From a profile and the requests it was calibrated on."""
+        return cls(profile, {most: Cut.of(requests, most, grids=False) for most in lengths()})
+
+    def quantiles(self, size: tuple[int, int], alpha: float) -> tuple[float, float]:
+        """(clipped mean margin, mean distance) above which a share alpha of honest logs of a size stands."""
+        if (size, alpha) not in self._bars:
+            self._bars[size, alpha] = self._drawn(size, alpha)
+        return self._bars[size, alpha]
+
+    def _drawn(self, size: tuple[int, int], alpha: float) -> tuple[float, float]:
+        requests, most = size
+        cut = self.cuts[most]
+        draw = np.random.default_rng([_SEED, requests]).integers(
+            len(cut.tokens), size=(HONEST_DRAWS, requests)
         )
+        margins = cut.clipped[draw].sum(axis=1) / cut.tokens[draw].sum(axis=1).clip(1)
+        distances = cut.distance[draw].mean(axis=1)
+        level = 1 - alpha
+        return float(np.quantile(margins, level)), float(np.quantile(distances, level, method="higher"))
+
+
+def lengths() -> list[int]:
+    """Numbers of tokens after which requests are cut."""
+    return sorted({most for _, most in SIZES})
 
 
 def detection_curve(
     honest: Honest,
-    audited: Sequence[Reduced],
+    audited: Sequence[Seen],
     alpha: float,
     *,
+    has_states: bool = True,
     audits: int = AUDITS,
-    sizes: Sequence[int] = SIZES,
 ) -> Curve:
-    """Share of simulated logs of each size that the fused e-value convicts at `alpha`.
+    """Shares of simulated logs of each size that are convicted at `alpha`.
 
     Args:
         honest: requests of the same traffic. audited: requests of one provider.
+        has_states: whether its forward differs from the honest one.
         audits: simulated logs of each size.
     """
-    generator = np.random.default_rng(_SEED)
-    grids = log_likelihoods(r.counts for r in audited)
-    flat = grids.reshape(len(grids), -1)
-    edges = np.array([[r.outside, r.filtered] for r in audited], np.float64)
-    fused, tokens = [], []
-    length = float(np.mean([r.counts.tokens for r in audited]))
-    for size in sizes:
-        weights = generator.multinomial(size, np.full(len(audited), 1 / len(audited)), size=audits)
-        margins = margin_log_e(honest.calibration, (weights @ flat).reshape(audits, *grids.shape[1:]))
-        totals = weights @ edges
-        log_e = [_log_e(own, honest, edge) for own, edge in zip(margins, totals, strict=True)]
-        fused.append(float((np.array(log_e) >= -math.log(alpha)).mean()))
-        tokens.append(round(size * length))
-    return Curve(tuple(tokens), tuple(fused), tuple(_published(honest, audited, alpha, sizes)))
+    found: dict[str, list[float]] = {name: [] for name in _WAYS}
+    tokens, settled, cut, cut_at = [], 0, None, 0
+    for size in SIZES:
+        requests, most = size
+        if cut is None or most != cut_at:
+            cut, cut_at = Cut.of(audited, most), most
+        tokens.append(max(1, round(requests * float(cut.tokens.mean()))))
+        if settled < SETTLED:
+            draw = np.random.default_rng([_SEED + 1, *size]).integers(len(audited), size=(audits, requests))
+            shares = _judged(honest, cut, draw, size, alpha, has_states=has_states)
+            settled = settled + 1 if min(shares.values()) == 1.0 else 0
+        for name in _WAYS:
+            found[name].append(shares.get(name, 0.0))
+    curves = {name: tuple(each) for name, each in found.items()}
+    return Curve(
+        tuple(tokens),
+        curves["tokens_alone"],
+        curves["fingerprints"] if has_states else None,
+        curves["fused"],
+        curves["published"],
+        curves["differs"],
+    )
 
 
-def _log_e(margins: float, honest: Honest, edges: F64) -> float:
-    evidence = [Evidence("token-difr", 0.0, float(margins))]
-    if honest.filtered and edges[1]:
-        log_e = outside_log_e(honest.outside, honest.filtered, int(edges[0]), int(edges[1]))
-        evidence.append(Evidence("outside-support", 0.0, log_e))
-    return fused_log_e(evidence)
+_WAYS = tuple(way.name for way in fields(Curve) if way.name != "tokens")
 
 
-def _clipped(requests: Sequence[Reduced]) -> tuple[F64, F64]:
-    clipped = [float(np.minimum(r.margins, PUBLISHED_CLIP).sum()) for r in requests]
-    return np.array(clipped), np.array([r.counts.tokens for r in requests], np.float64)
+def _judged(
+    honest: Honest, cut: Cut, draw: I64, size: tuple[int, int], alpha: float, *, has_states: bool
+) -> dict[str, float]:
+    """Shares of logs, each a row of `draw`, that every way of judging convicts."""
+    weights = np.zeros((len(draw), len(cut.tokens)))
+    np.add.at(weights, (np.arange(len(draw))[:, None], draw), 1.0)
+    sums = (weights @ cut.grids.reshape(len(cut.grids), -1)).reshape(len(draw), *cut.grids.shape[1:])
+    margins = margin_log_e(honest.profile.calibration, sums)
+    outside, filtered, clipped, tokens = (
+        weights @ each for each in (cut.outside, cut.filtered, cut.clipped, cut.tokens)
+    )
+    evidence = _of_tokens(honest.profile, margins, outside, filtered, size[0])
+    ranks = rank_log_es(honest.cuts[size[1]].distance, cut.distance[draw])
+    alone = fused_log_es(list(evidence), np.stack(list(evidence.values())))
+    evidence["fingerprints"] = ranks
+    both = fused_log_es(list(evidence), np.stack(list(evidence.values())))
+    bar = -math.log(alpha)
+    margin, distance = honest.quantiles(size, alpha)
+    shares = {
+        "tokens_alone": alone >= bar,
+        "fused": both >= bar,
+        "published": clipped / tokens.clip(1) > margin,
+        "differs": _any(cut.differs, draw),
+    }
+    if has_states:
+        shares["fingerprints"] = cut.distance[draw].mean(axis=1) > TOLERANCE * distance
+    return {name: float(each.mean()) for name, each in shares.items()}
 
 
-def _published(honest: Honest, audited: Sequence[Reduced], alpha: float, sizes: Sequence[int]) -> list[float]:
-    """The mean margin clipped at 0.5, at the best threshold there is: the honest pool's own quantile."""
-    generator = np.random.default_rng(_SEED + 1)
-    (own, own_tokens), (cheating, tokens) = honest.published, _clipped(audited)
-    shares = []
-    for size in sizes:
-        draw = generator.integers(len(own), size=(HONEST_DRAWS, size))
-        null = own[draw].sum(axis=1) / own_tokens[draw].sum(axis=1)
-        draw = generator.integers(len(cheating), size=(AUDITS, size))
-        seen = cheating[draw].sum(axis=1) / tokens[draw].sum(axis=1)
-        shares.append(float((seen > np.quantile(null, 1 - alpha)).mean()))
-    return shares
+def _any(differs: Bools, draw: I64) -> Bools:
+    return np.asarray(differs[draw].any(axis=1))
+
+
+def _of_tokens(profile: Profile, margins: F64, outside: F64, filtered: F64, requests: int) -> dict[str, F64]:
+    """The tests of logs' tokens, as in `gather_evidence`; simulated outputs end where honest ones do."""
+    evidence = {"token-difr": margins}
+    if profile.filtered and filtered.any():
+        null = profile.outside, profile.filtered
+        edges = zip(outside.tolist(), filtered.tolist(), strict=True)
+        evidence["outside-support"] = np.array([outside_log_e(*null, int(o), int(f)) for o, f in edges])
+    ends = outside_log_e(profile.contradicted, len(profile.honest), 0, requests, STOP_PRIOR)
+    return {**evidence, STOP_DECISIONS: np.full(len(margins), ends)}

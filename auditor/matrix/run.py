@@ -2,73 +2,143 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from statistics import geometric_mean
 from typing import Any
 
-from auditor.durable_files import append_whole, locked
-from auditor.errors import OptionError, TraceFileError
-from auditor.matrix.power import AUDITS, HONEST_AUDITS, SIZES, Honest, bound, detection_curve
+from auditor.errors import OptionError
+from auditor.matrix.memory import Memory, Settings, code_version, naming_version
+from auditor.matrix.naming import Naming, looked_at
+from auditor.matrix.power import AUDITS, HONEST_AUDITS, Curve, Honest, detection_curve
 from auditor.matrix.provider import HonestProvider, traffic_of
-from auditor.matrix.rows import BUCKETS, Reduced, Row, measure_row
+from auditor.matrix.rows import Row, honest_row, measure_row
+from auditor.matrix.spans import localised
 from auditor.reference.deviations import CATALOGUE, HONEST, Deviation, deviation
 
-SCHEMA = "auditor.matrix/v1"
 WANTED = (0.9, 0.99)
+JUDGED = ("tokens_alone", "fingerprints", "fused", "published")
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What a row's figures depend on, beside the deviation.
+@dataclass(eq=False)
+class Run:
+    """One run: what rows of the same traffic share is worked out once.
 
     Attributes:
-        model_digest: of the model. recipe: of the honest provider. requests: of each log.
         alpha: the false-alarm rate of every figure.
+        memory: finished rows are read from there.
     """
 
-    model_digest: str
-    recipe: str
-    reference_recipe: str
-    requests: int
+    provider: HonestProvider
     alpha: float
+    memory: Memory
+    _honest: dict[str, Honest] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, provider: HonestProvider, alpha: float, memory: Path | None = None) -> Run:
+        """A run that goes on where one of the same settings and code left off in that file."""
+        settings = Settings(
+            provider.provider.model.digest,
+            provider.provider.recipe,
+            provider.reference.recipe,
+            provider.requests,
+            alpha,
+            code_version(),
+        )
+        return cls(provider, alpha, Memory(memory, settings))
+
+    def rows(self, names: Sequence[str]) -> Iterator[dict[str, Any]]:
+        """Measure deviations in order, the honest provider first; one JSON object a row.
+
+        Raises:
+            OptionError: an unknown name.
+            TraceFileError: the memory cannot be written.
+        """
+        for cause in [HONEST, *(deviation(name) for name in names)]:
+            figures = self.memory.find(cause.name)
+            if figures is None:
+                figures = self._figures(cause)
+                self.memory.add(cause.name, figures)
+            yield figures
+
+    def _figures(self, cause: Deviation) -> dict[str, Any]:
+        traffic = traffic_of(cause)
+        if traffic not in self._honest:
+            calibration = self.provider.calibration(traffic)
+            self._honest[traffic] = Honest.of(self.provider.profile(traffic), calibration)
+        honest = self._honest[traffic]
+        row = honest_row(self.provider) if cause is HONEST else measure_row(self.provider, cause)
+        audits = HONEST_AUDITS if cause is HONEST else AUDITS
+        states = row.has_states or cause is HONEST
+        curve = detection_curve(honest, row.requests, self.alpha, has_states=states, audits=audits)
+        found = _described(cause, row) | _needed(curve, self.alpha)
+        if cause is HONEST:
+            return found
+        if cause.serves is not None:
+            return found
+        if cause.timing != "from-start":
+            found["localisation"] = localised(row.requests, honest.profile.noise_scale[2])
+        if found["needed"]["fused"][str(max(WANTED))] is not None:
+            claims = {n: row.requests[n].claimed.tolist() for n in self._looked_at}
+            self.memory.add(_claims_of(cause.name), {"traffic": traffic, "claims": claims})
+        return found
+
+    def name_causes(self, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The same rows with the `diagnosis` of those that are caught, all of them together."""
+        part = f"diagnoses {naming_version()}"
+        found = self.memory.find(part) or {}
+        kept = {row["name"]: self.memory.find(_claims_of(row["name"])) for row in rows}
+        asked = {name: one for name, one in kept.items() if one is not None and name not in found}
+        for traffic in sorted({one["traffic"] for one in asked.values()}):
+            claims = {
+                name: {int(n): ids for n, ids in one["claims"].items()}
+                for name, one in asked.items()
+                if one["traffic"] == traffic
+            }
+            found = found | Naming(self.provider, traffic).named(claims)
+            self.memory.add(part, found)
+        return [{**row, "diagnosis": found[row["name"]]} if row["name"] in found else row for row in rows]
 
     @property
-    def id(self) -> str:
-        """A digest that keeps rows of other settings apart."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+    def _looked_at(self) -> list[int]:
+        return [number for log in looked_at(self.provider.requests) for number in log]
 
 
-def run_matrix(
-    provider: HonestProvider, names: Sequence[str], *, alpha: float, memory: Path | None = None
-) -> Iterator[dict[str, Any]]:
-    """Measure deviations in order, the honest provider first; finished rows are read from `memory`.
+def _claims_of(name: str) -> str:
+    return f"claims of {name}"
 
-    Yields:
-        One JSON object a row (`_figures`).
 
-    Raises:
-        OptionError: an unknown name.
-        TraceFileError: the memory cannot be written.
-    """
-    settings = Settings(
-        provider.provider.model.digest,
-        provider.provider.recipe,
-        provider.reference.recipe,
-        provider.requests,
-        alpha,
-    )
-    known, honest = _remembered(memory, settings), dict[str, Honest]()
-    for row in [HONEST, *(deviation(name) for name in names)]:
-        figures = known.get(row.name)
-        if figures is None:
-            figures = _figures(provider, row, alpha, honest)
-            if memory is not None:
-                _remember(memory, {"settings": settings.id, **figures})
-        yield figures
+def _described(cause: Deviation, row: Row) -> dict[str, Any]:
+    return {
+        "name": cause.name,
+        "family": cause.family,
+        "gain": cause.gain,
+        "source": cause.source,
+        "timing": cause.timing,
+        "unseen": cause.unseen,
+        "traffic": row.traffic,
+        "requests": len(row.requests),
+        "tokens": row.tokens,
+        "mismatches": row.mismatches,
+        "differing": row.differing,
+        "by_position": row.by_position(),
+        "has_states": row.has_states,
+    }
+
+
+def _needed(curve: Curve, alpha: float) -> dict[str, Any]:
+    """Tokens by each way of judging, and the least that tokens could do with."""
+    most = max(WANTED)
+    needed = {way: {str(w): curve.needed(w, way) for w in WANTED} for way in JUDGED}
+    alone, states = (needed[way][str(most)] for way in ("tokens_alone", "fingerprints"))
+    best = min((n for n in (alone, states) if n is not None), default=None)
+    return {
+        "needed": needed,
+        "interval": curve.interval(most),
+        "floor": curve.needed(most - alpha, "differs"),
+        "winning": None if best is None else ("tokens" if alone == best else "fingerprints"),
+        "curve": asdict(curve),
+    }
 
 
 def chosen(patterns: Sequence[str]) -> list[str]:
@@ -83,92 +153,3 @@ def chosen(patterns: Sequence[str]) -> list[str]:
                 f"no deviation begins with {pattern!r}", fix="`audit matrix --list` names them all"
             )
     return [n for n in CATALOGUE if not patterns or any(n.startswith(p) for p in patterns)]
-
-
-def _figures(
-    provider: HonestProvider, cause: Deviation, alpha: float, honest: dict[str, Honest]
-) -> dict[str, Any]:
-    traffic = traffic_of(cause)
-    if traffic not in honest:  # for all rows of that traffic
-        honest[traffic] = Honest.of(_honest(provider, "calibration", traffic))
-    if cause is HONEST:  # real logs, decoded and not simulated
-        row = Row(cause.name, "sampled", tuple(_honest(provider, "report", "sampled")))
-    else:
-        row = measure_row(provider, cause)
-    audits = HONEST_AUDITS if cause is HONEST else AUDITS
-    curve = detection_curve(honest[traffic], row.requests, alpha, audits=audits)
-    needed = {str(w): curve.needed(w) for w in WANTED}
-    return {
-        "name": cause.name,
-        "family": cause.family,
-        "gain": cause.gain,
-        "source": cause.source,
-        "timing": cause.timing,
-        "traffic": row.traffic,
-        "requests": len(row.requests),
-        "tokens": row.tokens,
-        "mismatches": row.mismatches,
-        "by_position": row.by_position(),
-        "needed": needed,
-        "interval": curve.interval(max(WANTED)),
-        "published": {str(w): curve.needed(w, "published") for w in WANTED},
-        "curve": asdict(curve),
-    }
-
-
-def _honest(provider: HonestProvider, use: str, traffic: str) -> list[Reduced]:
-    return [Reduced.of_scored(scored) for scored in provider.scored(use, traffic)]
-
-
-def _remembered(memory: Path | None, settings: Settings) -> dict[str, dict[str, Any]]:
-    if memory is None or not memory.exists():
-        return {}
-    found = {}
-    for line in memory.read_text().splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the line that an interruption cut short is measured again
-        if entry.pop("settings", None) == settings.id:
-            found[entry["name"]] = entry
-    return found
-
-
-def _remember(memory: Path, entry: dict[str, Any]) -> None:
-    try:
-        with locked(memory), memory.open("ab") as stream:
-            # A line that an interruption cut short ends here, and the next one begins on its own.
-            whole = not stream.tell() or memory.read_bytes().endswith(b"\n")
-            append_whole(stream.fileno(), (b"" if whole else b"\n") + json.dumps(entry).encode() + b"\n")
-    except OSError as error:
-        raise TraceFileError(f"cannot be written: {error.strerror}", where=str(memory)) from error
-
-
-def report(rows: Sequence[dict[str, Any]], provider: HonestProvider, alpha: float) -> dict[str, Any]:
-    """The whole run as one JSON object, `auditor.matrix/v1`."""
-    honest, others = rows[0], rows[1:]
-    shares = honest["curve"]["fused"]
-    worst = max(shares)
-    caught = [r for r in others if r["needed"]["0.99"] is not None]
-    both = [r for r in caught if r["published"]["0.99"] is not None]
-    ratios = [r["needed"]["0.99"] / r["published"]["0.99"] for r in both]
-    mean = geometric_mean(ratios) if ratios else None
-    return {
-        "schema": SCHEMA,
-        "model_digest": provider.provider.model.digest,
-        "recipe": provider.provider.recipe,
-        "alpha": alpha,
-        "audits": AUDITS,
-        "sizes": list(SIZES),
-        "buckets": list(BUCKETS),
-        "false_alarms": {
-            "most": worst,
-            "interval": bound(worst, HONEST_AUDITS),
-            "audits": HONEST_AUDITS,
-            "requests": honest["requests"],
-        },
-        "caught": len(caught),
-        "rows_measured": len(others),
-        "published_ratio": {"rows": len(both), "geometric_mean": mean},
-        "rows": list(rows),
-    }

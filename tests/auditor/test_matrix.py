@@ -3,66 +3,120 @@
 from __future__ import annotations
 
 import json
+import re
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from auditor.commands import cli
 from auditor.errors import OptionError
-from auditor.matrix import chosen
+from auditor.matrix import chosen, memory
 from auditor.matrix.power import SIZES, Curve, bound
 from auditor.matrix.tables import comma_separated, markdown
 from auditor.reference import deviations
 from auditor.reference.deviations import CATALOGUE, Deviation
 
+ASKED = ("seed/wrong", "weights/int4-g128", "kv/h2o-1000", "partly/int4-from-token-64")
+
 
 def run(*arguments):
-    return CliRunner().invoke(cli, ["matrix", *arguments, "--requests", "16", "--threads", "1"])
+    common = ("--requests", "16", "--threads", "1", "--no-diagnosis")
+    return CliRunner().invoke(cli, ["matrix", *arguments, *common])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_honest_logs():
+    """A tenth of the honest logs: what they cost is most of a small run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("auditor.matrix.run.HONEST_AUDITS", 200)
+        patch.setattr("auditor.matrix.summary.HONEST_AUDITS", 200)
+        yield
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    memory = tmp_path_factory.mktemp("matrix") / "rows.jsonl"
-    done = run("seed/wrong", "kv/h2o-1000", "--out", str(memory), "--format", "json")
+    rows = tmp_path_factory.mktemp("matrix") / "rows.jsonl"
+    done = run(*ASKED, "--out", str(rows), "--format", "json")
     assert done.exit_code == 0, done.stderr
-    return memory, json.loads(done.stdout)
+    return rows, json.loads(done.stdout)
 
 
-def test_a_wrong_seed_is_caught_in_a_request_and_a_control_never(finished):
-    _, found = finished
-    rows = {row["name"]: row for row in found["rows"]}
-    assert list(rows) == ["honest", "seed/wrong", "kv/h2o-1000"]
-    assert rows["seed/wrong"]["needed"]["0.99"] <= 3 * rows["seed/wrong"]["curve"]["tokens"][0]
+@pytest.fixture(scope="module")
+def rows(finished):
+    return {row["name"]: row for row in finished[1]["rows"]}
+
+
+def needed(row, way):
+    return row["needed"][way]["0.99"]
+
+
+def test_a_wrong_seed_is_caught_in_a_request_and_a_control_never(finished, rows):
+    assert list(rows) == ["honest", *ASKED]
+    assert needed(rows["seed/wrong"], "fused") <= 100
     assert rows["seed/wrong"]["mismatches"] / rows["seed/wrong"]["tokens"] > 0.1
     for name in ("honest", "kv/h2o-1000"):
         assert max(rows[name]["curve"]["fused"]) <= 0.01 + 0.02
-    assert found["false_alarms"]["most"] <= found["false_alarms"]["interval"][1]
-    assert found["caught"] == 1
+    alarms = finished[1]["false_alarms"]
+    assert alarms["most"]["fused"] <= alarms["interval"][1]
+    assert finished[1]["caught"] == 3
+
+
+def test_fingerprints_catch_what_is_computed_and_say_nothing_of_what_is_only_drawn(rows):
+    int4, seed = rows["weights/int4-g128"], rows["seed/wrong"]
+    assert needed(int4, "fingerprints") <= 4
+    assert int4["winning"] == "fingerprints"
+    assert needed(int4, "fused") < needed(int4, "tokens_alone")
+    assert seed["curve"]["fingerprints"] is None
+    assert not seed["has_states"]
+    assert seed["winning"] == "tokens"
+    # A log with fingerprints carries them whatever the provider does: they cost a wrong seed a little.
+    assert needed(seed, "fused") >= needed(seed, "tokens_alone")
+    assert max(rows["honest"]["curve"]["fingerprints"]) <= 0.02
+
+
+def test_no_test_of_tokens_is_more_powerful_than_the_share_of_logs_that_differ(rows):
+    for name in ASKED:
+        curve = rows[name]["curve"]
+        for differs, power in zip(curve["differs"], curve["tokens_alone"], strict=True):
+            assert power <= differs + 0.01 + 0.02
+        assert (
+            rows[name]["floor"] is None
+            or needed(rows[name], "tokens_alone") is None
+            or (rows[name]["floor"] <= needed(rows[name], "tokens_alone"))
+        )
+
+
+def test_spans_of_a_row_that_begins_late_lie_where_it_acts(rows):
+    found = rows["partly/int4-from-token-64"]["localisation"]
+    assert found["flagged"] > 0
+    assert found["hits"] > found["acted"]
+    assert 0.0 < found["iou"] <= 1.0
+    assert "localisation" not in rows["seed/wrong"]
 
 
 def test_an_interrupted_run_goes_on_where_it_was(finished, monkeypatch):
-    memory, found = finished
-    lines = memory.read_bytes().splitlines(keepends=True)
-    memory.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # killed within the third line
+    path, found = finished
+    lines = path.read_bytes().splitlines(keepends=True)
+    cut = next(n for n, line in enumerate(lines) if b'"part": "partly/int4-from-token-64"' in line)
+    path.write_bytes(b"".join(lines[:cut]) + lines[cut][:40])  # killed within that line
     measured = []
-    from auditor.matrix import run as running
+    from auditor.matrix.run import Run
 
-    real = running._figures
-    monkeypatch.setattr(running, "_figures", lambda *asked: measured.append(asked[1].name) or real(*asked))
-    again = run("seed/wrong", "kv/h2o-1000", "--out", str(memory), "--format", "json")
-    assert measured == ["kv/h2o-1000"]
+    real = Run._figures
+    monkeypatch.setattr(Run, "_figures", lambda self, cause: measured.append(cause.name) or real(self, cause))
+    again = run(*ASKED, "--out", str(path), "--format", "json")
+    assert measured == ["partly/int4-from-token-64"]
     assert json.loads(again.stdout) == found
-    assert len(memory.read_text().splitlines()) == 4
 
 
-def test_other_settings_are_not_taken_for_the_same(finished):
-    memory, _ = finished
-    done = run("kv/h2o-1000", "--out", str(memory), "--alpha", "0.2", "--format", "json")
-    assert json.loads(done.stdout)["alpha"] == 0.2
-    assert (
-        len({json.loads(line)["settings"] for line in memory.read_text().splitlines() if line[-1] == "}"})
-        == 2
-    )
+def test_other_settings_and_other_code_are_not_taken_for_the_same(finished):
+    settings = memory.Settings("sha256:0", "a", "b", 16, 0.01, memory.code_version())
+    ids = {settings.id, replace(settings, alpha=0.2).id, replace(settings, code="another").id}
+    assert len(ids) == 3
+    assert memory.code_version() != memory.naming_version()
+    path, _ = finished
+    assert memory.Memory(path, settings).find("honest") is None
 
 
 def test_a_newcomers_deviation_is_a_row(monkeypatch):
@@ -86,14 +140,34 @@ def test_names_are_families_or_deviations_and_strangers_are_refused():
 
 def test_tables_say_so_where_no_sample_was_enough(finished):
     _, found = finished
-    most = f"> {found['rows'][2]['curve']['tokens'][-1]:,}"
+    most = f"> {found['rows'][3]['curve']['tokens'][-1]:,}"
     assert most in markdown(found)
-    assert comma_separated(found).splitlines()[-1].split(",")[5] == ""
+    columns, *lines = comma_separated(found).splitlines()
+    control = dict(zip(columns.split(","), lines[3].split(","), strict=False))
+    assert control["name"] == "kv/h2o-1000"
+    assert control["fused_99"] == control["winning"] == ""
+
+
+def test_the_page_needs_nothing_else_and_says_in_words_what_it_colours(finished):
+    from auditor.matrix.page import render_matrix
+
+    _, found = finished
+    page = render_matrix(found)
+    assert not re.search(r"<script|https?://|url\(|<link", page)
+    assert "prefers-color-scheme:dark" in page
+    assert page.count("<svg") == page.count('role="img"') == 4  # a figure a family
+    assert page.count("<caption>") == page.count("<table")
+    cells = re.findall(r'style="--p:(\d+)%">([\d.]+)</td>', page)
+    assert len(cells) >= 3 * 5 * len(SIZES)
+    assert all(share == said for share, said in cells[: len(SIZES)])
 
 
 def test_tokens_needed_are_those_from_which_power_stays():
-    curve = Curve((10, 20, 30, 40), (0.95, 0.5, 0.99, 1.0), (0.0, 0.0, 0.0, 0.0))
+    none = (0.0, 0.0, 0.0, 0.0)
+    curve = Curve((10, 20, 30, 40), none, None, (0.95, 0.5, 0.99, 1.0), none, none)
     assert (curve.needed(0.9), curve.needed(0.99), curve.needed(0.9, "published")) == (30, 30, None)
+    assert curve.needed(0.9, "fingerprints") is None
     low, high = bound(0.0)
     assert low == 0.0 < high < 0.01
-    assert tuple(sorted(SIZES)) == SIZES
+    most = [requests * min(tokens, 200) for requests, tokens in SIZES]
+    assert most == sorted(most)

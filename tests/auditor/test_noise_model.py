@@ -12,12 +12,14 @@ from auditor.noise_model import (
     BINS_PER_DECADE,
     GROSS_RATES,
     SCALES,
+    SLIP_RATES,
     RequestCounts,
     bin_centres,
     bin_of,
     count_request,
     log_likelihoods,
     request_log_likelihood,
+    slip_log_likelihoods,
 )
 
 SHAPE = (len(SCALES), len(GROSS_RATES))
@@ -145,3 +147,18 @@ def test_a_perfect_log_says_that_noise_is_small():
     s, gross = np.unravel_index(grid.argmax(), SHAPE)
     assert SCALES[s] < 1e-4
     assert gross == 0
+
+
+def test_slips_to_the_runner_up_are_told_from_noise_by_their_slack():
+    """Misses far from the edge by exactly their slack: a slip at the right rate explains them best."""
+    generator = np.random.default_rng(3)
+    slack = generator.exponential(1.0, 4_000)
+    slipped = generator.random(4_000) < 0.01
+    request = count_request(slack, np.where(slipped, slack, 0.0), ~slipped)
+    slips = slip_log_likelihoods([request])
+    quiet = np.unravel_index(request_log_likelihood(request).argmax(), slips.shape[:2])
+    scale = int(np.abs(np.log10(SCALES) + 2.0).argmin())
+    assert SLIP_RATES[slips[scale, 0].argmax()] == 0.01
+    assert slips[scale, 0].max() > request_log_likelihood(request)[quiet] + 10.0
+    by_noise = count_request(slack, np.where(slack < 0.01, slack, 0.0), slack >= 0.01)
+    assert slip_log_likelihoods([by_noise])[scale, 0].argmax() == 0

@@ -7,7 +7,7 @@ from itertools import permutations
 import numpy as np
 import pytest
 
-from auditor.rank_evidence import TOLERANCE, rank_log_e
+from auditor.rank_evidence import TOLERANCE, rank_log_e, rank_log_es
 
 
 @pytest.mark.parametrize(("n", "m"), [(1, 1), (3, 2), (4, 2), (2, 4)])
@@ -61,3 +61,11 @@ def test_few_calibration_requests_cap_the_evidence_by_themselves():
 def test_nothing_on_one_side_says_nothing():
     assert rank_log_e(np.zeros(0), np.ones(3)) == 0.0
     assert rank_log_e(np.ones(3), np.zeros(0)) == 0.0
+
+
+def test_several_audits_at_once_are_each_as_alone():
+    generator = np.random.default_rng(5)
+    calibration, audited = generator.integers(0, 20, 30) / 3.0, generator.integers(0, 40, (6, 7)) / 3.0
+    together = rank_log_es(calibration, audited)
+    assert together == pytest.approx([rank_log_e(calibration, one) for one in audited])
+    assert rank_log_es(calibration, audited[:, :0]).tolist() == [0.0] * 6

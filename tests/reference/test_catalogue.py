@@ -67,7 +67,7 @@ def simulated(target, request, prompt, cause):
     deviant = cause.model(target, draft)
     own = hidden(target, request, target, request.prompt)
     other = hidden(target, request, deviant, tuple(cause.prompt(prompt)))
-    return simulate(request, 0, cause, Views((target, own), (target, own), (deviant, other)))
+    return simulate(request, 0, cause, Views((target, own), (target, own), (deviant, other))).stats
 
 
 def test_there_are_more_than_eighty_and_each_says_where_it_is_from():
