@@ -119,6 +119,14 @@ def test_other_settings_and_other_code_are_not_taken_for_the_same(finished):
     assert memory.Memory(path, settings).find("honest") is None
 
 
+def test_the_code_s_version_is_of_the_program_wherever_it_runs(monkeypatch, tmp_path):
+    known = memory.code_version()
+    (tmp_path / "own.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    memory.code_version.cache_clear()
+    assert memory.code_version() == known
+
+
 def test_a_newcomers_deviation_is_a_row(monkeypatch):
     """One file with one entry is all it takes: the catalogue is what the command reads."""
     own = Deviation("weights/doubled-norm", "none", "this test", model=lambda model, _other: model.replace(
