@@ -4,7 +4,7 @@ from __future__ import annotations
 
 OPENING = """# The deviation matrix
 
-Made by `make matrix` (`audit matrix`): alpha {alpha:g}, honest recipe `{recipe}`, an audited log of
+Made by `audit matrix` (`make matrix`): alpha {alpha:g}, honest recipe `{recipe}`, an audited log of
 {requests} requests ({tokens:,} tokens) and three times as many to calibrate. At each logged prefix the
 deviation draws its own token; its activation fingerprints ({kind}) are those of the states it really
 computes. Logs are made of those requests as a server writes them that has eight in flight (the first token
@@ -51,7 +51,7 @@ KEY = """
 verdict's own e-value on logs with fingerprints, tokens for power 0.9, then for 0.99 with the sizes at which
 the 95 % bounds of the power reach it; *tokens*, *fingerprints*: each by itself for 0.99 (fingerprints: the
 log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration logs of that size; a dash
-where no forward differs); *wins*: which of these two needs fewer. *named*: the diagnosis of two logs of
+where no forward differs); *wins*: which of these two needs fewer. *named*: the diagnosis of logs of
 twelve requests of a row that is caught, and in brackets where it differs without the row's own entry among
 the hypotheses. *spans*: for rows that do not act throughout, how many of the requests were flagged, the
 share of the flagged tokens where it acted (and of all tokens), and the intersection over union."""
