@@ -93,6 +93,8 @@ def test_spans_of_a_row_that_begins_late_lie_where_it_acts(rows):
     assert found["hits"] > found["acted"]
     assert 0.0 < found["iou"] <= 1.0
     assert "localisation" not in rows["seed/wrong"]
+    # A budget above every length drops nothing: its attention rounds in another order, which is no act.
+    assert rows["kv/h2o-1000"]["localisation"]["acted"] < 0.05
 
 
 def test_an_interrupted_run_goes_on_where_it_was(finished, monkeypatch):
