@@ -13,7 +13,6 @@ from auditor.matrix.seen import Seen
 from auditor.reference.deviations import HONEST, Deviation
 from auditor.reference.simulated import Simulated, Views, simulate
 
-
 _BEYOND_ROUNDING = 3.0
 
 
