@@ -35,9 +35,10 @@ same logs:
 {beside}
 
 *Floor*: a log in which the provider's every token is the one that the honest provider would have returned
-looks the same for both. So a test of tokens that convicts at most {alpha:g} of honest logs convicts at most
-{alpha:g} of *those*, whatever it computes, and has power 0.99 only where {enough:g} of the logs hold a
-differing token. The floor is the first size at which they do (on these requests, with their dependence; for
+looks the same for both. A log that agrees and is convicted is therefore no likelier than a conviction of the
+honest provider, at most {alpha:g}, whatever the test of tokens computes: its power is at most {alpha:g} more than the
+share of logs that hold a differing token, and 0.99 needs {enough:g} of them to. The floor is the first size at
+which they do (on these requests, with their dependence; for
 independent tokens that differ at rate d it is ln({miss:g}) / ln(1 - d)). Counting mismatches with the
 reference in excess of honest ones gives no bound: where two providers mismatch equally often, sizes of
 margins may still differ. It binds tests of tokens, not fingerprints. Its geometric mean over the published
