@@ -35,8 +35,9 @@ same logs:
 {beside}
 
 *Floor*: a log in which the provider's every token is the one that the honest provider would have returned
-looks the same for both. A log that agrees and is convicted is therefore no likelier than a conviction of the
-honest provider, at most {alpha:g}, whatever the test of tokens computes: its power is at most {alpha:g} more than the
+looks the same for both. One that agrees and is convicted is therefore no likelier than a conviction
+of the honest provider, at most {alpha:g}, whatever the test of tokens computes:
+its power is at most {alpha:g} above the
 share of logs that hold a differing token, and 0.99 needs {enough:g} of them to. The floor is the first size at
 which they do (on these requests, with their dependence; for
 independent tokens that differ at rate d it is ln({miss:g}) / ln(1 - d)). Counting mismatches with the
