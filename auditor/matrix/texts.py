@@ -38,8 +38,8 @@ same logs:
 looks the same for both. One that agrees and is convicted is therefore no likelier than a conviction
 of the honest provider, at most {alpha:g}, whatever the test of tokens computes:
 its power is at most {alpha:g} above the
-share of logs that hold a differing token, and 0.99 needs {enough:g} of them to. The floor is the first size at
-which they do (on these requests, with their dependence; for
+share of logs that hold a differing token, and 0.99 needs {enough:g} of them to. The floor is the first size
+at which they do (on these requests, with their dependence; for
 independent tokens that differ at rate d it is ln({miss:g}) / ln(1 - d)). Counting mismatches with the
 reference in excess of honest ones gives no bound: where two providers mismatch equally often, sizes of
 margins may still differ. It binds tests of tokens, not fingerprints. Its geometric mean over the published
