@@ -42,7 +42,7 @@ class Settings:
 def code_version() -> str:
     """Digest of the sources that measurements rest on: all but those that name causes, show or serve."""
     own = Path(__file__).parent.parent
-    rooms = (Path(str(room.__file__)).parent for room in (fingerprints, kernels, reference))
+    rooms = (Path(room.__path__[0]) for room in (fingerprints, kernels, reference))
     found = [(own, path) for path in own.glob("*.py")] + [(own, path) for path in own.glob("matrix/*.py")]
     found += [(room.parent, path) for room in rooms for path in room.rglob("*.py")]
     apart = {own / name for name in (*_NAMING, *_SHOWING)}

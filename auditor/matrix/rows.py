@@ -13,6 +13,8 @@ from auditor.matrix.seen import Seen
 from auditor.reference.deviations import HONEST, Deviation
 from auditor.reference.simulated import Simulated, Views, served, simulate
 
+_BEYOND_ROUNDING = 3.0
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -92,8 +94,8 @@ def _acted(
 ) -> npt.NDArray[np.bool_]:
     """Where the deviation was at work, [n].
 
-    A slip is where it slipped. A changed forward counts where it moved the state by more than honest rounding
-    had moved it: before a cache is full, say, it does nothing.
+    A slip is where it slipped. A changed forward counts where it moved the state by several times what honest
+    rounding had moved it: before a cache is full, say, it does nothing but round in another order.
     """
     if deviation.slips:
         return done.differs
@@ -101,5 +103,6 @@ def _acted(
     width = honest.shape[1]
     if not changed or deviant.shape[1] != width:
         return done.acted
-    moved = (deviant - honest).norm(dim=1) > (honest - reference[:, :width]).norm(dim=1)
+    rounding = (honest - reference[:, :width]).norm(dim=1)
+    moved = (deviant - honest).norm(dim=1) > _BEYOND_ROUNDING * rounding
     return np.asarray(done.acted & moved.numpy())

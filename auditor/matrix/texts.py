@@ -4,7 +4,7 @@ from __future__ import annotations
 
 OPENING = """# The deviation matrix
 
-Made by `make matrix` (`audit matrix`): alpha {alpha:g}, honest recipe `{recipe}`, an audited log of
+Made by `audit matrix` (`make matrix`): alpha {alpha:g}, honest recipe `{recipe}`, an audited log of
 {requests} requests ({tokens:,} tokens) and three times as many to calibrate. At each logged prefix the
 deviation draws its own token; its activation fingerprints ({kind}) are those of the states it really
 computes. Logs are made of those requests as a server writes them that has eight in flight (the first token
@@ -35,9 +35,11 @@ same logs:
 {beside}
 
 *Floor*: a log in which the provider's every token is the one that the honest provider would have returned
-looks the same for both. So a test of tokens that convicts at most {alpha:g} of honest logs convicts at most
-{alpha:g} of *those*, whatever it computes, and has power 0.99 only where {enough:g} of the logs hold a
-differing token. The floor is the first size at which they do (on these requests, with their dependence; for
+looks the same for both. One that agrees and is convicted is therefore no likelier than a conviction
+of the honest provider, at most {alpha:g}, whatever the test of tokens computes:
+its power is at most {alpha:g} above the
+share of logs that hold a differing token, and 0.99 needs {enough:g} of them to. The floor is the first size
+at which they do (on these requests, with their dependence; for
 independent tokens that differ at rate d it is ln({miss:g}) / ln(1 - d)). Counting mismatches with the
 reference in excess of honest ones gives no bound: where two providers mismatch equally often, sizes of
 margins may still differ. It binds tests of tokens, not fingerprints. Its geometric mean over the published
@@ -52,7 +54,7 @@ verdict's own e-value on logs with fingerprints, tokens for power 0.9, then for 
 the 95 % bounds of the power reach it; *tokens*, *fingerprints*: each by itself for 0.99 (fingerprints: the
 log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration logs of that size; a dash
 where no forward differs); *wins*: which of these two needs fewer, or what catches a row whose tokens
-are honest ones. *named*: the diagnosis of two logs of twelve requests of a row that is caught, and in
+are honest ones. *named*: the diagnosis of logs of twelve requests of a row that is caught, and in
 brackets where it differs without the row's own entry among the hypotheses. *spans*: for rows that do not
 act throughout, how many of the requests were flagged, the share of the flagged tokens where it acted (and
 of all tokens), and the intersection over union. Rows of *acceptance* and *accounting*, and others that

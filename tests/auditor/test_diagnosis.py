@@ -100,7 +100,7 @@ def test_what_no_hypothesis_explains_is_not_given_the_name_of_one():
     [
         ("vllm-cpu-hidden-t11", "temperature/+0.1"),
         ("vllm-cpu-hidden-system-prompt", "prompt/system"),
-        ("vllm-cpu-w4a16-g128", "weights/int4"),
+        ("vllm-cpu-w4a16-g128", "weights/int4-g128"),
         ("vllm-cpu-seed-plus-1", "seed/wrong"),
     ],
 )

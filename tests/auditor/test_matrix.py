@@ -93,6 +93,8 @@ def test_spans_of_a_row_that_begins_late_lie_where_it_acts(rows):
     assert found["hits"] > found["acted"]
     assert 0.0 < found["iou"] <= 1.0
     assert "localisation" not in rows["seed/wrong"]
+    # A budget above every length drops nothing: its attention rounds in another order, which is no act.
+    assert rows["kv/h2o-1000"]["localisation"]["acted"] < 0.05
 
 
 def test_an_interrupted_run_goes_on_where_it_was(finished, monkeypatch):
@@ -117,6 +119,14 @@ def test_other_settings_and_other_code_are_not_taken_for_the_same(finished):
     assert memory.code_version() != memory.naming_version()
     path, _ = finished
     assert memory.Memory(path, settings).find("honest") is None
+
+
+def test_the_code_s_version_is_of_the_program_wherever_it_runs(monkeypatch, tmp_path):
+    known = memory.code_version()
+    (tmp_path / "own.py").write_text("")
+    monkeypatch.chdir(tmp_path)
+    memory.code_version.cache_clear()
+    assert memory.code_version() == known
 
 
 def test_a_newcomers_deviation_is_a_row(monkeypatch):
