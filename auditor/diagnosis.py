@@ -44,6 +44,7 @@ from auditor.reference.request import Request
 from auditor.replay import prompt_of
 
 if TYPE_CHECKING:
+    from auditor.reference.loading import Sizes
     from auditor.replay import Reference, Scored
 
 OTHER = "other"
@@ -57,6 +58,9 @@ _WIDER_STEPS = 11
 FEW = 4
 """Requests on which the whole catalogue is tried; the best few of it are tried on all."""
 _SHORTLIST = 3
+CATALOGUE_SIZE = 1 << 24
+"""Largest model, hidden size squared times layers, on which the whole catalogue is tried: each of a hundred
+hypotheses costs a copy of the weights and a pass. It is a matter of the model, so that machines agree."""
 _LEAST_WEIGHT = 0.01
 
 
@@ -79,11 +83,16 @@ def diagnose(
     chosen = _chosen(usable, reference)
     seen = [(a.scored.mode, a.scored.counts) for a in chosen if a.scored.counts is not None]
     replayed = _replayed(chosen, candidates(), reference)
-    if not is_explained(replayed, profile.calibration):
+    if asks_catalogue(reference.model.config) and not is_explained(replayed, profile.calibration):
         further = further_candidates()
         likeliest = shortlisted(_replayed(chosen[:FEW], further, reference), profile.calibration)
         replayed |= _replayed(chosen, [d for d in further if d.name in likeliest], reference)
     return rank_causes(seen, replayed, profile)
+
+
+def asks_catalogue(sizes: Sizes) -> bool:
+    """Whether a model is small enough to be replayed under every deviation that can be."""
+    return sizes.hidden_size**2 * sizes.num_hidden_layers <= CATALOGUE_SIZE
 
 
 def shortlisted(replayed: Mapping[str, Sequence[RequestCounts]], calibration: Calibration) -> list[str]:

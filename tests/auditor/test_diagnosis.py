@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from auditor.diagnosis import OTHER, diagnose
+from auditor.diagnosis import OTHER, asks_catalogue, diagnose
 from auditor.evidence import Calibration
 from auditor.generation import Provider, generate
 from auditor.hypotheses import EVERYDAY, candidates
@@ -77,6 +77,14 @@ def test_another_engine_s_noise_is_named():
     assert named(list(replay(engines, reference())))[0][0] == "seed/noise gumbel-pos-v1"
 
 
+def test_the_whole_catalogue_is_asked_of_small_models_only():
+    small = reference().model.config
+    assert asks_catalogue(small)
+    assert not asks_catalogue(
+        replace(small, hidden_size=4_096)
+    )  # seven billion parameters have 32 such layers
+
+
 def test_what_no_hypothesis_explains_is_not_given_the_name_of_one():
     """Every second token from another model and seed: no candidate, so mostly `other` or the nearest kin."""
     wrong = Deviation(
@@ -100,7 +108,7 @@ def test_what_no_hypothesis_explains_is_not_given_the_name_of_one():
     [
         ("vllm-cpu-hidden-t11", "temperature/+0.1"),
         ("vllm-cpu-hidden-system-prompt", "prompt/system"),
-        ("vllm-cpu-w4a16-g128", "weights/int4-g128"),
+        ("vllm-cpu-w4a16-g128", "weights/int4"),
         ("vllm-cpu-seed-plus-1", "seed/wrong"),
     ],
 )
