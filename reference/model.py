@@ -29,33 +29,12 @@ from auditor.reference.few_rows import MOST_ROWS, FewRows, few_rows_of
 from auditor.reference.layers.build import DecoderLayer, build_layer
 from auditor.reference.layers.linear import ROW_TILE, Linear
 from auditor.reference.layers.norm import RmsNorm
-from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
+from auditor.reference.layers.parameters import Parameters, TensorsInMemory, TensorSource, WeightsHook
 from auditor.reference.slots import SlotKV
 from auditor.reference.streaming import LayerStream, fits_in_memory, free_memory
 
 # Share of the memory that is free when decoding begins which a second copy of the weights may take.
 SPARE_SHARE = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class _Tensors:
-    """Tensors in memory as a source of parameters."""
-
-    tensors: dict[str, Tensor]
-
-    @property
-    def names(self) -> frozenset[str]:
-        return frozenset(self.tensors)
-
-    def tensor(self, name: str) -> Tensor:
-        return self.tensors[name]
-
-    def product(self, module: str, dtype: torch.dtype) -> None:
-        del module, dtype
-
-    def parts(self, module: str) -> frozenset[str]:
-        del module
-        return frozenset()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -206,7 +185,7 @@ class Model:
         changed, layers = self, self._layers
         if weights is not None:
             parameters = Parameters(
-                _Tensors(self.parameters),
+                TensorsInMemory(self.parameters),
                 self.dtype,
                 self.config.norm,
                 wide_matmul=self._wide_matmul,

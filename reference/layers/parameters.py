@@ -7,6 +7,7 @@ finite or left over is an error, for a reference that drops a tensor is another 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -53,6 +54,31 @@ class TensorSource(Protocol):
     def parts(self, module: str) -> frozenset[str]:
         """The names that such a product is made of."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class TensorsInMemory:
+    """Tensors that were read already, as a `TensorSource`; none of them is quantized."""
+
+    tensors: dict[str, Tensor]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """As `TensorSource`."""
+        return frozenset(self.tensors)
+
+    def tensor(self, name: str) -> Tensor:
+        """As `TensorSource`."""
+        return self.tensors[name]
+
+    def product(self, module: str, dtype: torch.dtype) -> None:
+        """As `TensorSource`."""
+        del module, dtype
+
+    def parts(self, module: str) -> frozenset[str]:
+        """As `TensorSource`."""
+        del module
+        return frozenset()
 
 
 class Parameters:
