@@ -137,7 +137,7 @@ study: setup
 planning: setup
 	$(BIN)/python -m tests.proofs.planning
 
-# 178 ways to cheat and the tokens it takes to catch each, a thousand honest audits: docs/matrix.md again, with
+# 179 ways to cheat and the tokens it takes to catch each, a thousand honest audits: docs/matrix.md again, with
 # out/matrix.json and a page. Goes on where it was stopped, unless the code has changed since.
 MATRIX = $(BIN)/audit matrix --requests 48 --honest-audits 1000 --out out/matrix.jsonl
 matrix: setup
