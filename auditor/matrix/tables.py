@@ -181,6 +181,7 @@ def _diagnosis(found: dict[str, Any]) -> list[str]:
         for low, high in (one["interval"],)
     ]
     lines = [
+        "",
         "## Diagnosis",
         "",
         f"The right family is named for {said[0]} logs of rows that are caught; for {said[1]}",
