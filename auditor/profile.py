@@ -245,6 +245,13 @@ def parse_profile(raw: bytes, *, where: str) -> Profile:
         raise ProfileInvalidError(f"field {field or 'JSON'}: {first['msg']}", where=where) from error
     except (ValueError, KeyError) as error:
         raise ProfileInvalidError(str(error), where=where) from error
+    told = (wire.honest.requests, wire.honest.tokens, wire.honest.mismatches)
+    if told != (len(profile.honest), profile.honest_tokens, sum(r.mismatches for r in profile.honest)):
+        raise ProfileInvalidError(
+            "its counts of honest requests, tokens and mismatches are not those of its rows",
+            where=where,
+            fix="it was altered: calibrate again",
+        )
     if profile.id != wire.id:
         raise ProfileInvalidError(
             "the content does not match the id", where=where, fix="it was altered: calibrate again"

@@ -106,7 +106,7 @@ def test_an_upheld_dispute_clears_the_provider_in_standing_and_report_and_a_rela
 
 
 def test_periods_that_convict_only_together_name_their_cause(tmp_path):
-    demo, policy = Demo("p", "weights/int4", 1), POLICY + "alpha = 1e-17\n"
+    demo, policy = Demo("p", "weights/int4", 1), POLICY + "alpha = 1e-28\n"
     weeks = Weeks(f"sqlite:///{tmp_path}/store.sqlite3", tmp_path, (demo,), policy=policy)
     with weeks.clock():
         hands = Hands(weeks)

@@ -135,7 +135,8 @@ def test_a_log_is_replayed_in_a_few_steps_and_rejected_where_it_was_tampered_wit
     started = time.process_time()
     assert finished(again, [again.add(ask) for ask in asks]) == outputs
     assert again.steps == 2 * len(asks), "the prompt, and all of the output: everything was accepted"
-    assert decoded > 5 * (time.process_time() - started)
+    # At the pace of prefill: what plain decoding takes is four times less than when this was five times as quick.
+    assert decoded > 2 * (time.process_time() - started)
 
     tampered = list(outputs)
     tampered[1] = (*outputs[1][:30], (outputs[1][30] + 1) % 4096, *outputs[1][31:])
