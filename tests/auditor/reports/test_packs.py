@@ -323,9 +323,9 @@ def test_a_pack_says_nothing_about_another_tenant(packed, tmp_path):
         assert needle not in packed.raw, said
     # The same rows without the other tenant give the same report: no count crosses over.
     with found.store.transaction(writes=True) as connection:
-        from auditor.store_schema import event, job, log_entry
+        from auditor.store_schema import event, job, log_entry, metadata
 
-        for table in (evidence, verdict, job, event):
+        for table in (metadata.tables["exhibit"], evidence, verdict, job, event):
             connection.execute(table.delete().where(table.c.audit_id.in_([row.id for row in theirs])))
         connection.execute(log_entry.delete().where(log_entry.c.subject.in_([row.id for row in theirs])))
         connection.execute(audit.delete().where(audit.c.tenant_id == found.other))
