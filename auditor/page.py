@@ -10,7 +10,6 @@ import secrets
 import shlex
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from auditor.demonstration import (
@@ -22,6 +21,7 @@ from auditor.demonstration import (
     evidence_text,
 )
 from auditor.errors import OutputExistsError, TraceFileError
+from auditor.html_templates import html_template
 from auditor.must_detect import MUST_DETECT
 from auditor.page_figures import colours, css_colour, evidence_figure, margin_figure
 from auditor.profile import SCHEMA, Profile
@@ -94,16 +94,9 @@ def write_page(path: Path, demonstration: Demonstration) -> None:
 
 def render_page(demonstration: Demonstration, profile_file: str) -> str:
     """Render the page as HTML text; its commands name the profile's file."""
-    environment = Environment(
-        loader=PackageLoader("auditor", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     marker = colours(demonstration)
     profile = demonstration.profile
-    return environment.get_template("demo.html.jinja").render(
+    return html_template("demo.html.jinja").render(
         mark=Markup(_MARK),  # noqa: S704  our own constant
         demo=demonstration,
         profile=profile,

@@ -59,7 +59,7 @@ def naming_version() -> str:
 _NAMING = ("diagnosis.py", "hypotheses.py", "matrix/naming.py")
 _SHOWING = (
     *("matrix/tables.py", "matrix/texts.py", "matrix/page.py", "matrix/summary.py"),
-    *("page.py", "page_figures.py", "plan_figure.py", "doctor.py"),
+    *("page.py", "html_templates.py", "page_figures.py", "plan_figure.py", "doctor.py"),
 )
 
 

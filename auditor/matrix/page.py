@@ -9,19 +9,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from auditor.matrix.summary import WANTED
+from auditor.html_templates import html_template
 from auditor.matrix.tables import (
     bucket_names,
     by_family,
+    cells,
     confusion_table,
     honest_text,
-    interval_text,
-    most,
-    named_text,
-    spans_text,
     tokens_text,
 )
 from auditor.reports.figures import Plot, Series, styled
@@ -33,15 +29,8 @@ MOST_LINES = 7
 
 def render_matrix(found: dict[str, Any]) -> str:
     """The page of a run (`summary.report`)."""
-    environment = Environment(
-        loader=PackageLoader("auditor", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     rows = by_family(found)
-    return environment.get_template("matrix.html.jinja").render(
+    return html_template("matrix.html.jinja").render(
         found=found,
         ways=WAYS,
         heat=[_heat(row) for row in rows],
@@ -49,7 +38,7 @@ def render_matrix(found: dict[str, Any]) -> str:
         buckets=bucket_names(found),
         positions=[_positions(row, rows[0]) for row in rows],
         curves=_curves(rows[1:]),
-        table=[_cells(row) for row in rows],
+        table=[cells(row) for row in rows],
         confusions=[
             (title, *confusion_table(found["diagnosis"][way]["confusion"]), found["diagnosis"][way])
             for way, title in (("named", "All hypotheses"), ("unlisted", "Without the row's own entry"))
@@ -116,21 +105,3 @@ def _points(name: str, rows: Sequence[dict[str, Any]]) -> list[tuple[float, floa
 
 def _short(name: str) -> str:
     return name.partition("/")[2]
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    return [
-        row["name"],
-        row["timing"],
-        f"{row['mismatches'] / max(row['tokens'], 1):.4f}",
-        tokens_text(row, "fused", "0.9"),
-        tokens_text(row, "fused", WANTED),
-        interval_text(row),
-        tokens_text(row, "tokens_alone"),
-        tokens_text(row, "fingerprints"),
-        row["winning"] or row["unseen"],
-        most(row) if row["floor"] is None else f"{row['floor']:,}",
-        tokens_text(row, "published"),
-        named_text(row),
-        spans_text(row),
-    ]

@@ -132,7 +132,12 @@ def markdown(found: dict[str, Any]) -> str:
         *("fused, 90 %", "fused, 99 %", "95 % of that", "tokens", "fingerprints", "wins", "floor"),
         *("published, 99 %", "named", "spans"),
     ]
-    return "\n".join([*lines, *table(head, [_cells(row) for row in by_family(found)])])
+    rows = []
+    for row in by_family(found):
+        name, shows, mismatches, *rest = cells(row)
+        positions = " / ".join("-" if p is None else f"{p:.3f}" for p in row["by_position"])
+        rows.append([name, shows, mismatches, positions, *rest])
+    return "\n".join([*lines, *table(head, rows)])
 
 
 def bucket_names(found: dict[str, Any]) -> list[str]:
@@ -152,12 +157,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return lines + ["| " + " | ".join(cells) + " |" for cells in rows]
 
 
-def _cells(row: dict[str, Any]) -> list[str]:
+def cells(row: dict[str, Any]) -> list[str]:
+    """What a table says of a row, but for its mismatches by position."""
     return [
         row["name"],
         row["timing"],
         f"{row['mismatches'] / max(row['tokens'], 1):.4f}",
-        " / ".join("-" if p is None else f"{p:.3f}" for p in row["by_position"]),
         tokens_text(row, "fused", "0.9"),
         tokens_text(row, "fused"),
         interval_text(row),

@@ -10,9 +10,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from auditor.html_templates import html_template
 from auditor.reports.figures import evidence_figure, power_figure, span_figure, styled
 from auditor.reports.words import WORDS, headline, meaning, odds
 
@@ -23,16 +23,9 @@ MOST_ROWS = 200
 
 def render_report(document: Mapping[str, Any], digest: str) -> str:
     """The page of a report with this digest."""
-    environment = Environment(
-        loader=PackageLoader("auditor", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     periods = _periods(document)
     rules = {rule["id"]: rule for rule in document["grade"]["rules"]}
-    return environment.get_template("report.html.jinja").render(
+    return html_template("report.html.jinja").render(
         report=document,
         digest=digest,
         rules=rules,

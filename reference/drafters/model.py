@@ -56,6 +56,17 @@ class _Growing:
     ranked: dict[int, Ranked] = field(default_factory=dict)
     edge: list[tuple[int, int, float]] = field(default_factory=list)
 
+    def take(self, token: int, parent: int, kind: Kind, place: int, value: float) -> bool:
+        """Take a guess, to be read next, if it is worth its row; False when it is not."""
+        if not self.budget.worth(value):
+            return False
+        self.budget.spend(value)
+        self.tokens.append(token)
+        self.parents.append(parent)
+        self.kinds.append(kind)
+        self.edge.append((len(self.tokens) - 1, place, value))
+        return True
+
 
 class ModelDrafter:
     """Guesses of another model with the same vocabulary.
@@ -223,13 +234,7 @@ class ModelDrafter:
         kind = self._offers.kind(0, lead, 0)
         value *= self._offers.hits.chance(kind)
         one.edge = []
-        if not one.budget.worth(value):
-            return
-        one.budget.spend(value)
-        one.tokens.append(token)
-        one.parents.append(number)
-        one.kinds.append(kind)
-        one.edge.append((number + 1, len(one.reading.read) - 1, value))
+        one.take(token, number, kind, len(one.reading.read) - 1, value)
 
     def _grow(self, one: _Growing, logits: Tensor, depth: int) -> None:
         """Add the best guesses behind each row; they are the next edge."""
@@ -243,13 +248,8 @@ class ModelDrafter:
                 offered.append((value * self._offers.hits.chance(kind), number, place, token, kind))
         one.edge = []
         for value, number, place, token, kind in sorted(offered, key=lambda o: -o[0])[: self._width]:
-            if not one.budget.worth(value):
+            if not one.take(token, number, kind, place, value):
                 break
-            one.budget.spend(value)
-            one.tokens.append(token)
-            one.parents.append(number)
-            one.kinds.append(kind)
-            one.edge.append((len(one.tokens) - 1, place, value))
 
     def _candidates(self, one: _Growing, logits: Tensor) -> Candidates:
         """The likeliest tokens, and under known noise those that it lifts."""

@@ -161,7 +161,8 @@ def test_two_processes_at_once_never_wait_in_a_circle(world, database_url):
     assert world.counts()[:2] == [15, 15]
 
 
-def test_a_group_that_fails_wakes_everybody_and_the_next_one_goes_on():
+def held_pairs():
+    """A line for pairs: (line, set once a group is being committed, to be set to let groups go, groups so far)."""
     entered, go, groups = threading.Event(), threading.Event(), []
 
     def commit(orders):
@@ -172,7 +173,11 @@ def test_a_group_that_fails_wakes_everybody_and_the_next_one_goes_on():
             raise StoreError("gone")
         return [order.upper() for order in orders]
 
-    group = GroupCommit(commit, 2)
+    return GroupCommit(commit, 2), entered, go, groups
+
+
+def test_a_group_that_fails_wakes_everybody_and_the_next_one_goes_on():
+    group, entered, go, groups = held_pairs()
     with ThreadPoolExecutor(6) as pool:
         first = pool.submit(group, "a")
         assert entered.wait(10)
@@ -192,17 +197,7 @@ def test_a_group_that_fails_wakes_everybody_and_the_next_one_goes_on():
 
 
 def test_coroutines_and_threads_stand_in_one_line_and_each_is_told_its_own():
-    entered, go, groups = threading.Event(), threading.Event(), []
-
-    def commit(orders):
-        groups.append(list(orders))
-        entered.set()
-        assert go.wait(10)
-        if "bad" in orders:
-            raise StoreError("gone")
-        return [order.upper() for order in orders]
-
-    group = GroupCommit(commit, 2)
+    group, entered, go, groups = held_pairs()
 
     def in_line(count):
         while len(group._queue) < count:
