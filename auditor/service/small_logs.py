@@ -49,10 +49,8 @@ def remove(connection: Connection, digest: str) -> None:
 
 def digests_without_logs(connection: Connection) -> set[str]:
     """Of rows that nobody has who was not erased."""
-    live = select(log_table.c.id).where(
-        log_table.c.digest == small_table.c.digest, log_table.c.erased.is_(None)
-    )
-    return set(connection.execute(select(small_table.c.digest).where(~live.exists())).scalars())
+    live = select(log_table.c.digest).where(log_table.c.erased.is_(None))
+    return set(connection.execute(select(small_table.c.digest).except_(live)).scalars())
 
 
 @dataclass
