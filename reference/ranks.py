@@ -2,6 +2,8 @@
 
 Invariants: tensors travel as bytes, so none is rounded and every dtype can go; what comes from several ranks
 comes in their order. Calls meet only if every rank makes the same ones in the same order, from one thread.
+Whoever joined the processes also parts them: without `torch.distributed.destroy_process_group()` a thread of
+gloo can outlive the interpreter and abort a process whose work was done (PyTorch issue 190489).
 """
 
 from __future__ import annotations

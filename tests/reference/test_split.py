@@ -49,6 +49,7 @@ def worker(rank, folder):
     except OptionError as problem:
         found["other"] = str(problem)
     Path(folder, f"{rank}.pickle").write_bytes(pickle.dumps(found))
+    distributed.destroy_process_group()  # a gloo thread that outlives the interpreter aborts the process
 
 
 @pytest.fixture(scope="module")
