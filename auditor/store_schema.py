@@ -106,6 +106,7 @@ trace_log = Table(
     Column("created", BigInteger, nullable=False),
     Column("erased", BigInteger, nullable=True),
     UniqueConstraint("tenant_id", "digest"),
+    Index("ix_trace_log_digest", "digest"),
 )
 
 # Bytes of small logs (`service/small_logs.py`), of all tenants; larger ones are blobs.

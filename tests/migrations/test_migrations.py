@@ -26,7 +26,7 @@ INSERT = (
     " (id, model_digest, provider_recipe, reference_recipe, family, created, honest_tokens, body)"
     " VALUES ('sha256:1', 'm', 'p', 'r', 'race', '2026-11-23T12:00:00.000000Z', 5, 'x')"
 )
-NEWEST = "0014"
+NEWEST = "0015"
 COMING = """
 import sqlalchemy as sa
 from alembic import op
