@@ -8,7 +8,9 @@ the same logs of the same sizes.
 * *fingerprints*: the log's mean distance stands above the 1 - alpha quantile of honest calibration logs of
   that size, times the factor that verdicts forgive. No verdict rests on that bar; it shows what is in them.
 * *fused*: the e-value that `auditor verify` would give the log with fingerprints.
-* *published*: the mean margin clipped at 0.5, at the best threshold there is, the honest quantile.
+* *published*: the mean margin clipped at 0.5. Its threshold is the lowest that convicts a share alpha at most
+  both of logs drawn from calibration requests and of logs drawn from the report's honest requests: the
+  calibration's alone lets it convict many times alpha of other honest requests, which no verdict may.
 * *differs*: the log holds a token that the honest provider would not have returned. Whatever looks at tokens
   only convicts at most alpha of the logs that do not (there the two providers cannot be told apart), so
   its power is at most alpha more than this share.
@@ -94,33 +96,39 @@ class Honest:
 
     Attributes:
         profile: calibrated on them. cuts: the same requests after each number of tokens.
+        report: the report's honest requests after each number of tokens.
     """
 
     profile: Profile
     cuts: dict[int, Cut]
+    report: dict[int, Cut]
     _bars: dict[tuple[tuple[int, int], float], tuple[float, float]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, profile: Profile, requests: Sequence[Seen]) -> Honest:
-        """From a profile and the requests it was calibrated on."""
-        return cls(profile, {most: Cut.of(requests, most, grids=False) for most in lengths()})
+    def of(cls, profile: Profile, requests: Sequence[Seen], report: Sequence[Seen]) -> Honest:
+        """From a profile, the requests it was calibrated on, and honest ones of the report."""
+        cuts, others = (
+            {most: Cut.of(some, most, grids=False) for most in lengths()} for some in (requests, report)
+        )
+        return cls(profile, cuts, others)
 
     def quantiles(self, size: tuple[int, int], alpha: float) -> tuple[float, float]:
-        """(clipped mean margin, mean distance) above which a share alpha of honest logs of a size stands."""
+        """(clipped mean margin, mean distance) above which at most a share alpha of honest logs stands."""
         if (size, alpha) not in self._bars:
             self._bars[size, alpha] = self._drawn(size, alpha)
         return self._bars[size, alpha]
 
     def _drawn(self, size: tuple[int, int], alpha: float) -> tuple[float, float]:
         requests, most = size
-        cut = self.cuts[most]
-        draw = np.random.default_rng([_SEED, requests]).integers(
-            len(cut.tokens), size=(HONEST_DRAWS, requests)
-        )
-        margins = cut.clipped[draw].sum(axis=1) / cut.tokens[draw].sum(axis=1).clip(1)
+        margins = []
+        for cut in (self.report[most], self.cuts[most]):
+            draw = np.random.default_rng([_SEED, requests]).integers(
+                len(cut.tokens), size=(HONEST_DRAWS, requests)
+            )
+            means = cut.clipped[draw].sum(axis=1) / cut.tokens[draw].sum(axis=1).clip(1)
+            margins.append(float(np.quantile(means, 1 - alpha)))
         distances = cut.distance[draw].mean(axis=1)
-        level = 1 - alpha
-        return float(np.quantile(margins, level)), float(np.quantile(distances, level, method="higher"))
+        return max(margins), float(np.quantile(distances, 1 - alpha, method="higher"))
 
 
 def lengths() -> list[int]:

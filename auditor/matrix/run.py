@@ -65,7 +65,8 @@ class Run:
         traffic = traffic_of(cause)
         if traffic not in self._honest:
             calibration = self.provider.calibration(traffic)
-            self._honest[traffic] = Honest.of(self.provider.profile(traffic), calibration)
+            report = self.provider.pool(traffic).log
+            self._honest[traffic] = Honest.of(self.provider.profile(traffic), calibration, report)
         honest = self._honest[traffic]
         row = honest_row(self.provider) if cause is HONEST else measure_row(self.provider, cause)
         audits = HONEST_AUDITS if cause is HONEST else AUDITS

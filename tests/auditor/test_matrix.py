@@ -148,6 +148,12 @@ def test_names_are_families_or_deviations_and_strangers_are_refused():
     assert "kv/fp8" in listed.stdout
 
 
+def test_the_published_statistic_keeps_its_rate_on_the_requests_it_is_compared_on(finished):
+    _, found = finished
+    low, _ = bound(found["false_alarms"]["most"]["published"], found["false_alarms"]["audits"])
+    assert low <= found["alpha"]
+
+
 def test_tables_say_so_where_no_sample_was_enough(finished):
     _, found = finished
     most = f"> {found['rows'][3]['curve']['tokens'][-1]:,}"

@@ -2,10 +2,11 @@
 
     python -m tests.proofs.ray_fan_out [--requests 2000] [--actors 4]
 
-Real processes, a real SQLite queue and the demo model: 2,000 honest requests are generated, and audited three
-times: by a worker alone, by a worker whose crew of actors loses one to SIGKILL after the first shards, and as
-Parquet through Ray Data, losing one of its actors too. Ends with status 1 unless all verdicts and all evidence are
-the same bytes.
+Real processes, a real SQLite queue and the demo model: 2,000 honest requests are generated, and audited four
+times: by a worker alone, by a worker whose crew of actors loses one to SIGKILL after the first shards, as Parquet
+through Ray Data, losing one of its actors too, and by a crew on two nodes of which one is killed with half of the
+actors, for whom there is no room elsewhere. Ends with status 1 unless all verdicts and all evidence are the same
+bytes.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 from sqlalchemy import select
@@ -97,17 +99,14 @@ def actor_processes(name):
     return found
 
 
-def killing(service, audit_id, name, killed):
-    """Kill one of the actors once the first shards have been committed."""
+def killing(service, audit_id, kill):
+    """Call `kill` once the first shards have been committed, until it says that it has killed."""
 
     def run():
         for _ in range(3000):
             time.sleep(0.1)
             progress = sum(kind == "progress" for kind, _ in service.events(audit_id))
-            ours = [process for process in actor_processes(name) if process not in killed]
-            if progress >= 4 and ours:
-                os.kill(ours[0], signal.SIGKILL)
-                killed.append(ours[0])
+            if progress >= 4 and kill():
                 return
 
     thread = threading.Thread(target=run, daemon=True)
@@ -147,11 +146,45 @@ def prove(service, lines, parquet, options):
     ok = report(service, "one process", alone, first, [])
     for what, data, title in (("actors", lines, "ShardActor"), ("Ray Data, Parquet", parquet, "Parquet")):
         audit_id, killed = service.submit(data), []
-        thread = killing(service, audit_id, title, killed)
+        thread = killing(service, audit_id, partial(kill_an_actor, title, killed))
         service.work(crew)
         thread.join(timeout=1)
         ok = report(service, what, audit_id, first, killed) and bool(killed) and ok
     crew.close()
+    return on_two_nodes(service, lines, first, options.actors) and ok
+
+
+def kill_an_actor(name, killed):
+    ours = [process for process in actor_processes(name) if process not in killed]
+    if ours:
+        os.kill(ours[0], signal.SIGKILL)
+        killed.append(ours[0])
+    return bool(ours)
+
+
+def on_two_nodes(service, lines, first, actors):
+    from ray.cluster_utils import Cluster
+
+    room = {"num_cpus": actors // 2, "object_store_memory": 128 << 20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args=room)
+    second = cluster.add_node(num_cpus=actors - actors // 2, object_store_memory=128 << 20)
+    crew, killed = RayCrew(cluster.address, TARGET, actors=actors), []
+
+    def kill_the_node():
+        before = set(actor_processes("ShardActor"))
+        cluster.remove_node(second, allow_graceful=False)
+        time.sleep(1.0)
+        killed.extend(sorted(before - set(actor_processes("ShardActor"))))
+        return True
+
+    print(f"two nodes: actors {crew.processes()}", flush=True)
+    audit_id = service.submit(lines)
+    thread = killing(service, audit_id, kill_the_node)
+    service.work(crew)
+    thread.join(timeout=5)
+    ok = report(service, "a node", audit_id, first, killed) and bool(killed)
+    crew.close()
+    cluster.shutdown()
     return ok
 
 
