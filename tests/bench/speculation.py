@@ -148,14 +148,25 @@ def gain(aware: dict[str, object], counted: dict[str, object]) -> tuple[float, f
 def ours(
     model: Model, asks: list[Ask], batch: int, drafter: object, cost: CostCurve | None
 ) -> dict[str, object]:
-    engine = Engine(model, drafter=drafter, cost=cost, batch_size=batch)
+    """Outputs and seconds; `decoding`: of these, the seconds of steps in which no request got its first token."""
+    nodes = {"nodes": TOKENS} if isinstance(drafter, TraceDrafter) else {}
+    engine = Engine(model, drafter=drafter, cost=cost, batch_size=batch, **nodes)
     running = [engine.add(ask) for ask in asks]
-    started = time.process_time()
+    started, decoding = time.process_time(), 0.0
     while not all(request.finished for request in running):
+        begun, before = sum(bool(request.output) for request in running), time.process_time()
         engine.step()
+        if sum(bool(request.output) for request in running) == begun:
+            decoding += time.process_time() - before
     seconds = time.process_time() - started
     outputs = [tuple(request.output) for request in running]
-    return {"seconds": seconds, "outputs": outputs, "steps": engine.steps, "rows": engine.rows}
+    return {
+        "seconds": seconds,
+        "decoding": decoding,
+        "outputs": outputs,
+        "steps": engine.steps,
+        "rows": engine.rows,
+    }
 
 
 def theirs(model: object, asks: list[Ask], batch: int, **more: object) -> dict[str, object]:
@@ -227,6 +238,7 @@ def serving_part(options: argparse.Namespace) -> list[dict[str, object]]:
                         {"who": f"ours, {name}", "batch": batch, "temperature": temperature, "round": number}
                         | {
                             "tokens_per_second": tokens / got["seconds"],
+                            "decoded_per_second": (tokens - len(asks)) / got["decoding"],
                             "steps": got["steps"],
                             "rows": got["rows"],
                         }
@@ -319,6 +331,28 @@ def serving_table(rows: list[dict[str, object]]) -> list[str]:
     return lines
 
 
+def trace_table(rows: list[dict[str, object]]) -> list[str]:
+    """A log as its own guess beside plain decoding: whole requests, and without the steps that read prompts."""
+    lines = [
+        "| T | plain, tokens/s | trace, tokens/s | ratio (range) | the same with prompts read (range) |",
+        "|---|---|---|---|---|",
+    ]
+    alone = [row for row in rows if row["batch"] == 1]
+    for temperature in dict.fromkeys(row["temperature"] for row in alone):
+        plain, trace = (
+            [r for r in alone if r["who"] == f"ours, {who}" and r["temperature"] == temperature]
+            for who in ("plain", "trace")
+        )
+        cells = [
+            f"{statistics.median(r['decoded_per_second'] for r in some):,.0f}" for some in (plain, trace)
+        ]
+        for rate in ("decoded_per_second", "tokens_per_second"):
+            found = [own[rate] / other[rate] for own, other in zip(trace, plain, strict=True)]
+            cells.append(f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})")
+        lines.append(f"| {temperature} | {' | '.join(cells)} |")
+    return lines
+
+
 PARTS = {
     "replay": "Replay",
     "serving": "Serving",
@@ -360,6 +394,11 @@ def write() -> None:
                 f"All of our outputs were the same tokens: {'yes' if same else 'NO'}.",
                 "",
                 *serving_table(rows[1:]),
+                "",
+                "Replay of a log that guesses itself, one request at a time, decoding alone (what both read first, the",
+                "prompts, left out), and with the prompts:",
+                "",
+                *trace_table(rows[1:]),
             ]
     DOCUMENT.write_text("\n".join(text) + "\n")
 
