@@ -11,6 +11,9 @@ the same logs of the same sizes.
 * *published*: the mean margin clipped at 0.5. Its threshold is the lowest that convicts a share alpha at most
   both of logs drawn from calibration requests and of logs drawn from the report's honest requests: the
   calibration's alone lets it convict many times alpha of other honest requests, which no verdict may.
+* *one look*: the e-value of *tokens* above a threshold found as the published one's. It is no verdict, for it
+  promises nothing of another look, or of requests that the threshold was not found on: what it needs fewer
+  tokens than *tokens* is what that promise costs.
 * *differs*: the log holds a token that the honest provider would not have returned. Whatever looks at tokens
   only convicts at most alpha of the logs that do not (there the two providers cannot be told apart), so
   its power is at most alpha more than this share.
@@ -42,7 +45,7 @@ SIZES: tuple[tuple[int, int], ...] = (
 """(requests, most output tokens of each) of the logs that are judged."""
 
 AUDITS, HONEST_AUDITS = 400, 2_000
-HONEST_DRAWS = 4_000
+HONEST_DRAWS = 2_000
 SETTLED = 4
 """A row's answer is known when every way of judging convicted all logs of so many sizes in a row."""
 
@@ -62,6 +65,7 @@ class Curve:
     tokens_alone: tuple[float, ...]
     fingerprints: tuple[float, ...] | None
     fused: tuple[float, ...]
+    one_look: tuple[float, ...]
     published: tuple[float, ...]
     differs: tuple[float, ...]
 
@@ -91,6 +95,19 @@ def bound(share: float, total: int = AUDITS) -> tuple[float, float]:
 
 
 @dataclass(frozen=True, slots=True)
+class Bars:
+    """What at most a share alpha of honest logs of a size stands above.
+
+    Attributes:
+        margin: clipped mean margin. log_e: of the tests of tokens. distance: mean, of fingerprints.
+    """
+
+    margin: float
+    log_e: float
+    distance: float
+
+
+@dataclass(frozen=True, slots=True)
 class Honest:
     """What honest requests of one kind of traffic say, for every row that is held against them.
 
@@ -102,33 +119,32 @@ class Honest:
     profile: Profile
     cuts: dict[int, Cut]
     report: dict[int, Cut]
-    _bars: dict[tuple[tuple[int, int], float], tuple[float, float]] = field(default_factory=dict)
+    _bars: dict[tuple[tuple[int, int], float], Bars] = field(default_factory=dict)
 
     @classmethod
     def of(cls, profile: Profile, requests: Sequence[Seen], report: Sequence[Seen]) -> Honest:
         """From a profile, the requests it was calibrated on, and honest ones of the report."""
-        cuts, others = (
-            {most: Cut.of(some, most, grids=False) for most in lengths()} for some in (requests, report)
-        )
+        cuts, others = ({most: Cut.of(some, most) for most in lengths()} for some in (requests, report))
         return cls(profile, cuts, others)
 
-    def quantiles(self, size: tuple[int, int], alpha: float) -> tuple[float, float]:
-        """(clipped mean margin, mean distance) above which at most a share alpha of honest logs stands."""
+    def bars(self, size: tuple[int, int], alpha: float) -> Bars:
+        """For logs of a size; what looks at tokens is held to logs of both pools."""
         if (size, alpha) not in self._bars:
             self._bars[size, alpha] = self._drawn(size, alpha)
         return self._bars[size, alpha]
 
-    def _drawn(self, size: tuple[int, int], alpha: float) -> tuple[float, float]:
+    def _drawn(self, size: tuple[int, int], alpha: float) -> Bars:
         requests, most = size
-        margins = []
+        found = []
         for cut in (self.report[most], self.cuts[most]):
             draw = np.random.default_rng([_SEED, requests]).integers(
                 len(cut.tokens), size=(HONEST_DRAWS, requests)
             )
-            means = cut.clipped[draw].sum(axis=1) / cut.tokens[draw].sum(axis=1).clip(1)
-            margins.append(float(np.quantile(means, 1 - alpha)))
+            margins, evidence = _of_tokens(self.profile, cut, draw)
+            found.append([float(np.quantile(each, 1 - alpha)) for each in (margins, _fused(evidence))])
         distances = cut.distance[draw].mean(axis=1)
-        return max(margins), float(np.quantile(distances, 1 - alpha, method="higher"))
+        margin, log_e = np.max(found, axis=0).tolist()
+        return Bars(margin, log_e, float(np.quantile(distances, 1 - alpha, method="higher")))
 
 
 def lengths() -> list[int]:
@@ -170,6 +186,7 @@ def detection_curve(
         curves["tokens_alone"],
         curves["fingerprints"] if has_states else None,
         curves["fused"],
+        curves["one_look"],
         curves["published"],
         curves["differs"],
     )
@@ -182,28 +199,19 @@ def _judged(
     honest: Honest, cut: Cut, draw: I64, size: tuple[int, int], alpha: float, *, has_states: bool
 ) -> dict[str, float]:
     """Shares of logs, each a row of `draw`, that every way of judging convicts."""
-    weights = np.zeros((len(draw), len(cut.tokens)))
-    np.add.at(weights, (np.arange(len(draw))[:, None], draw), 1.0)
-    sums = (weights @ cut.grids.reshape(len(cut.grids), -1)).reshape(len(draw), *cut.grids.shape[1:])
-    margins = margin_log_e(honest.profile.calibration, sums)
-    outside, filtered, clipped, tokens = (
-        weights @ each for each in (cut.outside, cut.filtered, cut.clipped, cut.tokens)
-    )
-    evidence = _of_tokens(honest.profile, margins, outside, filtered, size[0])
-    ranks = rank_log_es(honest.cuts[size[1]].distance, cut.distance[draw])
-    alone = fused_log_es(list(evidence), np.stack(list(evidence.values())))
-    evidence["fingerprints"] = ranks
-    both = fused_log_es(list(evidence), np.stack(list(evidence.values())))
-    bar = -math.log(alpha)
-    margin, distance = honest.quantiles(size, alpha)
+    margins, evidence = _of_tokens(honest.profile, cut, draw)
+    alone = _fused(evidence)
+    evidence["fingerprints"] = rank_log_es(honest.cuts[size[1]].distance, cut.distance[draw])
+    bars = honest.bars(size, alpha)
     shares = {
-        "tokens_alone": alone >= bar,
-        "fused": both >= bar,
-        "published": clipped / tokens.clip(1) > margin,
+        "tokens_alone": alone >= -math.log(alpha),
+        "fused": _fused(evidence) >= -math.log(alpha),
+        "one_look": alone > bars.log_e,
+        "published": margins > bars.margin,
         "differs": _any(cut.differs, draw),
     }
     if has_states:
-        shares["fingerprints"] = cut.distance[draw].mean(axis=1) > TOLERANCE * distance
+        shares["fingerprints"] = cut.distance[draw].mean(axis=1) > TOLERANCE * bars.distance
     return {name: float(each.mean()) for name, each in shares.items()}
 
 
@@ -211,12 +219,25 @@ def _any(differs: Bools, draw: I64) -> Bools:
     return np.asarray(differs[draw].any(axis=1))
 
 
-def _of_tokens(profile: Profile, margins: F64, outside: F64, filtered: F64, requests: int) -> dict[str, F64]:
-    """The tests of logs' tokens, as in `gather_evidence`; simulated outputs end where honest ones do."""
-    evidence = {"token-difr": margins}
+def _fused(evidence: dict[str, F64]) -> F64:
+    return fused_log_es(list(evidence), np.stack(list(evidence.values())))
+
+
+def _of_tokens(profile: Profile, cut: Cut, draw: I64) -> tuple[F64, dict[str, F64]]:
+    """Clipped mean margins of logs, each a row of `draw`, and the tests of their tokens.
+
+    Tests are those of `gather_evidence`; simulated outputs end where honest ones do.
+    """
+    weights = np.zeros((len(draw), len(cut.tokens)))
+    np.add.at(weights, (np.arange(len(draw))[:, None], draw), 1.0)
+    sums = (weights @ cut.grids.reshape(len(cut.grids), -1)).reshape(len(draw), *cut.grids.shape[1:])
+    outside, filtered, clipped, tokens = (
+        weights @ each for each in (cut.outside, cut.filtered, cut.clipped, cut.tokens)
+    )
+    evidence = {"token-difr": margin_log_e(profile.calibration, sums)}
     if profile.filtered and filtered.any():
         null = profile.outside, profile.filtered
         edges = zip(outside.tolist(), filtered.tolist(), strict=True)
         evidence["outside-support"] = np.array([outside_log_e(*null, int(o), int(f)) for o, f in edges])
-    ends = outside_log_e(profile.contradicted, len(profile.honest), 0, requests, STOP_PRIOR)
-    return {**evidence, STOP_DECISIONS: np.full(len(margins), ends)}
+    ends = outside_log_e(profile.contradicted, len(profile.honest), 0, draw.shape[1], STOP_PRIOR)
+    return clipped / tokens.clip(1), {**evidence, STOP_DECISIONS: np.full(len(draw), ends)}

@@ -17,7 +17,7 @@ from auditor.matrix.spans import localised
 from auditor.reference.deviations import CATALOGUE, HONEST, Deviation, deviation
 
 WANTED = (0.9, 0.99)
-JUDGED = ("tokens_alone", "fingerprints", "fused", "published")
+JUDGED = ("tokens_alone", "fingerprints", "fused", "one_look", "published")
 
 
 @dataclass(eq=False)

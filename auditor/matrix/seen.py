@@ -94,9 +94,9 @@ class Cut:
     differs: Bools
 
     @classmethod
-    def of(cls, requests: Sequence[Seen], most: int, *, grids: bool = True) -> Cut:
-        """The first `most` tokens of each; `grids` are left out (no rows) where nobody wants them."""
-        found = log_likelihoods(r.counts(most) for r in requests) if grids else log_likelihoods(())
+    def of(cls, requests: Sequence[Seen], most: int) -> Cut:
+        """The first `most` tokens of each."""
+        found = log_likelihoods(r.counts(most) for r in requests)
         clipped = [np.minimum(r.margin[:most], PUBLISHED_CLIP)[~r.matched[:most]].sum() for r in requests]
         return cls(
             found,

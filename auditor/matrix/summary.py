@@ -27,7 +27,9 @@ def report(
     """
     honest, others = rows[0], rows[1:]
     curve = honest["curve"]
-    worst = {way: max(curve[way]) for way in ("fused", "tokens_alone", "fingerprints", "published")}
+    worst = {
+        way: max(curve[way]) for way in ("fused", "tokens_alone", "fingerprints", "one_look", "published")
+    }
     return {
         "schema": SCHEMA,
         "model_digest": model_digest,
@@ -45,7 +47,7 @@ def report(
         "honest_audits": honest_audits,
         "caught": sum(row["needed"]["fused"][WANTED] is not None for row in others),
         "rows_measured": len(others),
-        "beside_published": {way: beside(others, way) for way in ("tokens_alone", "fused")},
+        "beside_published": {way: beside(others, way) for way in ("tokens_alone", "fused", "one_look")},
         "floor": _floor(others),
         "diagnosis": {way: diagnosed(others, way) for way in ("named", "unlisted")},
         "rows": list(rows),

@@ -14,7 +14,7 @@ from auditor.matrix.texts import KEY, OPENING
 
 _COLUMNS = (
     *("name", "timing", "traffic", "tokens", "mismatches", "differing", "fused_90", "fused_99"),
-    *("tokens_alone_99", "fingerprints_99", "winning", "floor", "published_99"),
+    *("tokens_alone_99", "one_look_99", "fingerprints_99", "winning", "floor", "published_99"),
     *("diagnosis", "diagnosis_unlisted", "localisation_iou", "localisation_hits", "source"),
 )
 
@@ -63,7 +63,11 @@ def spans_text(row: dict[str, Any]) -> str:
 
 
 def _beside(found: dict[str, Any]) -> str:
-    names = {"tokens_alone": "tokens alone", "fused": "with fingerprints"}
+    names = {
+        "fused": "with fingerprints",
+        "tokens_alone": "tokens alone",
+        "one_look": "tokens at one look, a threshold of the same kind",
+    }
     lines = []
     for way, name in names.items():
         one = found["beside_published"][way]
@@ -107,6 +111,7 @@ def _opening(found: dict[str, Any]) -> list[str]:
         fused=alarms["most"]["fused"],
         alone=alarms["most"]["tokens_alone"],
         states=alarms["most"]["fingerprints"],
+        one_look=alarms["most"]["one_look"],
         published=alarms["most"]["published"],
         low=alarms["interval"][0],
         high=alarms["interval"][1],
@@ -129,7 +134,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [*_opening(found), *_diagnosis(found), *KEY.splitlines(), ""]
     head = [
         *("deviation", "shows", "mismatches", f"at output tokens {' / '.join(bucket_names(found))}"),
-        *("fused, 90 %", "fused, 99 %", "95 % of that", "tokens", "fingerprints", "wins", "floor"),
+        *("fused, 90 %", "fused, 99 %", "95 % of that", "tokens"),
+        *("one look", "fingerprints", "wins", "floor"),
         *("published, 99 %", "named", "spans"),
     ]
     rows = []
@@ -167,6 +173,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         tokens_text(row, "fused"),
         interval_text(row),
         tokens_text(row, "tokens_alone"),
+        tokens_text(row, "one_look"),
         tokens_text(row, "fingerprints"),
         row["winning"] or row["unseen"],
         most(row) if row["floor"] is None else f"{row['floor']:,}",
@@ -225,7 +232,7 @@ def comma_separated(found: dict[str, Any]) -> str:
             [
                 *(row[name] for name in ("name", "timing", "traffic", "tokens", "mismatches", "differing")),
                 *(needed["fused"][wanted] for wanted in ("0.9", WANTED)),
-                *(needed[way][WANTED] for way in ("tokens_alone", "fingerprints")),
+                *(needed[way][WANTED] for way in ("tokens_alone", "one_look", "fingerprints")),
                 *(row["winning"], row["floor"], needed["published"][WANTED]),
                 *(" ".join(cause for cause, _ in names.get(way, ())) for way in ("named", "unlisted")),
                 *(spans.get("iou"), spans.get("hits"), row["source"]),

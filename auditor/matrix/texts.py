@@ -22,14 +22,17 @@ same table, with `>` and that sample.
 
 Logs of the report's honest requests, drawn with replacement like the rows' ({honest_logs:,} of each size):
 at most {fused:.4f} convicted by the verdict (95 %: {low:.4f} to {high:.4f}), {alone:.4f} without
-fingerprints, {states:.4f} above the bar of fingerprints alone, {published:.4f} by the published statistic.
+fingerprints, {states:.4f} above the bar of fingerprints alone, {published:.4f} by the published statistic,
+{one_look:.4f} at one look.
 
 ## Beside the published statistic
 
-The mean margin clipped at 0.5. It gets the lowest threshold that keeps its rate on these requests too: the
-larger of the quantiles of honest calibration logs and of the report's honest logs, at each size. (The
-calibration's alone convicted up to 0.16 of the report's honest logs at a nominal 0.01. Verdicts get no such
-look at the requests they are judged on.) Tokens for power 0.99, ours over its, on the same logs:
+The mean margin clipped at 0.5. It gets the lowest threshold that keeps its rate on these requests too: at
+each size, the larger of the quantiles of honest calibration logs and of the report's honest logs. (The
+calibration's alone convicted up to 0.16 of the report's honest logs at a nominal 0.01.) A verdict gets no
+such look at the requests it is about: its bar is 1 / {alpha:g}, whatever the traffic, at every look at once.
+*One look* is our e-value of tokens above a threshold found as the published one's: what it saves is what
+that promise costs. Tokens for power 0.99, ours over the published, on the same logs:
 
 | | rows that both catch | geometric mean | rows where ours needs more | only ours | only the published |
 |---|---|---|---|---|---|
@@ -52,8 +55,9 @@ KEY = """
 
 *mismatches*: of the provider's tokens, those that the reference would not have returned; *fused*: the
 verdict's own e-value on logs with fingerprints, tokens for power 0.9, then for 0.99 with the sizes at which
-the 95 % bounds of the power reach it; *tokens*, *fingerprints*: each by itself for 0.99 (fingerprints: the
-log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration logs of that size; a dash
+the 95 % bounds of the power reach it; *tokens*, *one look*, *fingerprints*: each by itself for 0.99 (one
+look: above a threshold that promises nothing of another look or of other traffic, no verdict; fingerprints:
+the log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration logs of that size; a dash
 where no forward differs); *wins*: which of these two needs fewer, or what catches a row whose tokens
 are honest ones. *named*: the diagnosis of logs of twelve requests of a row that is caught, and in
 brackets where it differs without the row's own entry among the hypotheses. *spans*: for rows that do not

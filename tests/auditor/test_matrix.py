@@ -31,6 +31,7 @@ def few_honest_logs():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("auditor.matrix.run.HONEST_AUDITS", 200)
         patch.setattr("auditor.matrix.summary.HONEST_AUDITS", 200)
+        patch.setattr("auditor.matrix.power.HONEST_DRAWS", 400)
         yield
 
 
@@ -148,10 +149,21 @@ def test_names_are_families_or_deviations_and_strangers_are_refused():
     assert "kv/fp8" in listed.stdout
 
 
-def test_the_published_statistic_keeps_its_rate_on_the_requests_it_is_compared_on(finished):
+@pytest.mark.parametrize("way", ["published", "one_look"])
+def test_thresholds_keep_their_rate_on_the_requests_they_are_compared_on(finished, way):
     _, found = finished
-    low, _ = bound(found["false_alarms"]["most"]["published"], found["false_alarms"]["audits"])
+    low, _ = bound(found["false_alarms"]["most"][way], found["false_alarms"]["audits"])
     assert low <= found["alpha"]
+
+
+def test_one_look_needs_no_more_tokens_than_the_promise_to_hold_at_any(rows):
+    for name in ASKED:
+        assert all(
+            once >= promised
+            for once, promised in zip(
+                rows[name]["curve"]["one_look"], rows[name]["curve"]["tokens_alone"], strict=True
+            )
+        )
 
 
 def test_tables_say_so_where_no_sample_was_enough(finished):
@@ -180,7 +192,7 @@ def test_the_page_needs_nothing_else_and_says_in_words_what_it_colours(finished)
 
 def test_tokens_needed_are_those_from_which_power_stays():
     none = (0.0, 0.0, 0.0, 0.0)
-    curve = Curve((10, 20, 30, 40), none, None, (0.95, 0.5, 0.99, 1.0), none, none)
+    curve = Curve((10, 20, 30, 40), none, None, (0.95, 0.5, 0.99, 1.0), none, none, none)
     assert (curve.needed(0.9), curve.needed(0.99), curve.needed(0.9, "published")) == (30, 30, None)
     assert curve.needed(0.9, "fingerprints") is None
     low, high = bound(0.0)
