@@ -28,7 +28,7 @@ from torch import Tensor
 from auditor.errors import OptionError
 from auditor.reference.batch import Span, extend
 from auditor.reference.choice import Walked, walk_trees
-from auditor.reference.drafters.cost import Budget, Call, CostCurve
+from auditor.reference.drafters.cost import Budget, Call, CostCurve, Payback
 from auditor.reference.drafters.drafter import Context, Drafter, NoDrafts, Verified, propose_all
 from auditor.reference.drafters.tree import EMPTY, DraftTree
 from auditor.reference.layers.mamba2 import Branches
@@ -91,13 +91,14 @@ class Engine:
         self.model, self.drafter = model, NoDrafts() if drafter is None else drafter
         self.cache = model.new_cache(limit=slots)
         self.live: list[_Live] = []
-        self.steps = self.rows = 0
+        self.steps = self.rows = self.tokens = 0
         self._waiting: deque[_Live] = deque()
         self._cost, self._batch_size, self._nodes, self._keep_states = cost, batch_size, nodes, keep_states
         self._smooth = None if cost is None else cost.smooth
         self._token_budget = max(token_budget or model.pack_tokens, batch_size + 1)
         trees = model.config.follows_trees and not model.from_the_beginning
         self._drafts = drafter is not None and trees
+        self._payback = None if cost is None or not self._drafts else Payback()
 
     def add(self, ask: Ask, sequence: Sequence | None = None) -> Running:
         """Queue a request; `sequence` is the beginning of its prompt, where this cache has it already.
@@ -127,6 +128,17 @@ class Engine:
             ContextLengthError: a sequence exceeds the model's context.
             OptionError: the cache is too small for one sequence.
         """
+        if self._cost is None:
+            self._take()
+            return
+        start, before = self._cost.clock(), self.tokens
+        sequences = self._take()
+        if sequences and self._payback is not None:
+            worth = (self.tokens - before) * self._cost(sequences) / sequences
+            self._payback.note(worth, self._cost.clock() - start)
+
+    def _take(self) -> int:
+        """Take a step; how many sequences were decoded if none was read, else 0."""
         self._admit()
         packed = self._packed()
         spans = [self._span(live) for live in packed]
@@ -143,6 +155,12 @@ class Engine:
         if drawing:
             self._verify(drawing, hidden)
         self.live = [live for live in self.live if not live.request.finished]
+        return 0 if exact else len(packed)
+
+    @property
+    def _asks(self) -> bool:
+        """Whether the drafter is asked in this step."""
+        return self._drafts and (self._payback is None or self._payback.asks)
 
     def _admit(self) -> None:
         while self._waiting and len(self.live) < self._batch_size:
@@ -175,7 +193,7 @@ class Engine:
     def _draft(self, decoding: SequenceOf[_Live], other_rows: int, room: int) -> None:
         for live in decoding:
             live.tree, live.rows = EMPTY, 1
-        if not (self._drafts and decoding):
+        if not (self._asks and decoding):
             return
         call = Call(self._smooth, room, other_rows + len(decoding), float(len(decoding)))
         asked = []
@@ -251,7 +269,7 @@ class Engine:
             self._commit(live, states, walked, verified)
 
     def _shown(self, drawing: SequenceOf[_Live], logits: Tensor, sizes: list[int]) -> list[Verified | None]:
-        if not (self.drafter.top and self._drafts):
+        if not (self.drafter.top and self._asks):
             return [None] * len(drawing)
         top = torch.topk(logits, min(self.drafter.top, logits.shape[1]), dim=1)
         parts = zip(torch.split(top.indices, sizes), torch.split(top.values, sizes), strict=True)
@@ -267,6 +285,7 @@ class Engine:
         rows = [0, *(node + 1 for node in nodes)]
         kept = None if states is None else states[rows[: len(tokens)]]
         emitted = tokens[: request.append(tokens, kept, drafts)]
+        self.tokens += len(emitted)
         chunk = live.rows - len(live.tree)
         sequence.length += chunk - 1  # a prompt's rows before the root
         if rows[-1] == len(rows) - 1:  # the first guesses: their slots are in their places

@@ -4,6 +4,7 @@ A guess is worth its row while value > (C(n + 1) - C(n)) * accepted(n) / C(n), w
 that it is taken, n the rows of the call so far and `accepted(n)` the tokens expected of them; beyond that it
 lowers tokens a second. Real curves jump (rows of products are padded, trees need masks), so trees are grown
 along the convex curve below, and all of a call's are dropped if plain decoding is expected to be quicker.
+What was expected need not come, and asking costs too: `Payback` goes by what steps really took.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -28,11 +29,12 @@ class CostCurve:
     """Seconds of one call over a batch, by its rows; straight between the points.
 
     Attributes:
-        rows: rising. seconds: of a call of so many.
+        rows: rising. seconds: of a call of so many. clock: by which they were measured.
     """
 
     rows: tuple[int, ...]
     seconds: tuple[float, ...]
+    clock: Callable[[], float] = time.perf_counter
 
     @property
     def smooth(self) -> CostCurve:
@@ -94,7 +96,7 @@ class CostCurve:
         # More rows never cost less; what looks so is the machine's noise.
         for place in range(1, len(measured)):
             measured[place] = max(measured[place], measured[place - 1])
-        return cls(tuple(rows * batch for rows in _PROFILED), tuple(measured))
+        return cls(tuple(rows * batch for rows in _PROFILED), tuple(measured), clock)
 
 
 def _seconds(work: Callable[[], object], clock: Callable[[], float]) -> float:
@@ -150,3 +152,41 @@ class Budget:
     def alone(cls, nodes: int, depth: int = 64, cost: CostCurve | None = None) -> Budget:
         """Return the budget of a sequence in a call of its own."""
         return cls(nodes, depth, Call(cost, nodes, 1, 1.0))
+
+
+_TRIAL = 4
+_FIRST_TRIAL, _LONGEST = 16, 256
+
+
+@dataclass(slots=True)
+class Payback:
+    """Whether asking for guesses pays, by what steps with and without it took: the better way goes on.
+
+    The other one is tried again for a few steps, after twice as many each time that it lost. A step counts as
+    the seconds that its tokens would have taken by the cost curve, plainly, over those that it took: so steps
+    of many sequences and of few can be compared.
+    """
+
+    asks: bool = True
+    _left: int = _FIRST_TRIAL
+    _patience: int = _FIRST_TRIAL
+    _trying: bool = True
+    _worth: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    _spent: list[float] = field(default_factory=lambda: [0.0, 0.0])
+
+    def note(self, worth: float, seconds: float) -> None:
+        """Count a step, taken the way that `asks` says, and say how the next one is taken."""
+        self._worth[self.asks] += worth
+        self._spent[self.asks] += seconds
+        self._left -= 1
+        if self._left:
+            return
+        if 0.0 in self._spent or not self._trying:
+            self.asks, self._left, self._trying = not self.asks, _TRIAL, True
+            return
+        drafted = self._worth[True] * self._spent[False] > self._worth[False] * self._spent[True]
+        held = drafted is not self.asks  # what is on trial lost
+        self._patience = min(2 * self._patience, _LONGEST) if held else _FIRST_TRIAL
+        self.asks, self._left, self._trying = drafted, self._patience, False
+        for sums in (self._worth, self._spent):
+            sums[:] = [each / 2 for each in sums]
