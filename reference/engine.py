@@ -98,7 +98,7 @@ class Engine:
         self._token_budget = max(token_budget or model.pack_tokens, batch_size + 1)
         trees = model.config.follows_trees and not model.from_the_beginning
         self._drafts = drafter is not None and trees
-        self._payback = None if cost is None or not self._drafts else Payback()
+        self._payback = None if cost is None or not self._drafts else Payback(cost)
 
     def add(self, ask: Ask, sequence: Sequence | None = None) -> Running:
         """Queue a request; `sequence` is the beginning of its prompt, where this cache has it already.
@@ -128,14 +128,14 @@ class Engine:
             ContextLengthError: a sequence exceeds the model's context.
             OptionError: the cache is too small for one sequence.
         """
-        if self._cost is None:
+        if self._payback is None:
             self._take()
             return
-        start, before = self._cost.clock(), self.tokens
+        clock, before = self._payback.cost.clock, self.tokens
+        start = clock()
         sequences = self._take()
-        if sequences and self._payback is not None:
-            worth = (self.tokens - before) * self._cost(sequences) / sequences
-            self._payback.note(worth, self._cost.clock() - start)
+        if sequences:
+            self._payback.note(sequences, self.tokens - before, clock() - start)
 
     def _take(self) -> int:
         """Take a step; how many sequences were decoded if none was read, else 0."""

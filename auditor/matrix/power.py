@@ -135,15 +135,17 @@ class Honest:
 
     def _drawn(self, size: tuple[int, int], alpha: float) -> Bars:
         requests, most = size
-        found = []
-        for cut in (self.report[most], self.cuts[most]):
-            draw = np.random.default_rng([_SEED, requests]).integers(
-                len(cut.tokens), size=(HONEST_DRAWS, requests)
-            )
-            margins, evidence = _of_tokens(self.profile, cut, draw)
+
+        def drawn(cut: Cut) -> I64:
+            generator = np.random.default_rng([_SEED, requests])
+            return generator.integers(len(cut.tokens), size=(HONEST_DRAWS, requests))
+
+        found, own = [], self.cuts[most]
+        for cut in (own, self.report[most]):
+            margins, evidence = _of_tokens(self.profile, cut, drawn(cut))
             found.append([float(np.quantile(each, 1 - alpha)) for each in (margins, _fused(evidence))])
-        distances = cut.distance[draw].mean(axis=1)
         margin, log_e = np.max(found, axis=0).tolist()
+        distances = own.distance[drawn(own)].mean(axis=1)
         return Bars(margin, log_e, float(np.quantile(distances, 1 - alpha, method="higher")))
 
 

@@ -165,8 +165,12 @@ class Payback:
     The other one is tried again for a few steps, after twice as many each time that it lost. A step counts as
     the seconds that its tokens would have taken by the cost curve, plainly, over those that it took: so steps
     of many sequences and of few can be compared.
+
+    Attributes:
+        asks: whether the next step is to have guesses.
     """
 
+    cost: CostCurve
     asks: bool = True
     _left: int = _FIRST_TRIAL
     _patience: int = _FIRST_TRIAL
@@ -174,9 +178,9 @@ class Payback:
     _worth: list[float] = field(default_factory=lambda: [0.0, 0.0])
     _spent: list[float] = field(default_factory=lambda: [0.0, 0.0])
 
-    def note(self, worth: float, seconds: float) -> None:
-        """Count a step, taken the way that `asks` says, and say how the next one is taken."""
-        self._worth[self.asks] += worth
+    def note(self, sequences: int, tokens: int, seconds: float) -> None:
+        """Count a step of so many sequences, taken the way that `asks` says, and choose the next one's."""
+        self._worth[self.asks] += tokens * self.cost(sequences) / sequences
         self._spent[self.asks] += seconds
         self._left -= 1
         if self._left:

@@ -135,7 +135,7 @@ def test_a_stopped_worker_that_wakes_after_its_lease_writes_nothing(store, datab
     assert len(tokens) == 2
 
 
-@pytest.mark.parametrize(("what", "fewest"), [("submit", 30), ("work", 80), ("place", 40)])
+@pytest.mark.parametrize(("what", "fewest"), [("submit", 34), ("work", 80), ("place", 40)])
 def test_whoever_is_killed_at_a_boundary_leaves_a_state_that_the_rest_goes_on_from(
     database_url, tmp_path, what, fewest
 ):

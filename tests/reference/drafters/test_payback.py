@@ -60,25 +60,25 @@ def steps_of(payback, speed, count):
     asked = []
     for step in range(count):
         asked.append(payback.asks)
-        payback.note(1.0, 1.0 / speed(step) if payback.asks else 1.0)
+        payback.note(1, 1, 0.001 / speed(step) if payback.asks else 0.001)
     return asked
 
 
 @pytest.mark.parametrize(("speed", "most"), [(0.5, 0.1), (0.95, 0.1)])
 def test_guesses_that_slow_decoding_down_are_tried_ever_more_rarely(speed, most):
-    asked = steps_of(Payback(), lambda _: speed, 2000)
+    asked = steps_of(Payback(CHEAP), lambda _: speed, 2000)
     assert all(asked[:16])
     assert sum(asked) < most * len(asked)
     assert any(asked[-512:]), "it is never tried again"
 
 
 def test_guesses_that_pay_are_nearly_always_made():
-    asked = steps_of(Payback(), lambda _: 1.3, 2000)
+    asked = steps_of(Payback(CHEAP), lambda _: 1.3, 2000)
     assert sum(asked) > 0.9 * len(asked)
 
 
 def test_a_drafter_that_begins_to_pay_is_found_out():
-    asked = steps_of(Payback(), lambda step: 0.6 if step < 500 else 3.0, 3000)
+    asked = steps_of(Payback(CHEAP), lambda step: 0.6 if step < 500 else 3.0, 3000)
     assert sum(asked[:500]) < 100
     assert sum(asked[1200:]) > 0.9 * 1800
 
