@@ -18,6 +18,20 @@ def test_the_mean_over_all_orders_is_one(n, m):
     assert mean == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(("n", "m"), [(2, 1), (4, 1), (3, 2), (1, 3)])
+def test_one_may_look_after_each_request(n, m):
+    """Exact: an honest request comes anywhere in the order so far, and on average leaves the e-value as it is."""
+    for order in permutations(range(n + m)):
+        so_far = np.array(order, float) + 1
+        later = [
+            rank_log_e(so_far[:n], np.append(so_far[n:], place + 0.5), tolerance=1.0)
+            for place in range(n + m + 1)
+        ]
+        assert np.mean(np.exp(later)) == pytest.approx(
+            np.exp(rank_log_e(so_far[:n], so_far[n:], tolerance=1.0))
+        )
+
+
 @pytest.mark.parametrize("draw", ["normal", "cauchy", "few values"])
 def test_honest_requests_rarely_reach_a_small_alpha(draw):
     generator = np.random.default_rng(1)
@@ -36,6 +50,16 @@ def test_an_honest_provider_may_differ_by_the_tolerance_in_every_request():
     x = np.random.default_rng(2).normal(10, 0.1, 60)
     assert rank_log_e(x[:40], x[40:] * TOLERANCE * 0.97) < 0
     assert rank_log_e(x[:40], x[40:] * TOLERANCE * 1.2) > np.log(1e6)
+
+
+@pytest.mark.parametrize(("share", "requests"), [(0.9, 8), (0.3, 48)])
+def test_a_provider_that_cheats_on_some_requests_is_convicted(share, requests):
+    """Its other requests are honest ones, which no common factor explains: of 100 audits most convict at 0.01."""
+    generator = np.random.default_rng(4)
+    calibration = generator.lognormal(0, 0.3, 192)
+    audited = generator.lognormal(0, 0.3, (100, requests))
+    audited = np.where(generator.random(audited.shape) < share, 10 * audited, audited)
+    assert (rank_log_es(calibration, audited) >= np.log(100)).sum() >= 95
 
 
 def test_evidence_only_grows_with_a_distance():
