@@ -9,6 +9,7 @@ Every cause is rated by how well it predicts what the replay of a dozen requests
   other model, the hidden prompt).
 * the rest of the catalogue (`further_candidates`), where none of these leaves only honest noise: on a few
   requests at first, the best of it on all.
+* *drafted*: a smaller model's guesses, where one is at hand (`drafted.py`).
 * `sampler/runner-up`: honest noise, and now and then the second best token, however far behind.
 * `other`: noise of any scale and gross misses at any rate, so that a bad fit is not given a name.
 
@@ -25,20 +26,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import logsumexp
 
+from auditor.drafted import DRAFTED, POSITION, SUBSTITUTED, drafted_fits, guessing, slips_to
 from auditor.errors import AuditError
 from auditor.evidence import Calibration, log_prior
 from auditor.hypotheses import can_be_replayed, candidates, further_candidates, other_schemes
 from auditor.noise_model import (
     F64,
-    SLIP_RATES,
     RequestCounts,
+    Slips,
     count_request,
     log_likelihoods,
     slip_log_likelihoods,
 )
-from auditor.preparation import is_speculated, prepare
+from auditor.preparation import prepare
 from auditor.profile import Profile
-from auditor.reference.deviations import HONEST, Deviation
+from auditor.reference.deviations import HONEST, Deviation, Prompt
 from auditor.reference.head import RowStats
 from auditor.reference.request import Request
 from auditor.replay import prompt_of
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
 
 OTHER = "other"
 RUNNER_UP = "sampler/runner-up"
+_SLIP_RATES: F64 = np.array([3e-3, 1e-2, 3e-2, 1e-1])
 
 # Simulated causes are only alike, not equal, to real ones: more requests would be sure of the wrong one.
 _REQUESTS = 12
@@ -64,12 +67,22 @@ hypotheses costs a copy of the weights and a pass. It is a matter of the model, 
 _LEAST_WEIGHT = 0.01
 
 
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    """One request as declared, with what rebuilds its prompt."""
+Drafted = Mapping[str, Sequence[Slips]]
+"""Each request beside a draft model's guesses, by how it draws them."""
 
-    scored: Scored
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One request as declared, with what rebuilds its prompt.
+
+    Attributes:
+        mode: as `replay.mode_of` has it. counts: as the reference scored it.
+    """
+
     request: Request
+    prompt: Prompt
+    mode: str
+    counts: RequestCounts
 
 
 def diagnose(
@@ -80,14 +93,21 @@ def diagnose(
     Args:
         usable: requests that were scored, at least one.
     """
-    chosen = _chosen(usable, reference)
-    seen = [(a.scored.mode, a.scored.counts) for a in chosen if a.scored.counts is not None]
-    replayed = _replayed(chosen, candidates(), reference)
-    if asks_catalogue(reference.model.config) and not is_explained(replayed, profile.calibration):
+    return causes_of(_chosen(usable, reference), profile, reference)
+
+
+def causes_of(
+    asked: Sequence[Asked], profile: Profile, reference: Reference
+) -> tuple[tuple[str, float], ...]:
+    """`diagnose` of these very requests."""
+    seen = [(a.mode, a.counts) for a in asked]
+    substituted, drafted = beside_guesses(asked, reference)
+    replayed = replayed_under(asked, candidates(), reference) | substituted
+    if asks_catalogue(reference.model.config) and not is_explained(seen, replayed, drafted, profile):
         further = further_candidates()
-        likeliest = shortlisted(_replayed(chosen[:FEW], further, reference), profile.calibration)
-        replayed |= _replayed(chosen, [d for d in further if d.name in likeliest], reference)
-    return rank_causes(seen, replayed, profile)
+        likeliest = shortlisted(replayed_under(asked[:FEW], further, reference), profile.calibration)
+        replayed |= replayed_under(asked, [d for d in further if d.name in likeliest], reference)
+    return rank_causes(seen, replayed, drafted, profile)
 
 
 def asks_catalogue(sizes: Sizes) -> bool:
@@ -105,20 +125,25 @@ def shortlisted(replayed: Mapping[str, Sequence[RequestCounts]], calibration: Ca
 def rank_causes(
     seen: Sequence[tuple[str, RequestCounts]],
     replayed: Mapping[str, Sequence[RequestCounts]],
+    drafted: Drafted,
     profile: Profile,
 ) -> tuple[tuple[str, float], ...]:
     """(cause, weight) as `diagnose` returns them.
 
     Args:
         seen: mode and counts of each request as declared. replayed: its counts under each hypothesis.
+        drafted: it beside guesses; empty without a draft model.
     """
     declared = [counts for _, counts in seen]
     grid = log_likelihoods(declared).sum(axis=0)
     ratings = {OTHER: [float(logsumexp(_broad_prior() + grid))]}
     for cause, fit in simulated_fits(seen, profile).items():
         ratings.setdefault(cause, []).append(fit)
-    slips = slip_log_likelihoods(declared) - np.log(len(SLIP_RATES))
+    runners_up = (Slips.to_runner_up(counts) for counts in declared)
+    slips = slip_log_likelihoods(runners_up, _SLIP_RATES) - np.log(len(_SLIP_RATES))
     ratings[RUNNER_UP] = [float(logsumexp(profile.calibration.posterior[..., None] + slips))]
+    if drafted:
+        ratings[DRAFTED] = drafted_fits(drafted, profile.calibration)
     prior = _residual_prior(profile.calibration)
     for cause, counts in replayed.items():
         if list(counts) != declared:  # else it changes nothing in these requests
@@ -132,13 +157,24 @@ def rank_causes(
     return tuple((cause, weight) for cause, weight in ranked if weight >= _LEAST_WEIGHT)
 
 
-def is_explained(replayed: Mapping[str, Sequence[RequestCounts]], calibration: Calibration) -> bool:
-    """Whether a hypothesis leaves no more than honest noise: likelier as that than as noise of any scale."""
+def is_explained(
+    seen: Sequence[tuple[str, RequestCounts]],
+    replayed: Mapping[str, Sequence[RequestCounts]],
+    drafted: Drafted,
+    profile: Profile,
+) -> bool:
+    """Whether a hypothesis leaves no more than honest noise: likelier as that than as noise of any scale.
+
+    Args:
+        seen, replayed, drafted: as `rank_causes` takes them.
+    """
     for counts in replayed.values():
         grid = log_likelihoods(counts).sum(axis=0)
-        if logsumexp(calibration.posterior + grid) > logsumexp(_broad_prior() + grid):
+        if logsumexp(profile.calibration.posterior + grid) > logsumexp(_broad_prior() + grid):
             return True
-    return False
+    declared = log_likelihoods(counts for _, counts in seen).sum(axis=0)
+    fits = drafted_fits(drafted, profile.calibration)
+    return bool(max(fits, default=-np.inf) > logsumexp(_broad_prior() + declared))
 
 
 def simulated_fits(seen: Sequence[tuple[str, RequestCounts]], profile: Profile) -> dict[str, float]:
@@ -175,28 +211,63 @@ def _broad_prior() -> F64:
     return np.full(shape, -np.log(shape[0] * shape[1]))
 
 
-def _chosen(usable: Sequence[Scored], reference: Reference) -> list[_Asked]:
-    """A dozen requests spread over the log, of at most `_TOKENS` output tokens or one request."""
-    slow = any(s.trace.sampling.shaped or is_speculated(s.trace) for s in usable)
-    most = _SLOW_TOKENS if slow else _TOKENS
+def _chosen(usable: Sequence[Scored], reference: Reference) -> list[Asked]:
+    """A dozen requests spread over the log, as many as are within reach."""
     step = max(1, len(usable) // _REQUESTS)
-    chosen: list[_Asked] = []
+    return within_reach([_asked(scored, reference) for scored in usable[::step][:_REQUESTS]])
+
+
+def _asked(scored: Scored, reference: Reference) -> Asked:
+    assert scored.counts is not None, "a request that was scored"
+    request = prepare(scored.trace, reference)
+    return Asked(request, prompt_of(scored.trace, request, reference), scored.mode, scored.counts)
+
+
+def within_reach(requests: Sequence[Asked]) -> list[Asked]:
+    """The first of them, of at most `_TOKENS` output tokens or one request; fewer where rows are slow."""
+    slow = any(a.request.spec.shaped or a.request.speculated is not None for a in requests)
+    most = _SLOW_TOKENS if slow else _TOKENS
+    chosen: list[Asked] = []
     tokens = 0
-    for scored in usable[::step][:_REQUESTS]:
-        tokens += len(scored.trace.output_token_ids or ())
+    for one in requests:
+        tokens += len(one.request.output)
         if chosen and tokens > most:
             break
-        chosen.append(_Asked(scored, prepare(scored.trace, reference)))
+        chosen.append(one)
     return chosen
 
 
-def _replayed(
-    chosen: Sequence[_Asked], hypotheses: Sequence[Deviation], reference: Reference
+def beside_guesses(
+    asked: Sequence[Asked], reference: Reference
+) -> tuple[dict[str, list[RequestCounts]], dict[str, list[Slips]]]:
+    """Counts as if the draft model had been served, and requests beside its guesses.
+
+    Both are empty without a draft model of the same vocabulary, and where drafts were declared: then they
+    are judged as declared.
+    """
+    draft = reference.draft
+    if draft is None or draft.config.vocab_size != reference.model.config.vocab_size:
+        return {}, {}
+    if any(a.request.speculated is not None for a in asked):
+        return {}, {}
+    guessed = reference.runner.under(((guessing(a.request), a.request.prompt) for a in asked), draft)
+    declared = reference.runner.score([a.request for a in asked])
+    served: list[RequestCounts] = []
+    ways: dict[str, list[Slips]] = {}
+    for stats, guesses in zip(declared, guessed, strict=True):
+        served.append(counted(guesses[POSITION]))
+        for way, own in guesses.items():
+            ways.setdefault(way, []).append(slips_to(stats, own.winner))
+    return {SUBSTITUTED: served}, {way: slips for way, slips in ways.items() if len(slips) == len(asked)}
+
+
+def replayed_under(
+    asked: Sequence[Asked], hypotheses: Sequence[Deviation], reference: Reference
 ) -> dict[str, list[RequestCounts]]:
-    """Counts of the chosen requests under each hypothesis that could be replayed."""
+    """Counts of requests under each hypothesis that could be replayed."""
     found: dict[str, list[RequestCounts]] = {}
     for together in by_pass(hypotheses):
-        found.update(_scored_under(chosen, together, reference))
+        found.update(_scored_under(asked, together, reference))
     return found
 
 
@@ -209,21 +280,21 @@ def by_pass(hypotheses: Sequence[Deviation]) -> list[list[Deviation]]:
 
 
 def _scored_under(
-    chosen: Sequence[_Asked], together: Sequence[Deviation], reference: Reference
+    asked: Sequence[Asked], together: Sequence[Deviation], reference: Reference
 ) -> dict[str, list[RequestCounts]]:
     """Counts of each request under hypotheses that share a forward pass; empty where it cannot be made."""
     first = together[0]
     counts: dict[str, list[RequestCounts]] = {}
     try:
         deviant = first.model(reference.model, None)
-        fed = [tuple(first.prompt(prompt_of(a.scored.trace, a.request, reference))) for a in chosen]
-        variants = [dict(variants_of(asked.request, together, reference)) for asked in chosen]
+        fed = [tuple(first.prompt(a.prompt)) for a in asked]
+        variants = [dict(variants_of(a.request, together, reference)) for a in asked]
         for rows in reference.runner.under(zip(variants, fed, strict=True), deviant):
             for name, stats in rows.items():
                 counts.setdefault(name, []).append(counted(stats))
     except AuditError:  # a prompt beyond the context, a model that cannot be changed: not this hypothesis
         return {}
-    return {name: found for name, found in counts.items() if len(found) == len(chosen)}
+    return {name: found for name, found in counts.items() if len(found) == len(asked)}
 
 
 def variants_of(

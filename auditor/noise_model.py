@@ -30,6 +30,7 @@ import numpy.typing as npt
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 
 BINS_PER_DECADE = 6
 _LOWEST = -6  # a slack below a millionth of a logit is a tie
@@ -85,7 +86,7 @@ class RequestCounts:
         return sum(self.missed.values())
 
 
-def count_request(slack: F64, margin: F64, matched: npt.NDArray[np.bool_]) -> RequestCounts:
+def count_request(slack: F64, margin: F64, matched: Bools) -> RequestCounts:
     """Reduce one request's positions (arrays [n]) to counts."""
     slack_bin, margin_bin = bin_of(slack), bin_of(margin)
     ids, counts = np.unique(slack_bin[matched], return_counts=True)
@@ -148,26 +149,53 @@ def log_likelihoods(requests: Iterable[RequestCounts]) -> F64:
     return np.stack(grids) if grids else np.zeros((0, len(SCALES), len(GROSS_RATES)))
 
 
-SLIP_RATES: F64 = np.array([3e-3, 1e-2, 3e-2, 1e-1])
-"""Grid of rates at which the runner-up is returned whatever its distance."""
+@dataclass(frozen=True, slots=True)
+class Slips:
+    """One request beside a guess at every token, which may have been returned in place of the honest one.
+
+    Attributes:
+        resisted: tokens that match although the guess was another.
+        taken: {(slack bin, margin bin): mismatches that are the guess}.
+    """
+
+    counts: RequestCounts
+    resisted: int
+    taken: dict[tuple[int, int], int]
+
+    @classmethod
+    def to_runner_up(cls, counts: RequestCounts) -> Slips:
+        """The guess is always the second best token: whose margin is the slack."""
+        taken = {(d, m): count for (d, m), count in counts.missed.items() if d == m}
+        return cls(counts, sum(counts.matched.values()), taken)
+
+    @classmethod
+    def of(
+        cls, slack: F64, margin: F64, matched: npt.NDArray[np.bool_], guess: npt.NDArray[np.bool_]
+    ) -> Slips:
+        """From a request's positions, arrays [n]; `guess`: whether the returned token is the guess."""
+        slips = guess & ~matched
+        taken = count_request(slack[slips], margin[slips], matched[slips]).missed
+        return cls(count_request(slack, margin, matched), int((matched & ~guess).sum()), taken)
 
 
-def slip_log_likelihoods(requests: Iterable[RequestCounts]) -> F64:
-    """Log-likelihood of requests together if, beside noise, the runner-up is returned now and then.
+def slip_log_likelihoods(requests: Iterable[Slips], rates: F64) -> F64:
+    """Log-likelihood of requests together if, beside noise, the guess is returned now and then.
 
-    A token slips at the rate r whatever its slack; its margin is then its slack.
+    Args:
+        rates: at which it is, whatever its distance, [K].
 
     Returns:
-        [S, PI, SLIP_RATES].
+        [S, PI, K].
     """
     log_match, log_miss = _tables()
-    with np.errstate(divide="ignore"):
-        stays, slips = np.log1p(-SLIP_RATES), np.log(SLIP_RATES)
-    total = np.zeros((len(SCALES), len(GROSS_RATES), len(SLIP_RATES)))
+    stays, slips = np.log1p(-rates), np.log(rates)
+    total = np.zeros((len(SCALES), len(GROSS_RATES), len(rates)))
     for request in requests:
-        for d, count in request.matched.items():
-            total += count * (log_match[d][..., None] + stays)
-        for (d, m), count in request.missed.items():
+        total += request.resisted * stays
+        for d, count in request.counts.matched.items():
+            total += count * log_match[d][..., None]
+        for (d, m), count in request.counts.missed.items():
+            taken = request.taken.get((d, m), 0)
             by_noise = log_miss[d, m][..., None] + stays
-            total += count * (np.logaddexp(by_noise, slips) if d == m else by_noise)
+            total += (count - taken) * by_noise + taken * np.logaddexp(by_noise, slips)
     return total

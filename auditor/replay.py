@@ -29,6 +29,7 @@ from auditor.fingerprints.token_difr import TokenScores, token_scores
 from auditor.journal import Entry, Remembered
 from auditor.noise_model import RequestCounts, count_request
 from auditor.preparation import is_speculated, prepare, prompt_ids, without_seed
+from auditor.profiles import companion_model
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
 from auditor.reference.deviations import Prompt
 from auditor.reference.head import RowStats
@@ -54,6 +55,9 @@ class Reference:
     """The trusted side of an audit: one model, its tokenizer, its recipe.
 
     The runner is kept, for it remembers the beginnings that prompts share, across audits too.
+
+    Attributes:
+        draft: a smaller model that the provider may guess with, or serve: only causes rest on it.
     """
 
     model: ReferenceModel
@@ -62,6 +66,7 @@ class Reference:
     tokenizer_digest: str
     template_digest: str | None
     recipe: str
+    draft: ReferenceModel | None = None
     _declared: dict[str, Reference] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
@@ -71,13 +76,18 @@ class Reference:
         *,
         dtype: torch.dtype = torch.float32,
         adapter: Path | str | None = None,
+        draft: Path | str | None = None,
     ) -> Reference:
         """Load a model directory for scoring, with the LoRA adapter that was sold on top of it.
+
+        Args:
+            draft: of a smaller model of the same vocabulary; the shipped one for the demo model if None.
 
         Raises:
             ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
         """
         model = load_model(directory, dtype=dtype, adapter=adapter)
+        smaller = draft or companion_model(model.digest)
         name = str(dtype).removeprefix("torch.")
         recipe = f"auditor-{VERSION}/{name}/prefill"
         return cls(
@@ -87,6 +97,7 @@ class Reference:
             tokenizer_digest(directory),
             template_digest(directory),
             recipe,
+            None if smaller is None else load_model(smaller, dtype=dtype),
         )
 
     def declared(self, policy: Any) -> Reference:

@@ -41,6 +41,14 @@ adapter_option = click.option(
     metavar="DIR",
     help="PEFT LoRA directory: the adapter sold on top of the model.",
 )
+draft_model_option = click.option(
+    "--draft-model",
+    type=click.Path(path_type=Path),
+    default=None,
+    metavar="DIR",
+    help="A smaller model of the same vocabulary that the provider may guess with or serve: among the causes "
+    "that a conviction is explained by. [default: the shipped draft for the demo model]",
+)
 format_option = click.option(
     "--format",
     "output_format",

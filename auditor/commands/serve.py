@@ -152,6 +152,7 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @mail_options
 @options.model_option
 @options.adapter_option
+@options.draft_model_option
 @profile_option
 @options.threads_option
 def serve(
@@ -175,6 +176,7 @@ def serve(
     smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
+    draft_model: Path | None,
     profiles: tuple[Path, ...],
     threads: int | None,
 ) -> None:
@@ -206,7 +208,13 @@ def serve(
             issuer = Issuer(oidc_issuer, oidc_audience or "")
     _mail_server(smtp, mail_from, smtp_ca)  # refused here rather than by every worker
     given: dict[str, object] = {"--lease": lease, "--model": model_directory, "--adapter": adapter}
-    given |= {"--threads": threads, "--smtp": smtp, "--mail-from": mail_from, "--smtp-ca": smtp_ca}
+    given |= {
+        "--draft-model": draft_model,
+        "--threads": threads,
+        "--smtp": smtp,
+        "--mail-from": mail_from,
+        "--smtp-ca": smtp_ca,
+    }
     given |= {"--log-format": log_format}
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
@@ -246,6 +254,7 @@ def _print_start(address: str, key: str | None) -> None:
 @mail_options
 @options.model_option
 @options.adapter_option
+@options.draft_model_option
 @profile_option
 @click.option(
     "--ray",
@@ -274,6 +283,7 @@ def worker(
     smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
+    draft_model: Path | None,
     profiles: tuple[Path, ...],
     ray_address: str | None,
     actors: int | None,
@@ -308,7 +318,7 @@ def worker(
     tracing.start("worker", traces)
     server = _mail_server(smtp, mail_from, smtp_ca)
     options.set_threads(threads)
-    reference = Reference.load(model_directory or options.demo_model(), adapter=adapter)
+    reference = Reference.load(model_directory or options.demo_model(), adapter=adapter, draft=draft_model)
     with Store.open(database) as store:
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731

@@ -56,7 +56,7 @@ def naming_version() -> str:
     return _digest((own, own / name) for name in _NAMING)
 
 
-_NAMING = ("diagnosis.py", "hypotheses.py", "matrix/naming.py")
+_NAMING = ("diagnosis.py", "drafted.py", "hypotheses.py", "matrix/naming.py", "matrix/naming_served.py")
 _SHOWING = (
     *("matrix/tables.py", "matrix/texts.py", "matrix/page.py", "matrix/summary.py"),
     *("page.py", "html_templates.py", "page_figures.py", "plan_figure.py", "doctor.py"),

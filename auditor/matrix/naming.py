@@ -18,6 +18,7 @@ import torch
 from auditor.diagnosis import (
     FEW,
     OTHER,
+    Drafted,
     by_pass,
     counted,
     is_explained,
@@ -25,11 +26,12 @@ from auditor.diagnosis import (
     shortlisted,
     variants_of,
 )
+from auditor.drafted import POSITION, SUBSTITUTED, guessing, slips_to
 from auditor.errors import AuditError
 from auditor.hypotheses import candidates, further_candidates
 from auditor.matrix.provider import HonestProvider
-from auditor.noise_model import RequestCounts
-from auditor.reference.deviations import HONEST, Deviation
+from auditor.noise_model import RequestCounts, Slips
+from auditor.reference.deviations import CATALOGUE, HONEST, Deviation
 from auditor.reference.head import RowStats, effective_sampling, score_rows
 from auditor.reference.noise import Draws
 from auditor.reference.request import Replayed, Request
@@ -78,7 +80,8 @@ class Naming:
     def named(self, rows: Mapping[str, Claims]) -> dict[str, dict[str, Any]]:
         """For each row the likeliest cause of each log with its weight.
 
-        `named`, and `unlisted`: without the row's own entry among the hypotheses.
+        `named`, and `unlisted`: without the row's own entry among the hypotheses; for a provider that runs
+        another model that is the model.
         """
         found: dict[str, dict[str, Any]] = {name: {"named": [], "unlisted": []} for name in rows}
         for log in looked_at(self.provider.requests):
@@ -88,29 +91,57 @@ class Naming:
         return found
 
     def _log(self, log: list[int], rows: Mapping[str, Claims]) -> dict[str, dict[str, Any]]:
-        calibration = self.provider.profile(self.traffic).calibration
+        profile = self.provider.shadowed
         declared = self._replayed(log, rows, [[HONEST]])
+        seen = {name: [(self.traffic, counts) for counts in declared[name][HONEST.name]] for name in rows}
         first = self._replayed(log, rows, by_pass(candidates()))
-        unclear = {
-            name
+        drafted: dict[str, Drafted] = {}
+        for name, (substituted, ways) in self._beside_guesses(log, rows).items():
+            first[name][SUBSTITUTED] = substituted
+            drafted[name] = ways
+        known = {
+            (name, way): _left(first[name], drafted[name], without)
             for name in rows
-            for without in ("", name)
-            if not is_explained(_left(first[name], without), calibration)
+            for way, without in (("named", ""), ("unlisted", name))
         }
-        asked = {name: rows[name] for name in rows if name in unclear}
+        calibrated = self.provider.profile(self.traffic)
+        unclear = {key for key, one in known.items() if not is_explained(seen[key[0]], *one, calibrated)}
+        asked = {name: rows[name] for name in rows if {(name, "named"), (name, "unlisted")} & unclear}
         further = self._replayed(log, asked, by_pass(further_candidates())) if asked else {}
-        found: dict[str, dict[str, Any]] = {}
-        for name in rows:
-            seen = [(self.traffic, counts) for counts in declared[name][HONEST.name]]
-            found[name] = {}
-            for way, without in (("named", ""), ("unlisted", name)):
-                replayed = _left(first[name], without)
-                if not is_explained(replayed, calibration):
-                    others = _left(further[name], without)
-                    ahead = {hypothesis: counts[:FEW] for hypothesis, counts in others.items()}
-                    replayed |= {h: others[h] for h in shortlisted(ahead, calibration)}
-                ranked = rank_causes(seen, replayed, self.provider.shadowed)
-                found[name][way] = [pair for pair in ranked if pair[0] != without]
+        found: dict[str, dict[str, Any]] = {name: {} for name in rows}
+        for (name, way), (replayed, guesses) in known.items():
+            without = name if way == "unlisted" else ""
+            if (name, way) in unclear:
+                others, _ = _left(further[name], {}, without)
+                ahead = {hypothesis: counts[:FEW] for hypothesis, counts in others.items()}
+                replayed |= {h: others[h] for h in shortlisted(ahead, calibrated.calibration)}
+            ranked = rank_causes(seen[name], replayed, guesses, profile)
+            found[name][way] = [pair for pair in ranked if pair[0] != without]
+        return found
+
+    def _beside_guesses(
+        self, log: list[int], rows: Mapping[str, Claims]
+    ) -> dict[str, tuple[list[RequestCounts], dict[str, list[Slips]]]]:
+        """Of every row: counts as if the other model had been served, and its requests beside its guesses."""
+        found: dict[str, tuple[list[RequestCounts], dict[str, list[Slips]]]] = {n: ([], {}) for n in rows}
+        pool, vocabulary = self.provider.pool(self.traffic), self.provider.other.config.vocab_size
+        asked = [pool.asked[n] for n in log]
+        own = self.provider.states(asked, HONEST, self.provider.reference.model)
+        other = self.provider.states(asked, HONEST, self.provider.other)
+        for number, (request, _), state, guess_state in zip(log, asked, own, other, strict=True):
+            claims = np.array([rows[name][number] for name in rows], np.int64)
+            guess_logits = self.provider.other.logits(guess_state)
+            guesses = {}
+            for way, supposed in guessing(request).items():
+                sampler = Replayed(supposed, vocabulary)
+                sampler.score(guess_logits, slice(0, len(guess_logits)))
+                guesses[way] = sampler.stats.winner
+            served = _rows(guessing(request)[POSITION], guess_logits, claims)
+            declared = _rows(request, self.provider.reference.model.logits(state), claims)
+            for name, stats, as_served in zip(rows, declared, served, strict=True):
+                found[name][0].append(counted(as_served))
+                for way, guess in guesses.items():
+                    found[name][1].setdefault(way, []).append(slips_to(stats, guess))
         return found
 
     def _replayed(
@@ -124,9 +155,8 @@ class Naming:
                 request = self.provider.pool(self.traffic).asked[number][0]
                 logits = model.logits(states)
                 for hypothesis, supposed in variants_of(request, together, self.provider.reference):
-                    counts = _counted_rows(supposed, logits, claims)
-                    for name, each in zip(rows, counts, strict=True):
-                        found[name].setdefault(hypothesis, []).append(each)
+                    for name, stats in zip(rows, _rows(supposed, logits, claims), strict=True):
+                        found[name].setdefault(hypothesis, []).append(counted(stats))
         return {name: {h: c for h, c in each.items() if len(c) == len(log)} for name, each in found.items()}
 
     def _states(self, log: list[int], together: list[Deviation]) -> Iterator[tuple[Any, torch.Tensor]]:
@@ -141,12 +171,15 @@ class Naming:
             yield model, one
 
 
-def _left(counts: Counts, without: str) -> Counts:
-    return {name: each for name, each in counts.items() if name != without}
+def _left(counts: Counts, drafted: Drafted, without: str) -> tuple[Counts, Drafted]:
+    """Hypotheses without one of them; a provider's other model takes its guesses along."""
+    no_draft = bool(without) and CATALOGUE[without].needs_other_model
+    gone = {without, *((SUBSTITUTED,) if no_draft else ())}
+    return {name: each for name, each in counts.items() if name not in gone}, {} if no_draft else drafted
 
 
-def _counted_rows(supposed: Request, logits: torch.Tensor, claims: I64) -> list[RequestCounts]:
-    """One request's counts under a hypothesis for every row's claims [rows, n]."""
+def _rows(supposed: Request, logits: torch.Tensor, claims: I64) -> list[RowStats]:
+    """One request's scores under a hypothesis for every row's claims [rows, n]."""
     vocabulary = logits.shape[1]
     spec = effective_sampling(supposed.spec, supposed.scheme)
     if supposed.rules(spec, vocabulary) is not None:
@@ -157,13 +190,13 @@ def _counted_rows(supposed: Request, logits: torch.Tensor, claims: I64) -> list[
     where = pairs // vocabulary
     draws = None if noise is None else noise[where]
     stats = score_rows(logits[where], pairs % vocabulary, spec, supposed.scheme, draws)
-    return [counted(_picked(stats, own)) for own in which.reshape(claims.shape)]
+    return [_picked(stats, own) for own in which.reshape(claims.shape)]
 
 
-def _alone(supposed: Request, logits: torch.Tensor, own: I64) -> RequestCounts:
+def _alone(supposed: Request, logits: torch.Tensor, own: I64) -> RowStats:
     sampler = Replayed(supposed, logits.shape[1], own)
     sampler.score(logits, slice(0, len(logits)))
-    return counted(sampler.stats)
+    return sampler.stats
 
 
 def _picked(stats: RowStats, rows: I64) -> RowStats:

@@ -10,11 +10,13 @@ from typing import Any
 from auditor.errors import OptionError
 from auditor.matrix.memory import Memory, Settings, code_version, naming_version
 from auditor.matrix.naming import Naming, looked_at
+from auditor.matrix.naming_served import named_served
 from auditor.matrix.power import AUDITS, HONEST_AUDITS, Curve, Honest, detection_curve
 from auditor.matrix.provider import HonestProvider, traffic_of
 from auditor.matrix.rows import Row, honest_row, measure_row
 from auditor.matrix.spans import localised
 from auditor.reference.deviations import CATALOGUE, HONEST, Deviation, deviation
+from auditor.reference.sampling import SamplingSpec
 
 WANTED = (0.9, 0.99)
 JUDGED = ("tokens_alone", "fingerprints", "fused", "one_look", "published")
@@ -75,9 +77,7 @@ class Run:
         found = _described(cause, row) | _needed(curve, self.alpha)
         if cause is HONEST:
             return found
-        if cause.serves is not None:
-            return found
-        if cause.timing != "from-start":
+        if cause.serves is None and cause.timing != "from-start":
             found["localisation"] = localised(row.requests, honest.profile.noise_scale[2])
         if found["needed"]["fused"][str(max(WANTED))] is not None:
             claims = {n: row.requests[n].claimed.tolist() for n in self._looked_at}
@@ -96,13 +96,26 @@ class Run:
                 for name, one in asked.items()
                 if one["traffic"] == traffic
             }
-            found = found | Naming(self.provider, traffic).named(claims)
-            self.memory.add(part, found)
+            served = {name for name in claims if CATALOGUE[name].serves is not None}
+            shared = {name: ids for name, ids in claims.items() if name not in served}
+            if shared:
+                found = found | Naming(self.provider, traffic).named(shared)
+                self.memory.add(part, found)
+            for more in (False, True):
+                own = {name: claims[name] for name in served if _declares_more(name) == more}
+                if own:
+                    found = found | named_served(self.provider, traffic, own)
+                    self.memory.add(part, found)
         return [{**row, "diagnosis": found[row["name"]]} if row["name"] in found else row for row in rows]
 
     @property
     def _looked_at(self) -> list[int]:
         return [number for log in looked_at(self.provider.requests) for number in log]
+
+
+def _declares_more(name: str) -> bool:
+    """Whether a row's requests declare a mask, say, under which some hypotheses cannot be replayed."""
+    return CATALOGUE[name].declares(SamplingSpec()) != SamplingSpec()
 
 
 def _claims_of(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from auditor.reference.noise.gumbel_position import GumbelPosition
+from auditor.reference.noise.gumbel_position import DRAFTS_AHEAD, GumbelPosition
 from auditor.reference.noise.llama_cpp import LlamaCppInverseCdf
 from auditor.reference.noise.registry import (
     REFUSED,
@@ -38,6 +38,7 @@ from auditor.reference.sampling import SamplingSpec
 _UNFILTERED = SamplingSpec()
 
 __all__ = [
+    "DRAFTS_AHEAD",
     "REFUSED",
     "SCHEMES",
     "Declared",

@@ -23,6 +23,10 @@ _DOMAIN_NOISE = np.uint64(0x8D2A5371DD512F83)
 _EVIDENCE = Evidence(confirmed=True, source="tests/vectors/gumbel-pos-v1.json")
 
 
+DRAFTS_AHEAD = 1 << 30
+"""How much further on a draft model draws: never a position of the text."""
+
+
 @dataclass(frozen=True, slots=True)
 class GumbelPosition:
     """`gumbel-pos-v1`: keyed by (seed, absolute position of the sampled token, token id).
@@ -30,6 +34,9 @@ class GumbelPosition:
     row key = mix(mix(seed XOR domain) + (position + 1) * golden); bits = mix(row key + (id + 1) * golden)
     shifted to 53; u = (bits + 1/2) / 2**53; g = -ln(-ln(1 - u)). A function of the position alone, so
     batches, drafts and preemption cannot change a token.
+
+    Attributes:
+        ahead: added to every position. A draft model draws its own guesses `DRAFTS_AHEAD`, as vLLM's does.
     """
 
     name: str = "gumbel-pos-v1"
@@ -38,12 +45,13 @@ class GumbelPosition:
     noise: KeyedNoise = KeyedNoise.SPLITMIX_TAIL_SAFE
     evidence: Evidence = _EVIDENCE
     served: tuple[Served, ...] = ()
+    ahead: int = 0
 
     def row_keys(self, seed: int, prompt_tokens: int, start: int, stop: int) -> U64:
         """Keys uint64 [stop - start] of output tokens start..stop-1 of a prompt of that length."""
         with np.errstate(over="ignore"):
             base = mix(np.array([seed & (2**64 - 1)], np.uint64) ^ _DOMAIN_NOISE)
-            return mix(base + (positions(prompt_tokens, start, stop) + np.uint64(1)) * GOLDEN)
+            return mix(base + (positions(prompt_tokens + self.ahead, start, stop) + np.uint64(1)) * GOLDEN)
 
     def declared(self, request: Declared) -> GumbelPosition:
         """As `NoiseScheme`; any request will do."""

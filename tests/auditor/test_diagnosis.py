@@ -13,11 +13,13 @@ from auditor.diagnosis import OTHER, asks_catalogue, diagnose
 from auditor.evidence import Calibration
 from auditor.generation import Provider, generate
 from auditor.hypotheses import EVERYDAY, candidates
+from auditor.preparation import prepare
 from auditor.profiles import shipped_profiles
+from auditor.reference import simulated
 from auditor.reference.demo.prompts import DRAFT, TARGET, demo_conversations
-from auditor.reference.deviations import DEVIATIONS, HONEST, Deviation, deviation
+from auditor.reference.deviations import CATALOGUE, DEVIATIONS, HONEST, Deviation, deviation
 from auditor.reference.model import Model
-from auditor.replay import Reference, replay
+from auditor.replay import Reference, prompt_of, replay
 from auditor.trace_files import read_traces
 
 TRACES = Path(__file__).parent.parent / "traces"
@@ -66,6 +68,31 @@ def test_a_registered_cause_is_named(cause):
 def test_an_everyday_mistake_is_named(name):
     cause = next(d for d in EVERYDAY if d.name == name)
     assert named(served(cause))[0][0] == name
+
+
+def loosely(rule):
+    """Scored requests of a provider that lets the draft model's guesses stand by a rule of its own."""
+    asked = [trace.trace for trace in served(HONEST, noise="gumbel-pos-v1")]
+    requests = [prepare(trace, reference()) for trace in asked]
+    log = simulated.served(
+        [(request, prompt_of(t, request, reference())) for t, request in zip(asked, requests, strict=True)],
+        CATALOGUE[f"acceptance/{rule}"],
+        (provider().model, reference().draft),
+    )
+    return list(
+        replay([replace(t, output_token_ids=r.output) for t, r in zip(asked, log, strict=True)], reference())
+    )
+
+
+@pytest.mark.parametrize("rule", ["typical", "token-routing"])
+def test_loose_acceptance_is_named_by_the_guesses_that_stood(rule):
+    assert named(loosely(rule))[0][0] == "acceptance/drafted"
+
+
+def test_a_smaller_model_in_the_place_of_the_sold_one_is_named():
+    (first, weight), *_ = named(served(deviation("model/substituted")))
+    assert first == "model/substituted"
+    assert weight > 0.99
 
 
 def test_another_engine_s_noise_is_named():

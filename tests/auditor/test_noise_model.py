@@ -12,8 +12,8 @@ from auditor.noise_model import (
     BINS_PER_DECADE,
     GROSS_RATES,
     SCALES,
-    SLIP_RATES,
     RequestCounts,
+    Slips,
     bin_centres,
     bin_of,
     count_request,
@@ -22,6 +22,7 @@ from auditor.noise_model import (
     slip_log_likelihoods,
 )
 
+RATES = np.array([3e-3, 1e-2, 3e-2, 1e-1])
 SHAPE = (len(SCALES), len(GROSS_RATES))
 
 
@@ -155,10 +156,25 @@ def test_slips_to_the_runner_up_are_told_from_noise_by_their_slack():
     slack = generator.exponential(1.0, 4_000)
     slipped = generator.random(4_000) < 0.01
     request = count_request(slack, np.where(slipped, slack, 0.0), ~slipped)
-    slips = slip_log_likelihoods([request])
+    slips = slip_log_likelihoods([Slips.to_runner_up(request)], RATES)
     quiet = np.unravel_index(request_log_likelihood(request).argmax(), slips.shape[:2])
     scale = int(np.abs(np.log10(SCALES) + 2.0).argmin())
-    assert SLIP_RATES[slips[scale, 0].argmax()] == 0.01
+    assert RATES[slips[scale, 0].argmax()] == 0.01
     assert slips[scale, 0].max() > request_log_likelihood(request)[quiet] + 10.0
     by_noise = count_request(slack, np.where(slack < 0.01, slack, 0.0), slack >= 0.01)
-    assert slip_log_likelihoods([by_noise])[scale, 0].argmax() == 0
+    assert slip_log_likelihoods([Slips.to_runner_up(by_noise)], RATES)[scale, 0].argmax() == 0
+
+
+def test_slips_to_a_guess_are_told_by_the_guess_and_not_by_their_margin():
+    """Far misses that are the guess are explained by its rate; as far ones that are not, by nothing here."""
+    generator = np.random.default_rng(4)
+    slack, margin = generator.exponential(1.0, 4_000), 2.0 + generator.exponential(2.0, 4_000)
+    other_guess = generator.random(4_000) < 0.3
+    slipped = other_guess & (generator.random(4_000) < 0.1)
+    guesses = ~other_guess | slipped
+    at = (slack, np.where(slipped, margin, 0.0), ~slipped)
+    scale = int(np.abs(np.log10(SCALES) + 2.0).argmin())
+    to_guess = slip_log_likelihoods([Slips.of(*at, guesses)], RATES)[scale, 0]
+    elsewhere = slip_log_likelihoods([Slips.of(*at, ~other_guess)], RATES)[scale, 0]
+    assert RATES[to_guess.argmax()] == 0.1
+    assert to_guess.max() > elsewhere.max() + 5 * slipped.sum()

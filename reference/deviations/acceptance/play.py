@@ -20,7 +20,7 @@ from auditor.kernels.splitmix import F64
 from auditor.reference.batch import extend
 from auditor.reference.deviations.acceptance.rules import Acceptance, At, sampled
 from auditor.reference.loading import ReferenceModel
-from auditor.reference.noise import GumbelPosition
+from auditor.reference.noise import DRAFTS_AHEAD, GumbelPosition
 from auditor.reference.penalties import Penalties, penalise_reference
 from auditor.reference.running import Ask
 from auditor.reference.sampling import SamplingSpec
@@ -36,7 +36,7 @@ Bug = Literal[
 I64 = npt.NDArray[np.int64]
 
 _SCHEME = GumbelPosition()
-_SALT = 1 << 30  # noise of drafts is that of positions from here on, as in vLLM
+_DRAFTS = GumbelPosition(ahead=DRAFTS_AHEAD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +112,10 @@ class _Provider:
     turned_down: list[int] = field(default_factory=list)
     replaced: int = 0
 
-    def noise(self, at: int) -> F64:
+    def noise(self, at: int, scheme: GumbelPosition = _SCHEME) -> F64:
         """Gumbel noise of output token `at`, float64 [V]."""
-        keys = _SCHEME.row_keys(self.ask.seed, self.ask.noise_prompt_tokens, at, at + 1)
-        return np.asarray(keyed_noise(_SCHEME.noise, keys, self.vocabulary)[0])
+        keys = scheme.row_keys(self.ask.seed, self.ask.noise_prompt_tokens, at, at + 1)
+        return np.asarray(keyed_noise(scheme.noise, keys, self.vocabulary)[0])
 
     def law(self, logits: torch.Tensor, drafts: Sequence[int], extra: Sequence[int] = ()) -> F64:
         """P after the output and some drafts, `extra` ids counted as if they had been written."""
@@ -129,7 +129,7 @@ class _Provider:
         for _ in range(most):
             text = [*self.ask.prompt, *self.output, *drafts]
             q.append(self.law(self.draft.rows(text, 1)[0], drafts))
-            drafts.append(sampled(q[-1], self.noise(_SALT + len(self.output) + len(drafts))))
+            drafts.append(sampled(q[-1], self.noise(len(self.output) + len(drafts), _DRAFTS)))
         return drafts, q
 
     def step(self) -> tuple[tuple[int, ...], int]:
