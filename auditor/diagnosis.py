@@ -242,11 +242,10 @@ def beside_guesses(
 ) -> tuple[dict[str, list[RequestCounts]], dict[str, list[Slips]]]:
     """Counts as if the draft model had been served, and requests beside its guesses.
 
-    Both are empty without a draft model of the same vocabulary, and where drafts were declared: then they
-    are judged as declared.
+    Both are empty without a draft model, and where drafts were declared: then they are judged as declared.
     """
     draft = reference.draft
-    if draft is None or draft.config.vocab_size != reference.model.config.vocab_size:
+    if draft is None:
         return {}, {}
     if any(a.request.speculated is not None for a in asked):
         return {}, {}

@@ -85,9 +85,14 @@ class Reference:
 
         Raises:
             ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
+            OptionError: a draft model of another vocabulary.
         """
         model = load_model(directory, dtype=dtype, adapter=adapter)
-        smaller = draft or companion_model(model.digest)
+        given = draft or companion_model(model.digest)
+        smaller = None if given is None else load_model(given, dtype=dtype)
+        if smaller is not None and smaller.config.vocab_size != model.config.vocab_size:
+            sizes = f"{smaller.config.vocab_size:,} tokens beside {model.config.vocab_size:,}"
+            raise OptionError(f"a draft model with a vocabulary of {sizes}", where=str(given))
         name = str(dtype).removeprefix("torch.")
         recipe = f"auditor-{VERSION}/{name}/prefill"
         return cls(
@@ -97,7 +102,7 @@ class Reference:
             tokenizer_digest(directory),
             template_digest(directory),
             recipe,
-            None if smaller is None else load_model(smaller, dtype=dtype),
+            smaller,
         )
 
     def declared(self, policy: Any) -> Reference:

@@ -64,4 +64,5 @@ brackets where it differs without the row's own entry among the hypotheses. *spa
 act throughout, how many of the requests were flagged, the share of the flagged tokens where it acted (and
 of all tokens), and the intersection over union. Rows of *acceptance* and *accounting*, and others that
 change what comes after, are decoded by the dishonest provider and its own log is scored: beside it stand
-honest fingerprints, and it is neither named nor searched for spans."""
+honest fingerprints, and it is not searched for spans. A diagnosis has the draft model at hand; in brackets,
+for rows whose provider runs or guesses with it, it has not."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from auditor.reference.demo.prompts import TARGET
+from tests.reference.drafters.identity import write_random_model
 
 TRACES = Path(__file__).parent.parent / "traces"
 AUDIT = Path(sys.executable).parent / "audit"
@@ -161,6 +162,13 @@ def test_pickle_checkpoint_is_refused_unopened(audit, tmp_path):
     done = audit("verify", TRACES / "vllm-cpu-bf16-topp95.jsonl.gz", "--model", model)
     assert done.returncode == 2
     one_error_line(done, str(model), "model-unsafe")
+
+
+def test_a_draft_model_of_another_vocabulary_is_refused(audit, tmp_path):
+    write_random_model(tmp_path)
+    done = audit("verify", TRACES / "vllm-cpu-bf16-topp95.jsonl.gz", "--draft-model", tmp_path)
+    assert done.returncode == 2
+    one_error_line(done, str(tmp_path), "vocabulary")
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from auditor.diagnosis import OTHER, asks_catalogue, diagnose
+from auditor.diagnosis import OTHER, asks_catalogue, beside_guesses, diagnose
 from auditor.evidence import Calibration
 from auditor.generation import Provider, generate
 from auditor.hypotheses import EVERYDAY, candidates
@@ -87,6 +87,11 @@ def loosely(rule):
 @pytest.mark.parametrize("rule", ["typical", "token-routing"])
 def test_loose_acceptance_is_named_by_the_guesses_that_stood(rule):
     assert named(loosely(rule))[0][0] == "acceptance/drafted"
+
+
+def test_without_a_draft_model_nothing_is_said_of_guesses():
+    assert beside_guesses([], replace(reference(), draft=None)) == ({}, {})
+    assert beside_guesses([], reference()) != ({}, {})
 
 
 def test_a_smaller_model_in_the_place_of_the_sold_one_is_named():

@@ -106,7 +106,7 @@ def markdown(found: dict[str, Any]) -> str:
     """docs/planning.md."""
     lines = ["# Does the planner keep its word?", "", __doc__.split("\n", 1)[1].strip(), ""]
     lines += [
-        f"Made by `make planning` (half an hour of processor time): alpha {ALPHA}, {REQUESTS:,} requests in each",
+        f"Made by `make planning` (an hour and a quarter of processor time): alpha {ALPHA}, {REQUESTS:,} requests in each",
         f"pool, {DRAWS:,} audits of each size, so that a power's own standard error is at most",
         f"{0.5 / math.sqrt(DRAWS):.3f}; {REPEATS} profiles of each size but the largest. Seeds: 40,000,000 and on plan,",
         "50,000,000 and on are audited, 10,000,000 and on calibrate. The interval speaks of the profile's requests only, and",
