@@ -2,13 +2,14 @@
 
 The profile is calibrated on other honest requests; its simulated providers never saw these prompts, and its
 stand-in for another model is the reference with every second layer dropped, not the draft model that is really
-served. The simulated provider quantizes as the hypothesis that names it does; how the diagnosis fares where the
+served, and that model is not at hand either (with it, `--draft-model`, it is named). The simulated provider quantizes as the hypothesis that names it does; how the diagnosis fares where the
 real quantizer is another one, the recorded engines show (last table: llama.cpp's q4_0, vLLM's w4a16 with groups
 of 128, its fp8 cache, transformers' int4, hidden prompts, a hidden temperature).
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,7 +78,7 @@ def run(cause, profile_path):
     from auditor.reference.demo.prompts import TARGET
     from auditor.replay import Reference
 
-    profile, reference = read_profile(profile_path), Reference.load(TARGET)
+    profile, reference = read_profile(profile_path), replace(Reference.load(TARGET), draft=None)
     calibration = Calibration.of(profile.honest)
     named, convicted = [], 0
     for log in logs(cause, TEMPLATE_LOGS if cause == "prompt/template" else LOGS):
@@ -99,9 +100,8 @@ def run_recorded(name):
     from auditor.verification import verify
 
     path = Path("tests/traces") / f"{name}.jsonl.gz"
-    result = verify(
-        lambda: read_traces(path), Reference.load(TARGET), find_profile=shipped_profiles().get, alpha=0.001
-    )
+    reference = replace(Reference.load(TARGET), draft=None)
+    result = verify(lambda: read_traces(path), reference, find_profile=shipped_profiles().get, alpha=0.001)
     ranked = [list(pair) for verdict in result.verdicts for pair in verdict.diagnosis]
     return {"trace": name, "cause": RECORDED[name], "outcome": result.outcome, "named": ranked[:3]}
 
