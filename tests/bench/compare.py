@@ -243,7 +243,8 @@ def scoring(vocabulary: int, rows: int, rounds: int, repeats: int, peer: Path) -
 def machine() -> dict[str, Any]:
     info = Path("/proc/cpuinfo")
     found = re.search(r"model name\s*:\s*(.*)", info.read_text() if info.exists() else "")
-    name = f"{found[1] if found else platform.processor()}, {os.cpu_count()} cores, {platform.system()}"
+    brand, vectors = found[1] if found else platform.processor(), torch.backends.cpu.get_cpu_capability()
+    name = f"{brand} ({vectors}), {os.cpu_count()} cores, {platform.system()}"
     versions = {package: version(package) for package in ("torch", "numpy", "numba", "transformers")}
     return {"machine": name, "load": list(os.getloadavg()), **versions}
 

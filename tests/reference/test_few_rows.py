@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+import auditor.kernels.narrow_product as narrow_file
 import auditor.reference.model as model_file
 from auditor.errors import ContextLengthError, TokenOutOfRangeError
 from auditor.kernels.narrow_product import narrow_product
@@ -108,6 +109,23 @@ def test_weights_of_a_bfloat16_checkpoint_are_read_as_such(rows):
             backend="reference",
         )
         assert (alone.padded(x) - torch.from_numpy(out[:rows])).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("few_registers", [False, True])
+@pytest.mark.parametrize(("outputs", "inputs"), [(2, 1), (7, 63), (96, 256)])
+def test_eight_rows_are_the_plain_product_however_many_registers_there_are(
+    monkeypatch, few_registers, outputs, inputs
+):
+    monkeypatch.setattr(narrow_file, "FEW_REGISTERS", few_registers)
+    generator = np.random.default_rng(outputs)
+    x = generator.normal(size=(8, inputs)).astype(np.float32)
+    weight = (generator.normal(size=(outputs, inputs)).astype(np.float32).view(np.uint32) >> 16).astype(
+        np.uint16
+    )
+    plain, compiled = (np.zeros((8, outputs), np.float32) for _ in range(2))
+    narrow_product(x, weight, plain, backend="reference")
+    narrow_product(x, weight, compiled)
+    assert np.abs(compiled - plain).max() < 1e-4
 
 
 @pytest.mark.parametrize("rows", [2, 3, 8, 17, 40])
