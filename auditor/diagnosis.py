@@ -172,9 +172,10 @@ def is_explained(
         grid = log_likelihoods(counts).sum(axis=0)
         if logsumexp(profile.calibration.posterior + grid) > logsumexp(_broad_prior() + grid):
             return True
+    if not drafted:
+        return False
     declared = log_likelihoods(counts for _, counts in seen).sum(axis=0)
-    fits = drafted_fits(drafted, profile.calibration)
-    return bool(max(fits, default=-np.inf) > logsumexp(_broad_prior() + declared))
+    return bool(max(drafted_fits(drafted, profile.calibration)) > logsumexp(_broad_prior() + declared))
 
 
 def simulated_fits(seen: Sequence[tuple[str, RequestCounts]], profile: Profile) -> dict[str, float]:
@@ -245,9 +246,7 @@ def beside_guesses(
     Both are empty without a draft model, and where drafts were declared: then they are judged as declared.
     """
     draft = reference.draft
-    if draft is None:
-        return {}, {}
-    if any(a.request.speculated is not None for a in asked):
+    if draft is None or any(a.request.speculated is not None for a in asked):
         return {}, {}
     guessed = reference.runner.under(((guessing(a.request), a.request.prompt) for a in asked), draft)
     declared = reference.runner.score([a.request for a in asked])

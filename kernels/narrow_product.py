@@ -120,12 +120,17 @@ def _two_outputs(x, w, v, out, o):  # type: ignore[no-untyped-def]  # noqa: ANN0
 
 
 @numba.njit(cache=True, nogil=True)
+def _last_if_odd(x, weight, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
+    last = len(weight) - 1
+    for row in range(8 if last % 2 == 0 else 0):
+        out[row, last] = _single(x[row], weight[last])
+
+
+@numba.njit(cache=True, nogil=True)
 def _eight_rows(x, weight, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    whole = len(weight) // 2 * 2
-    for o in range(0, whole, 2):
+    for o in range(0, len(weight) - 1, 2):
         _two_outputs(x, weight[o], weight[o + 1], out, o)
-    for row in range(8 if whole < len(weight) else 0):
-        out[row, whole] = _single(x[row], weight[whole])
+    _last_if_odd(x, weight, out)
 
 
 @numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc"})
@@ -149,9 +154,7 @@ def _two_outputs_of_four(x, w, v, out, o):  # type: ignore[no-untyped-def]  # no
 
 @numba.njit(cache=True, nogil=True)
 def _four_rows_twice(x, weight, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    whole = len(weight) // 2 * 2
-    for o in range(0, whole, 2):
+    for o in range(0, len(weight) - 1, 2):
         for row in (0, 4):
             _two_outputs_of_four(x[row : row + 4], weight[o], weight[o + 1], out[row : row + 4], o)
-    for row in range(8 if whole < len(weight) else 0):
-        out[row, whole] = _single(x[row], weight[whole])
+    _last_if_odd(x, weight, out)

@@ -207,15 +207,17 @@ def serve(
 
             issuer = Issuer(oidc_issuer, oidc_audience or "")
     _mail_server(smtp, mail_from, smtp_ca)  # refused here rather than by every worker
-    given: dict[str, object] = {"--lease": lease, "--model": model_directory, "--adapter": adapter}
-    given |= {
+    given: dict[str, object] = {
+        "--lease": lease,
+        "--model": model_directory,
+        "--adapter": adapter,
         "--draft-model": draft_model,
         "--threads": threads,
         "--smtp": smtp,
         "--mail-from": mail_from,
         "--smtp-ca": smtp_ca,
+        "--log-format": log_format,
     }
-    given |= {"--log-format": log_format}
     passed = [text for name, value in given.items() if value is not None for text in (name, str(value))]
     passed += [text for file in profiles for text in ("--profile", str(file))]
     serving.serve_all(

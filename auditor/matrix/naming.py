@@ -124,19 +124,19 @@ class Naming:
     ) -> dict[str, tuple[list[RequestCounts], dict[str, list[Slips]]]]:
         """Of every row: counts as if the other model had been served, and its requests beside its guesses."""
         found: dict[str, tuple[list[RequestCounts], dict[str, list[Slips]]]] = {n: ([], {}) for n in rows}
-        pool, vocabulary = self.provider.pool(self.traffic), self.provider.other.config.vocab_size
+        pool = self.provider.pool(self.traffic)
         asked = [pool.asked[n] for n in log]
         own = self.provider.states(asked, HONEST, self.provider.reference.model)
         other = self.provider.states(asked, HONEST, self.provider.other)
         for number, (request, _), state, guess_state in zip(log, asked, own, other, strict=True):
             claims = np.array([rows[name][number] for name in rows], np.int64)
-            guess_logits = self.provider.other.logits(guess_state)
-            guesses = {}
-            for way, supposed in guessing(request).items():
-                sampler = Replayed(supposed, vocabulary)
-                sampler.score(guess_logits, slice(0, len(guess_logits)))
-                guesses[way] = sampler.stats.winner
-            served = _rows(guessing(request)[POSITION], guess_logits, claims)
+            guess_logits, logged = (
+                self.provider.other.logits(guess_state),
+                np.asarray(request.output, np.int64),
+            )
+            supposed = guessing(request)
+            guesses = {way: _alone(one, guess_logits, logged).winner for way, one in supposed.items()}
+            served = _rows(supposed[POSITION], guess_logits, claims)
             declared = _rows(request, self.provider.reference.model.logits(state), claims)
             for name, stats, as_served in zip(rows, declared, served, strict=True):
                 found[name][0].append(counted(as_served))

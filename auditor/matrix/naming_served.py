@@ -6,7 +6,8 @@ All logs of a kind of traffic are replayed under a hypothesis together, so that 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 from auditor.diagnosis import (
@@ -23,22 +24,14 @@ from auditor.diagnosis import (
     within_reach,
 )
 from auditor.hypotheses import candidates, further_candidates
-from auditor.matrix.naming import Claims, looked_at
+from auditor.matrix.naming import Claims, Counts, looked_at
 from auditor.matrix.provider import HonestProvider
-from auditor.noise_model import RequestCounts
 from auditor.reference.deviations import CATALOGUE, Deviation
 from auditor.reference.request import Request
+from auditor.replay import Reference
 
-Found = dict[str, list[RequestCounts]]
-"""Hypothesis -> counts of each request."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Log:
-    """One log of a row, and where its requests stand among all that are replayed."""
-
-    row: str
-    place: slice
+Logs = Mapping[int, Sequence[Asked]]
+"""Requests of each log, by its number."""
 
 
 def named_served(
@@ -48,17 +41,16 @@ def named_served(
 
     `unlisted` is without the other model, where the provider guessed with one; there is no other entry.
     """
-    asked: list[Asked] = []
-    logs: list[_Log] = []
-    for name, outputs in rows.items():
-        for numbers in looked_at(provider.requests):
-            own = within_reach(_asked(provider, traffic, name, {n: outputs[n] for n in numbers}))
-            logs.append(_Log(name, slice(len(asked), len(asked) + len(own))))
-            asked += own
+    owners = [name for name in rows for _ in looked_at(provider.requests)]
+    logs = [
+        within_reach(_asked(provider, traffic, name, {n: outputs[n] for n in numbers}))
+        for name, outputs in rows.items()
+        for numbers in looked_at(provider.requests)
+    ]
     found: dict[str, dict[str, Any]] = {name: {"named": [], "unlisted": []} for name in rows}
-    for log, ways in zip(logs, _ranked(provider, traffic, asked, logs), strict=True):
+    for name, ways in zip(owners, _ranked(provider, traffic, dict(enumerate(logs))), strict=True):
         for way, ranked in ways.items():
-            found[log.row][way].append(list(ranked[0]) if ranked else [OTHER, 0.0])
+            found[name][way].append(list(ranked[0]) if ranked else [OTHER, 0.0])
     return found
 
 
@@ -77,71 +69,47 @@ def _asked(provider: HonestProvider, traffic: str, name: str, outputs: Claims) -
     ]
 
 
-def _ranked(
-    provider: HonestProvider, traffic: str, asked: Sequence[Asked], logs: Sequence[_Log]
-) -> list[dict[str, Any]]:
+def _ranked(provider: HonestProvider, traffic: str, logs: Logs) -> list[dict[str, Any]]:
     """Causes of each log, `named` and `unlisted`."""
     reference = replace(provider.reference, draft=provider.other)
-    substituted, drafted = beside_guesses(asked, reference)
-    first = replayed_under(asked, candidates(), reference)
+    first = _together(logs, candidates(), reference)
     calibrated = provider.profile(traffic)
-    known: list[dict[str, tuple[Found, Drafted]]] = []
-    for log in logs:
-        guesses: Drafted = {way: slips[log.place] for way, slips in drafted.items()}
-        alone = _of(first, log.place)
-        known.append({"named": (alone | _of(substituted, log.place), guesses), "unlisted": (alone, {})})
-    seen = [[(a.mode, a.counts) for a in asked[log.place]] for log in logs]
-    unclear = [
-        n
-        for n, ways in enumerate(known)
-        if not all(is_explained(seen[n], *one, calibrated) for one in ways.values())
-    ]
-    further = _further(provider, asked, {n: logs[n].place for n in unclear}, traffic)
-    ranked: list[dict[str, Any]] = []
-    for n, ways in enumerate(known):
-        ranked.append({})
-        for way, (replayed, guesses) in ways.items():
-            more = {} if is_explained(seen[n], replayed, guesses, calibrated) else further[n]
-            ranked[n][way] = rank_causes(seen[n], replayed | more, guesses, provider.shadowed)
+    seen = {n: [(a.mode, a.counts) for a in asked] for n, asked in logs.items()}
+    known: dict[tuple[int, str], tuple[Counts, Drafted]] = {}
+    for n, asked in logs.items():
+        substituted, drafted = beside_guesses(asked, reference)
+        known[n, "named"] = (first[n] | substituted, drafted)
+        known[n, "unlisted"] = (first[n], {})
+    unclear = {(n, way) for (n, way), one in known.items() if not is_explained(seen[n], *one, calibrated)}
+    further = _further(provider, traffic, {n: logs[n] for n in sorted({n for n, _ in unclear})})
+    ranked: list[dict[str, Any]] = [{} for _ in logs]
+    for (n, way), (replayed, guesses) in known.items():
+        more = further[n] if (n, way) in unclear else {}
+        ranked[n][way] = rank_causes(seen[n], replayed | more, guesses, provider.shadowed)
     return ranked
 
 
-def _further(
-    provider: HonestProvider, asked: Sequence[Asked], places: Mapping[int, slice], traffic: str
-) -> dict[int, Found]:
+def _further(provider: HonestProvider, traffic: str, logs: Logs) -> dict[int, Counts]:
     """The likeliest of the rest of the catalogue, for logs that nothing else explains."""
     reference, calibration = provider.reference, provider.profile(traffic).calibration
-    few = [a for place in places.values() for a in asked[place][:FEW]]
-    starts: dict[int, slice] = {}
-    for number, place in places.items():
-        before = max((one.stop for one in starts.values()), default=0)
-        starts[number] = slice(before, before + len(asked[place][:FEW]))
-    hypotheses = further_candidates() if few else ()
-    ahead = replayed_under(few, hypotheses, reference)
-    chosen = {n: set(shortlisted(_of(ahead, place), calibration)) for n, place in starts.items()}
-    found: dict[int, Found] = {n: {} for n in places}
+    hypotheses = further_candidates()
+    ahead = _together({n: asked[:FEW] for n, asked in logs.items()}, hypotheses, reference)
+    likeliest = {n: shortlisted(counts, calibration) for n, counts in ahead.items()}
+    found: dict[int, Counts] = {n: {} for n in logs}
     for hypothesis in hypotheses:
-        wanting = [n for n, names in chosen.items() if hypothesis.name in names]
-        _add(found, wanting, hypothesis, {n: asked[places[n]] for n in wanting}, provider)
+        wanting = {n: asked for n, asked in logs.items() if hypothesis.name in likeliest[n]}
+        for n, counts in _together(wanting, [hypothesis], reference).items():
+            found[n] |= counts
     return found
 
 
-def _add(
-    found: dict[int, Found],
-    wanting: Sequence[int],
-    hypothesis: Deviation,
-    asked: Mapping[int, Sequence[Asked]],
-    provider: HonestProvider,
-) -> None:
-    """Replay whole logs under one hypothesis."""
-    together = [a for n in wanting for a in asked[n]]
-    counts = replayed_under(together, [hypothesis] if together else [], provider.reference)
-    before = 0
-    for n in wanting:
-        place = slice(before, before + len(asked[n]))
-        found[n] |= _of(counts, place)
-        before = place.stop
-
-
-def _of(found: Mapping[str, Sequence[RequestCounts]], place: slice) -> Found:
-    return {name: list(counts[place]) for name, counts in found.items()}
+def _together(logs: Logs, hypotheses: Sequence[Deviation], reference: Reference) -> dict[int, Counts]:
+    """Counts of every log under each hypothesis, replayed as one."""
+    if not logs:
+        return {}
+    counts = replayed_under([a for asked in logs.values() for a in asked], hypotheses, reference)
+    places = pairwise(accumulate((len(asked) for asked in logs.values()), initial=0))
+    return {
+        n: {name: found[start:end] for name, found in counts.items()}
+        for n, (start, end) in zip(logs, places, strict=True)
+    }

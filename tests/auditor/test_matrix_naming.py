@@ -10,7 +10,7 @@ import pytest
 from auditor.commands.matrix import provider_of
 from auditor.diagnosis import OTHER, counted
 from auditor.hypotheses import candidates, further_candidates
-from auditor.matrix import Memory, Settings, honest_audits, measure_row, naming
+from auditor.matrix import Memory, Settings, honest_audits, measure_row, naming, naming_served
 from auditor.matrix.naming import Naming, looked_at
 from auditor.matrix.summary import diagnosed
 from auditor.reference.deviations import CATALOGUE, HONEST
@@ -61,6 +61,23 @@ def test_causes_are_named_and_without_their_own_entry_their_relatives_are(provid
     together = diagnosed([{"name": name, "diagnosis": found[name]} for name in ROWS], "named")
     assert (together["right"], together["logs"]) == (3 * logs, 3 * logs)
     assert together["confusion"]["seed"] == {"seed": logs}
+
+
+def test_a_row_that_decodes_by_itself_is_named_by_its_own_outputs(provider, monkeypatch):
+    few = [hypothesis for hypothesis in candidates() if hypothesis.name in ASKED]
+    monkeypatch.setattr(naming_served, "candidates", lambda: few)
+    monkeypatch.setattr(naming_served, "further_candidates", lambda: [CATALOGUE["weights/int4-g128"]])
+    rows = {
+        name: measure_row(provider, CATALOGUE[name]) for name in ("acceptance/typical", "accounting/splits")
+    }
+    claims = {name: {n: r.claimed.tolist() for n, r in enumerate(row.requests)} for name, row in rows.items()}
+    found = naming_served.named_served(provider, "sampled", claims)
+    logs = len(looked_at(16))
+    assert [cause for cause, _ in found["acceptance/typical"]["named"]] == ["acceptance/drafted"] * logs
+    for name in rows:
+        assert len(found[name]["unlisted"]) == logs
+        assert all(cause != "acceptance/drafted" for cause, _ in found[name]["unlisted"])
+    assert all(cause != "acceptance/drafted" for cause, _ in found["accounting/splits"]["named"])
 
 
 def test_now_and_then_is_named_as_what_it_is_then():

@@ -2,9 +2,10 @@
 
 The profile is calibrated on other honest requests; its simulated providers never saw these prompts, and its
 stand-in for another model is the reference with every second layer dropped, not the draft model that is really
-served, and that model is not at hand either (with it, `--draft-model`, it is named). The simulated provider quantizes as the hypothesis that names it does; how the diagnosis fares where the
-real quantizer is another one, the recorded engines show (last table: llama.cpp's q4_0, vLLM's w4a16 with groups
-of 128, its fp8 cache, transformers' int4, hidden prompts, a hidden temperature).
+served, and that model is not at hand either (with it, `--draft-model`, it is named). The simulated provider
+quantizes as the hypothesis that names it does; how the diagnosis fares where the real quantizer is another one,
+the recorded engines show (last table: llama.cpp's q4_0, vLLM's w4a16 with groups of 128, its fp8 cache,
+transformers' int4, hidden prompts, a hidden temperature).
 """
 
 from __future__ import annotations
