@@ -7,7 +7,7 @@ PEER := .venv-peer
 OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test test-pages fuzz lint types bench bench-core bench-merkle bench-fingerprints \
+.PHONY: setup demo test test-pages fuzz lint types bench reading-list bench-core bench-merkle bench-fingerprints \
         bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints \
         study planning matrix cross-checks container-files profiles engines soak schedule-proof ray clean
 
@@ -56,6 +56,10 @@ bench: setup $(PEER)/.installed
 # A quarter of an hour, 25 GiB.
 bench-service: setup
 	$(BIN)/python -m tests.bench.service
+
+# The functions that computed a score, by file: docs/reading.md again. Seconds.
+reading-list: setup
+	NUMBA_DISABLE_JIT=1 $(BIN)/python -m tests.proofs.reading_list > docs/reading.md
 
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup

@@ -52,15 +52,10 @@ class PrefixTree:
             count: whether this look-up enters the hit rate.
         """
         self._clock += 1
-        node, position, pieces = self._root, 0, []
-        while position < len(tokens) and (child := node.children.get(tokens[position])) is not None:
-            common = _common(child.tokens, tokens, position)
-            child.used = self._clock
-            pieces.append(child.slots[:common])
-            position += common
-            node = child
-            if common < len(child.tokens):
-                break
+        pieces = []
+        for node, common in self._way(tokens):
+            node.used = self._clock
+            pieces.append(node.slots[:common])
         slots = torch.cat(pieces) if pieces else self._root.slots
         self._cache.share(slots)
         if count:
@@ -83,20 +78,33 @@ class PrefixTree:
         self.stored += len(rest)
         return True
 
+    def known(self, tokens: Sequence[int]) -> int:
+        """How many of the first tokens are stored; nothing is counted, shared or kept longer for it."""
+        return sum(common for _, common in self._way(tokens))
+
     def held(self) -> Iterator[Tensor]:
         """The slots of every node, for `SlotKV.check`."""
         yield from (node.slots for node in self._nodes())
 
+    def _way(self, tokens: Sequence[int]) -> Iterator[tuple[_Node, int]]:
+        """Nodes on the way of `tokens`, and how many tokens of each are: of all but the last, all."""
+        node, position, common = self._root, 0, 0
+        while position < len(tokens) and common == len(node.tokens):
+            child = node.children.get(tokens[position])
+            if child is None:
+                return
+            node, common = child, _common(child.tokens, tokens, position)
+            position += common
+            yield node, common
+
     def _descend(self, tokens: Sequence[int]) -> tuple[_Node, int]:
         """The node where `tokens` leaves the tree, split there if need be, and how many tokens lead to it."""
-        node, position = self._root, 0
-        while position < len(tokens) and (child := node.children.get(tokens[position])) is not None:
-            common = _common(child.tokens, tokens, position)
-            position += common
-            if common < len(child.tokens):
-                child = self._split(child, common)
-            node = child
-        return node, position
+        way = list(self._way(tokens))
+        if not way:
+            return self._root, 0
+        node, common = way[-1]
+        length = sum(common for _, common in way)
+        return (node if common == len(node.tokens) else self._split(node, common)), length
 
     def _split(self, node: _Node, at: int) -> _Node:
         assert node.parent is not None, "the root has no tokens to split"

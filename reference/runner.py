@@ -93,7 +93,7 @@ class Runner:
         stream = iter(requests)
         while window := list(islice(stream, WINDOW)):
             self._store_shared([request.prompt for request in window])
-            for request, (rows, stats) in self._each(window, lambda request: request, work):
+            for request, (rows, stats) in self._each(window, self._unstored, work):
                 if on_hidden is not None and rows is not None:
                     on_hidden(request, rows)
                 yield stats
@@ -105,7 +105,7 @@ class Runner:
             hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
             return [self._law(request, rows) for request, rows in zip(batch, hidden, strict=True)]
 
-        for _, law in self._each(requests, lambda request: request, work):
+        for _, law in self._each(requests, _rows, work):
             yield law
 
     def shadow(
@@ -137,7 +137,7 @@ class Runner:
                 for (variants, _), own_rows, other_rows in zip(batch, hidden, other, strict=True)
             ]
 
-        for _, scored in self._each(requests, _any_variant, work):
+        for _, scored in self._each(requests, _rows_of_variants, work):
             yield from scored.items()
 
     def under(
@@ -158,7 +158,7 @@ class Runner:
                 for (variants, _), rows in zip(batch, hidden, strict=True)
             ]
 
-        for _, scored in self._each(items, _any_variant, work):
+        for _, scored in self._each(items, _rows_of_variants, work):
             yield scored
 
     def states(
@@ -172,23 +172,23 @@ class Runner:
                 rows[: len(request.output)].clone() for rows, (request, _) in zip(hidden, batch, strict=True)
             ]
 
-        for _, rows in self._each(items, lambda item: item[0], work):
+        for _, rows in self._each(items, lambda item: _rows(item[0]), work):
             yield rows
 
     def _each(
-        self, items: Iterable[T], request_of: Callable[[T], Request], work: Callable[[list[T]], list[R]]
+        self, items: Iterable[T], rows_of: Callable[[T], int], work: Callable[[list[T]], list[R]]
     ) -> Iterator[tuple[T, R]]:
         """Work on packs of items, as many side by side as the model allows; (item, result) in order."""
         lanes = self.model.calls_at_once
-        packs = self._packs(items, request_of, lanes)
+        packs = self._packs(items, rows_of, lanes)
         for batch, done in side_by_side(work, packs, lanes):
             yield from zip(batch, done, strict=True)
 
-    def _packs(self, items: Iterable[T], request_of: Callable[[T], Request], lanes: int) -> Iterator[list[T]]:
+    def _packs(self, items: Iterable[T], rows_of: Callable[[T], int], lanes: int) -> Iterator[list[T]]:
         """Runs of items, about equal, and of each window as many as all lanes finish together."""
         stream = iter(items)
         while window := list(islice(stream, WINDOW)):
-            lengths = [_length(request_of(item)) for item in window]
+            lengths = [rows_of(item) for item in window]
             rounds = -(-sum(lengths) // self._token_budget)
             target = sum(lengths) / (lanes * rounds)
             pack: list[T] = []
@@ -272,6 +272,10 @@ class Runner:
 
     def _is_own(self, model: ReferenceModel) -> bool:
         return model is self.model or model is self._showing
+
+    def _unstored(self, request: Request) -> int:
+        """Rows of a request that are left to compute on the runner's own model."""
+        return _rows(request) - (self.prefixes.known(request.prompt[:-1]) if self._shares else 0)
 
     def _stored(self, prompt: tuple[int, ...]) -> torch.Tensor:
         return self.prefixes.match(prompt[:-1]) if self._shares else self._cache.alloc(0)
@@ -383,9 +387,9 @@ def _split(hidden: torch.Tensor, spans: list[Span]) -> list[torch.Tensor]:
     return list(torch.split(hidden, [len(span.tokens) - span.wanted for span in spans]))
 
 
-def _length(request: Request) -> int:
+def _rows(request: Request) -> int:
     return len(request.prompt) + len(request.output)
 
 
-def _any_variant(item: tuple[Mapping[str, Request], object]) -> Request:
-    return next(iter(item[0].values()))
+def _rows_of_variants(item: tuple[Mapping[str, Request], object]) -> int:
+    return _rows(next(iter(item[0].values())))

@@ -103,6 +103,29 @@ def test_shared_prefixes_are_computed_once_and_counted(model, requests):
     assert runner.prefixes.found - found >= found
 
 
+def test_a_pack_is_filled_with_the_rows_that_no_prefix_spares(model, monkeypatch):
+    rows = []
+    forward = Model.forward
+
+    def counted(self, spans, *rest, **options):
+        rows.append(sum(len(span.tokens) for span in spans))
+        return forward(self, spans, *rest, **options)
+
+    monkeypatch.setattr(Model, "forward", counted)
+    common = tuple(range(5, 105))
+    requests = [
+        Request((*common, 200 + n, 300), (7, 8, 9), SamplingSpec(ignore_eos=True), n, SCHEME)
+        for n in range(12)
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        list(Runner(model, token_budget=120).score(requests))
+    finally:
+        torch.set_num_threads(before)
+    assert rows == [100, 48]
+
+
 @settings(deadline=None, max_examples=15)
 @given(data=st.data())
 def test_drafts_forks_and_preemption_leave_what_plain_prefill_computes(model, data):

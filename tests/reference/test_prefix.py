@@ -32,6 +32,7 @@ def test_what_is_found_is_the_longest_common_beginning(stored, asked):
         cache.free(slots)
     for tokens in asked:
         best = max(n for n in range(len(tokens) + 1) if n == 0 or tokens[:n] in slot_of)
+        assert tree.known(tokens) == best
         found = tree.match(tokens)
         assert found.tolist() == [slot_of[tokens[: n + 1]] for n in range(best)]
         cache.free(found)
