@@ -7,7 +7,7 @@ PEER := .venv-peer
 OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test test-pages fuzz lint types bench reading-list bench-core bench-merkle bench-fingerprints \
+.PHONY: setup demo test test-pages fuzz lint types bench reading-list bench-core bench-gpu bench-merkle bench-fingerprints \
         bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints \
         study planning matrix cross-checks container-files profiles engines soak schedule-proof ray clean
 
@@ -64,6 +64,10 @@ reading-list: setup
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup
 	$(BIN)/python tests/bench/core.py
+
+# The core on a GPU, with a torch that knows it: scores beside the CPU's, an 8B shape (32 GB of disk). Ten minutes.
+bench-gpu: setup
+	$(BIN)/python tests/bench/gpu.py
 
 # Drafters: accepted tokens a step, tokens a second beside transformers and the memory's bandwidth, and beside vLLM if it
 # is built (VLLM=1 builds it, 9 GB): docs/speculation.md again. Half an hour.

@@ -16,7 +16,8 @@ import torch
 
 from auditor.reference.batch import Span
 from auditor.reference.decode import Ask, generate
-from auditor.reference.head import score_rows
+from auditor.reference.device import CPU, on_gpu
+from auditor.reference.head import backend_of, score_rows
 from auditor.reference.layers.linear import Linear
 from auditor.reference.model import Model
 from auditor.reference.noise import Draws, noise_scheme
@@ -42,30 +43,36 @@ class Measurement:
     limit: float | None = None
 
 
-def best_seconds(work: Callable[[], object], repetitions: int = 5) -> float:
-    """The quickest of several runs after one to warm up."""
-    work()
+def best_seconds(work: Callable[[], object], repetitions: int = 5, *, device: torch.device = CPU) -> float:
+    """The quickest of several runs after one to warm up, each to the end of what it started on a device."""
+
+    def finish() -> None:
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    finish()
     quickest = float("inf")
     for _ in range(repetitions):
         start = time.perf_counter()
-        work()
+        finish()
         quickest = min(quickest, time.perf_counter() - start)
     return quickest
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
+def matmul_peak(dtype: torch.dtype, device: torch.device = CPU) -> float:
     """GFLOP/s of the best product of square matrices that torch offers here."""
-    size = 2048
-    x, weight = torch.randn(size, size, dtype=dtype), torch.randn(size, size, dtype=dtype)
+    size = 8192 if on_gpu(device) else 2048
+    x, weight = (torch.randn(size, size).to(device, dtype) for _ in range(2))
     ways: list[Callable[[], object]] = [lambda: torch.matmul(x, weight), lambda: Linear(weight)(x)]
-    return 2 * size**3 / min(best_seconds(way, 8) for way in ways) / 1e9
+    return 2 * size**3 / min(best_seconds(way, 8, device=device) for way in ways) / 1e9
 
 
-def copy_bandwidth() -> float:
+def copy_bandwidth(device: torch.device = CPU) -> float:
     """GB/s read plus written by a copy that no cache holds."""
-    source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
+    source = torch.zeros(_COPY_BYTES, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    return 2 * _COPY_BYTES / best_seconds(lambda: target.copy_(source)) / 1e9
+    return 2 * _COPY_BYTES / best_seconds(lambda: target.copy_(source), device=device) / 1e9
 
 
 def products_flops(model: Model, rows: int, head_rows: int) -> int:
@@ -80,10 +87,10 @@ def products_flops(model: Model, rows: int, head_rows: int) -> int:
 
 def measure(model: Model) -> list[Measurement]:
     """Machine, prefill, head, scoring and decoding of one model, in its dtype."""
-    peak = matmul_peak(model.dtype)
+    peak = matmul_peak(model.dtype, model.device)
     found = [
         Measurement(f"matmul, {str(model.dtype).removeprefix('torch.')}", peak, "GFLOP/s"),
-        Measurement("memory copy", copy_bandwidth(), "GB/s"),
+        Measurement("memory copy", copy_bandwidth(model.device), "GB/s"),
     ]
     found += _prefill(model, peak)
     found += _scoring(model, peak)
@@ -96,12 +103,13 @@ def _prefill(model: Model, peak: float) -> list[Measurement]:
     generator = torch.Generator().manual_seed(0)
     spans = [
         Span(torch.randint(0, model.config.vocab_size, (length,), generator=generator))
-        for _ in range(PACK // length)
+        for _ in range((model.pack_tokens if on_gpu(model.device) else PACK) // length)
     ]
     lanes = model.calls_at_once
     packs = [spans] * (2 * lanes if lanes > 1 else 1)
     rows = length * len(spans) * len(packs)
-    seconds = best_seconds(lambda: list(side_by_side(model.forward, packs, lanes)), 3)
+    work = lambda: list(side_by_side(model.forward, packs, lanes))  # noqa: E731
+    seconds = best_seconds(work, 3, device=model.device)
     rate = products_flops(model, rows, 0) / seconds / 1e9
     return [
         Measurement(f"prefill, {len(packs)} x {len(spans)} x {length}", rows / seconds, "tokens/s"),
@@ -112,11 +120,13 @@ def _prefill(model: Model, peak: float) -> list[Measurement]:
 def _scoring(model: Model, peak: float) -> list[Measurement]:
     """Microseconds a row of the head and of noise and scores, and what these add to a token's whole cost."""
     generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(ROWS, model.config.hidden_size, generator=generator).to(model.dtype)
-    head = best_seconds(lambda: model.logits(hidden))
+    device = model.device
+    hidden = torch.randn(ROWS, model.config.hidden_size, generator=generator).to(device, model.dtype)
+    head = best_seconds(lambda: model.logits(hidden, fetch=False), device=device)
     forward = products_flops(model, ROWS, 0) / peak / 1e9  # at the machine's limit: the harder comparison
-    logits = model.logits(hidden)
+    logits = model.logits(hidden, fetch=False)
     logits *= 3 / logits.std()
+    backend = backend_of(logits)
     scheme = noise_scheme("gumbel-pos-v1")
     found = [Measurement("head product", head / ROWS * 1e6, "us/row")]
     for name, spec in (
@@ -124,8 +134,10 @@ def _scoring(model: Model, peak: float) -> list[Measurement]:
         ("top-k 50, top-p 0.95", SamplingSpec(top_k=50, top_p=0.95)),
     ):
         draws = Draws(scheme, 1, 0, model.config.vocab_size).take(ROWS)
-        claimed = score_rows(logits, np.zeros(ROWS, np.int64), spec, scheme, draws).winner
-        seconds = best_seconds(lambda: score_rows(logits, claimed, spec, scheme, draws))  # noqa: B023  at once
+        nobody = np.zeros(ROWS, np.int64)
+        claimed = score_rows(logits, nobody, spec, scheme, draws, backend=backend).winner
+        work = lambda: score_rows(logits, claimed, spec, scheme, draws, backend=backend)  # noqa: B023, E731
+        seconds = best_seconds(work, device=device)
         found.append(Measurement(f"noise and scores, {name}", seconds / ROWS * 1e6, "us/row"))
         share = 100 * seconds / (forward + head)
         found.append(Measurement(f"... added to forward and head, {name}", share, "%", 10.0))

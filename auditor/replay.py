@@ -32,6 +32,7 @@ from auditor.preparation import is_speculated, prepare, prompt_ids, without_seed
 from auditor.profiles import companion_model
 from auditor.reference.checkpoint.digests import template_digest, tokenizer_digest
 from auditor.reference.deviations import Prompt
+from auditor.reference.device import CPU, on_gpu
 from auditor.reference.head import RowStats
 from auditor.reference.loading import ReferenceModel, load_model
 from auditor.reference.noise import SCHEMES
@@ -75,10 +76,14 @@ class Reference:
         directory: Path | str,
         *,
         dtype: torch.dtype = torch.float32,
+        device: torch.device = CPU,
         adapter: Path | str | None = None,
         draft: Path | str | None = None,
     ) -> Reference:
         """Load a model directory for scoring, with the LoRA adapter that was sold on top of it.
+
+        Its recipe names dtype and kind of device, and a profile is for one recipe: what a replay rounds
+        itself is part of the noise that is calibrated.
 
         Args:
             draft: of a smaller model of the same vocabulary; the shipped one for the demo model if None.
@@ -87,14 +92,14 @@ class Reference:
             ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: see `load_model`.
             OptionError: a draft model of another vocabulary.
         """
-        model = load_model(directory, dtype=dtype, adapter=adapter)
+        model = load_model(directory, dtype=dtype, adapter=adapter, device=device)
         given = draft or companion_model(model.digest)
-        smaller = None if given is None else load_model(given, dtype=dtype)
+        smaller = None if given is None else load_model(given, dtype=dtype, device=device)
         if smaller is not None and smaller.config.vocab_size != model.config.vocab_size:
             sizes = f"{smaller.config.vocab_size:,} tokens beside {model.config.vocab_size:,}"
             raise OptionError(f"a draft model with a vocabulary of {sizes}", where=str(given))
         name = str(dtype).removeprefix("torch.")
-        recipe = f"auditor-{VERSION}/{name}/prefill"
+        recipe = f"auditor-{VERSION}/{name}/prefill" + (f"/{device.type}" if on_gpu(device) else "")
         return cls(
             model,
             Runner(model),

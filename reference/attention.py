@@ -22,13 +22,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from auditor.reference.device import on_gpu
+
 TILE = 32
 # Keys nearer than this share one masked call; all farther ones need no mask.
 NEAR = 512
 
 # The public function returns no log-sum-exp.
 _FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
-_FUSED_CUDA = torch.ops.aten._scaled_dot_product_efficient_attention  # noqa: SLF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +67,9 @@ def partial(
     Returns:
         Output [key/value heads, rows, value dim] in the queries' dtype, log-sum-exp float32 [heads, rows].
     """
-    if softmax.softcap or keys.shape[-1] != values.shape[-1]:
+    if softmax.softcap or keys.shape[-1] != values.shape[-1] or on_gpu(queries.device):
         return _partial_plain(queries, keys, values, mask, softmax)
-    q, k, v = queries[None], keys[None], values[None]
-    if queries.is_cuda:
-        bias = None if mask is None else mask.expand(1, len(queries), *mask.shape)
-        out, lse, *_ = _FUSED_CUDA(q, k, v, bias, compute_log_sumexp=True, scale=softmax.scale)
-        return out[0], lse[0, :, : queries.shape[1]]
-    out, lse = _FUSED_CPU(q, k, v, attn_mask=mask, scale=softmax.scale)
+    out, lse = _FUSED_CPU(queries[None], keys[None], values[None], attn_mask=mask, scale=softmax.scale)
     return out[0], lse[0]
 
 
@@ -115,11 +111,11 @@ def causal(
     keys = functional.pad(keys, (0, 0, 0, 0, 0, padded)).transpose(0, 1)
     values = functional.pad(values, (0, 0, 0, 0, 0, padded)).transpose(0, 1)
     before = start % TILE
-    queries = _grouped(functional.pad(queries, (0, 0, 0, 0, before, padded)), keys.shape[0])
+    queries = by_group(functional.pad(queries, (0, 0, 0, 0, before, padded)), keys.shape[0])
     out = queries.new_empty(rows, heads, values.shape[-1]) if out is None else out
     for tile in range(start - before, end, TILE):
         part = queries[:, :, tile - start + before :][:, :, :TILE].flatten(1, 2)
-        attended = _ungrouped(_tile(part, keys, values, tile, group, softmax), group)
+        attended = by_row(_tile(part, keys, values, tile, group, softmax), group)
         first, last = max(tile, start), min(tile + TILE, end)
         out[first - start : last - start] = attended[first - tile : last - tile]
     return out
@@ -131,7 +127,7 @@ def _tile(queries: Tensor, keys: Tensor, values: Tensor, tile: int, group: int, 
     if softmax.window is not None:
         first = max(0, tile - softmax.window + 1) // TILE * TILE
         mask = _near_mask(tile - first, group, softmax.window, queries.dtype, queries.device)
-        return _with_sinks(
+        return with_sinks(
             partial(queries, keys[:, first:seen], values[:, first:seen], mask, softmax), group, softmax
         )
     near = tile // NEAR * NEAR
@@ -139,7 +135,7 @@ def _tile(queries: Tensor, keys: Tensor, values: Tensor, tile: int, group: int, 
     joined = partial(queries, keys[:, near:seen], values[:, near:seen], mask, softmax)
     if near:
         joined = merge(partial(queries, keys[:, :near], values[:, :near], None, softmax), joined)
-    return _with_sinks(joined, group, softmax)
+    return with_sinks(joined, group, softmax)
 
 
 def rowwise(
@@ -154,11 +150,11 @@ def rowwise(
     rows, heads, _ = queries.shape
     group = heads // keys.shape[1]
     keys, values = keys.transpose(0, 1), values.transpose(0, 1)
-    grouped = _grouped(queries, keys.shape[0]).flatten(1, 2)
+    grouped = by_group(queries, keys.shape[0]).flatten(1, 2)
     if rows == 1:
         first = 0 if softmax.window is None else max(0, start + 1 - softmax.window)
         joined = partial(grouped, keys[:, first:], values[:, first:], None, softmax)
-        return _ungrouped(_with_sinks(joined, group, softmax), group)
+        return by_row(with_sinks(joined, group, softmax), group)
     if ancestors is None:
         ancestors = torch.ones(rows, rows, dtype=torch.bool, device=queries.device).tril()
     depth = ancestors.sum(1) - 1
@@ -178,7 +174,7 @@ def rowwise(
             blind = ~committed.any(1).repeat(group)
             out, lse = out.masked_fill(blind[:, None], 0.0), lse.masked_fill(blind, -torch.inf)
         joined = merge((out, lse), joined)
-    return _ungrouped(_with_sinks(joined, group, softmax), group)
+    return by_row(with_sinks(joined, group, softmax), group)
 
 
 def tree_mask(ancestors: Tensor, start: int, group: int, window: int | None, dtype: torch.dtype) -> Tensor:
@@ -195,8 +191,8 @@ def branching(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, softm
     """`rowwise` of a draft tree in one call, its mask made once for all layers."""
     keys, values = keys.transpose(0, 1), values.transpose(0, 1)
     group = queries.shape[1] // keys.shape[0]
-    joined = partial(_grouped(queries, keys.shape[0]).flatten(1, 2), keys, values, mask, softmax)
-    return _ungrouped(_with_sinks(joined, group, softmax), group)
+    joined = partial(by_group(queries, keys.shape[0]).flatten(1, 2), keys, values, mask, softmax)
+    return by_row(with_sinks(joined, group, softmax), group)
 
 
 def newest(
@@ -219,7 +215,8 @@ def newest(
     return torch.cat(attended).flatten(1, 2)
 
 
-def _with_sinks(joined: tuple[Tensor, Tensor], group: int, softmax: Softmax) -> Tensor:
+def with_sinks(joined: tuple[Tensor, Tensor], group: int, softmax: Softmax) -> Tensor:
+    """A partial over every key a query sees, [key/value heads, group * rows, dim], less what sinks take."""
     out, lse = joined
     if softmax.sinks is None:
         return out
@@ -241,13 +238,13 @@ def _additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
 
 
-def _grouped(queries: Tensor, key_value_heads: int) -> Tensor:
+def by_group(queries: Tensor, key_value_heads: int) -> Tensor:
     """[rows, heads, dim] as [key/value heads, group, rows, dim]."""
     rows, heads, dim = queries.shape
     return queries.view(rows, key_value_heads, heads // key_value_heads, dim).permute(1, 2, 0, 3)
 
 
-def _ungrouped(attended: Tensor, group: int) -> Tensor:
+def by_row(attended: Tensor, group: int) -> Tensor:
     """[key/value heads, group * rows, dim] as [rows, heads, dim]."""
     heads, rows, dim = attended.shape
     return attended.view(heads, group, rows // group, dim).permute(2, 0, 1, 3).flatten(1, 2)

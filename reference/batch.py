@@ -23,6 +23,8 @@ from torch import Tensor
 from auditor.errors import ContextLengthError, OptionError, TokenOutOfRangeError, TraceFieldError
 from auditor.reference.architecture import Rope
 from auditor.reference.attention import Softmax, branching, causal, newest, rowwise, tree_mask
+from auditor.reference.device import CPU, on_gpu
+from auditor.reference.gpu_attention import blockwise, flash_serves, packed
 from auditor.reference.layers.rotary import angles
 from auditor.reference.slots import Sequence, SlotKV, as_run
 
@@ -155,19 +157,21 @@ class Run:
     exact: bool = True
     key_value: KeyValueHook | None = None
     attention: AttentionHook | None = None
+    device: torch.device = CPU
     rows: list[slice] = field(init=False)
     positions: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
         ends = torch.tensor([0, *(span.tokens.shape[0] for span in self.spans)]).cumsum(0).tolist()
         self.rows = [slice(first, last) for first, last in pairwise(ends)]
-        self.positions = torch.cat([span.positions for span in self.spans])
+        self.positions = torch.cat([span.positions for span in self.spans]).to(self.device)
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
         self._angles: dict[tuple[Rope, int], tuple[Tensor, Tensor]] = {}
         kept = [
             (own, span.keep) for own, span in zip(self.rows, self.spans, strict=True) if span.keep is not None
         ]
-        self._kept = torch.cat([torch.arange(own.start, own.stop) for own, _ in kept]) if kept else None
+        rows = [torch.arange(own.start, own.stop) for own, _ in kept]
+        self._kept = torch.cat(rows).to(self.device) if rows else None
         self._keep = torch.cat([slots for _, slots in kept]) if kept else None
         self._all_kept = self._kept is not None and len(self._kept) == len(self.positions)
         # All of a sequence in one run of slots: its keys can be seen in place.
@@ -191,12 +195,15 @@ class Run:
         if all(span.wanted == 0 for span in self.spans):
             return None
         pairs = zip(self.rows, self.spans, strict=True)
-        return torch.cat([torch.arange(own.start + span.wanted, own.stop) for own, span in pairs])
+        return torch.cat([torch.arange(own.start + span.wanted, own.stop) for own, span in pairs]).to(
+            self.device
+        )
 
     @property
     def decoded(self) -> Tensor:
         """Whether each row's token was drawn, and fed back, after the prompt; boolean [rows]."""
-        return torch.cat([torch.arange(len(span.tokens)) > span.wanted for span in self.spans])
+        decoded = [torch.arange(len(span.tokens)) > span.wanted for span in self.spans]
+        return torch.cat(decoded).to(self.device)
 
     def angles(self, rope: Rope, dim: int, rows: slice) -> tuple[Tensor, Tensor]:
         """Cosine and sine of the rows' positions, made once a call."""
@@ -204,7 +211,7 @@ class Run:
         if key not in self._angles:
             if rope.rope_type == "longrope":
                 parts = [
-                    angles(rope, dim, span.positions, self.dtype, _stretched(rope, span))
+                    angles(rope, dim, span.positions.to(self.device), self.dtype, _stretched(rope, span))
                     for span in self.spans
                 ]
                 self._angles[key] = torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
@@ -219,7 +226,9 @@ class Run:
             keys, values = self.key_value(layer, keys, values)
         self._store(layer, keys, values)
         same_dim = keys.shape[-1] == values.shape[-1]
-        if self._runs is not None and softmax.plain and same_dim and not queries.is_cuda:
+        if on_gpu(self.device) and self.attention is None and self._chains:
+            return self._on_gpu(layer, queries, keys, values, softmax)
+        if self._runs is not None and softmax.plain and same_dim and not on_gpu(self.device):
             assert self.kv is not None, "past positions need a cache"
             return newest(queries, *self.kv.read(layer, slice(None)), self._runs, softmax)
         out = queries.new_empty(*queries.shape[:2], values.shape[-1])
@@ -240,11 +249,26 @@ class Run:
                 out[own] = branching(queries[own], *seen, mask, softmax)
         return out
 
+    @property
+    def _chains(self) -> bool:
+        """Whether there is no draft tree."""
+        return all(span.ancestors is None or len(span.ancestors) == 1 for span in self.spans)
+
+    def _on_gpu(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, softmax: Softmax) -> Tensor:
+        """Attention of chains on a GPU, all sequences in one call where a kernel serves them."""
+        placed = zip(self.spans, self.rows, self._in_place, strict=True)
+        seen = [self._seen(layer, span, place, keys[own], values[own]) for span, own, place in placed]
+        if flash_serves(queries, values, softmax):
+            return packed(queries, seen, [len(span.tokens) for span in self.spans], softmax)
+        spans = zip(self.spans, self.rows, seen, strict=True)
+        return torch.cat([blockwise(queries[own], *kv, span.start, softmax) for span, own, kv in spans])
+
     def _tree_mask(self, number: int, ancestors: Tensor, group: int, window: int | None) -> Tensor:
         """The mask of a span's draft tree, made once a call."""
         key = (number, group, window)
         if key not in self._masks:
-            self._masks[key] = tree_mask(ancestors, self.spans[number].start, group, window, self.dtype)
+            mask = tree_mask(ancestors, self.spans[number].start, group, window, self.dtype)
+            self._masks[key] = mask.to(self.device)
         return self._masks[key]
 
     def _store(self, layer: int, keys: Tensor, values: Tensor) -> None:

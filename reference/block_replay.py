@@ -98,7 +98,7 @@ def step_logits(
 def _with_logits(
     logits_of: Callable[[Tensor], Tensor], hidden: Tensor, waiting: Sequence[tuple[Step, Tensor]]
 ) -> Iterator[tuple[Step, Tensor]]:
-    logits = logits_of(hidden[torch.cat([numbers for _, numbers in waiting])])
+    logits = logits_of(hidden[torch.cat([numbers for _, numbers in waiting]).to(hidden.device)])
     for (step, _), own in zip(waiting, torch.split(logits, [step.rows for step, _ in waiting]), strict=True):
         yield step, own
 

@@ -261,7 +261,7 @@ class Engine:
         logits = self.model.logits(hidden, exact=False)
         sizes = [1 + len(live.tree) for live in drawing]
         own_logits = torch.split(logits, sizes)
-        own_hidden = torch.split(hidden, sizes) if self._keep_states else [None] * len(sizes)
+        own_hidden = torch.split(hidden.cpu(), sizes) if self._keep_states else [None] * len(sizes)
         judged = [(live.request, live.tree, rows) for live, rows in zip(drawing, own_logits, strict=True)]
         walks = walk_trees(self.model, judged, logits)
         shown = self._shown(drawing, logits, sizes)

@@ -24,6 +24,7 @@ from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, S
 from auditor.reference.checkpoint.digests import weights_digest
 from auditor.reference.checkpoint.files import DTYPES
 from auditor.reference.config import read_fields
+from auditor.reference.device import CPU
 from auditor.reference.layers.parameters import WeightsHook
 from auditor.reference.slots import SlotKV
 
@@ -140,6 +141,11 @@ class FallbackModel:
         return 1
 
     @property
+    def device(self) -> torch.device:
+        """The CPU."""
+        return CPU
+
+    @property
     def from_the_beginning(self) -> bool:
         """Whether it was modified so: never, it is what transformers computes."""
         return False
@@ -173,9 +179,9 @@ class FallbackModel:
         """As `Model.prefill`."""
         return self.forward([Span(tokens) for tokens in sequences])
 
-    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True, fetch: bool = True) -> Tensor:
         """As `Model.logits`: what `forward` returned, in float32."""
-        del exact
+        del exact, fetch
         return hidden.float()
 
 

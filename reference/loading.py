@@ -12,6 +12,7 @@ from torch import Tensor
 from auditor.errors import OptionError
 from auditor.reference.batch import AttentionHook, KeyValueHook, ResidualHook, Span
 from auditor.reference.config import read_fields
+from auditor.reference.device import CPU, on_gpu
 from auditor.reference.fallback import FallbackModel
 from auditor.reference.families import FAMILIES
 from auditor.reference.layers.parameters import WeightsHook
@@ -50,6 +51,8 @@ class ReferenceModel(Protocol):
     @property
     def directory(self) -> Path: ...  # noqa: D102
     @property
+    def device(self) -> torch.device: ...  # noqa: D102
+    @property
     def pack_tokens(self) -> int: ...  # noqa: D102
     @property
     def calls_at_once(self) -> int: ...  # noqa: D102
@@ -62,7 +65,9 @@ class ReferenceModel(Protocol):
     def prefill(self, sequences: Iterable[Tensor]) -> Tensor: ...  # noqa: D102
     def showing(self, layers: Sequence[int]) -> ReferenceModel: ...  # noqa: D102
     def up_to(self, layer: int) -> ReferenceModel: ...  # noqa: D102
-    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor: ...  # noqa: D102
+    def logits(  # noqa: D102
+        self, hidden: Tensor, *, exact: bool = True, fetch: bool = True
+    ) -> Tensor: ...
     def replace(  # noqa: D102
         self,
         *,
@@ -80,6 +85,7 @@ def load_model(
     dtype: torch.dtype = torch.float32,
     wide_matmul: bool = False,
     adapter: Path | str | None = None,
+    device: torch.device = CPU,
 ) -> ReferenceModel:
     """Read a local HF checkpoint as `Model.load` does, or, with a warning, as `FallbackModel.load` does.
 
@@ -87,11 +93,17 @@ def load_model(
     refuses is refused.
 
     Raises:
-        OptionError: another dtype, or an adapter for an architecture without a family.
+        OptionError: another dtype; an adapter, or a GPU, for an architecture without a family.
         ModelNotFoundError, ModelUnsafeError, ModelUnsupportedError, ModelCorruptError: as those two.
     """
     if read_fields(directory).raw.get("model_type") in FAMILIES:
-        return Model.load(directory, dtype=dtype, wide_matmul=wide_matmul, adapter=adapter)
+        return Model.load(directory, dtype=dtype, wide_matmul=wide_matmul, adapter=adapter, device=device)
+    if on_gpu(device):
+        raise OptionError(
+            "an architecture that runs through transformers is computed on the CPU",
+            where=str(directory),
+            fix="leave --device out",
+        )
     if adapter is not None:
         raise OptionError(
             "an adapter on an architecture that runs through transformers",

@@ -25,6 +25,7 @@ from auditor.reference.checkpoint.digests import adapted_digest, adapter_digest,
 from auditor.reference.checkpoint.files import DTYPES, Checkpoint
 from auditor.reference.checkpoint.quantized import ServedTensors, key_value_of
 from auditor.reference.config import read_config
+from auditor.reference.device import CPU, on_gpu
 from auditor.reference.few_rows import MOST_ROWS, FewRows, few_rows_of
 from auditor.reference.layers.build import DecoderLayer, build_layer
 from auditor.reference.layers.linear import ROW_TILE, Linear
@@ -49,6 +50,7 @@ class Model:
         directory: where it was loaded from.
         parameters: every parameter in memory under its HF name (views of the fused matrices; do not write to
             them). A streamed model's layers are not among them.
+        device: where it computes (`device.py`).
     """
 
     config: ModelConfig
@@ -59,6 +61,7 @@ class Model:
     _layers: tuple[DecoderLayer, ...] | LayerStream
     _final_norm: RmsNorm | None
     _head: Linear
+    device: torch.device = CPU
     _wide_matmul: bool = False
     _key_value: KeyValueHook | None = None
     _attention: AttentionHook | None = None
@@ -75,6 +78,7 @@ class Model:
         wide_matmul: bool = False,
         stream: bool | None = None,
         adapter: Path | str | None = None,
+        device: torch.device = CPU,
     ) -> Model:
         """Read a local HF checkpoint and round it to `dtype` (float32, bfloat16 or float16).
 
@@ -108,11 +112,15 @@ class Model:
             source = AdaptedTensors.of(source, Adapter.open(adapter), merge=False)
             digest = adapted_digest(digest, adapter_digest(adapter))
         held = torch.float32 if wide_matmul else dtype
-        parameters = Parameters(source, dtype, config.norm, wide_matmul=wide_matmul, where=str(directory))
+        parameters = Parameters(
+            source, dtype, config.norm, wide_matmul=wide_matmul, where=str(directory), device=device
+        )
         final_norm, head = _ends(config, parameters)
         layers: tuple[DecoderLayer, ...] | LayerStream
-        if stream or (stream is None and not fits_in_memory(checkpoint, held)):
-            layers = LayerStream.checked(config, checkpoint, source, dtype, wide_matmul=wide_matmul)
+        if stream or (stream is None and not fits_in_memory(checkpoint, held, device)):
+            layers = LayerStream.checked(
+                config, checkpoint, source, dtype, wide_matmul=wide_matmul, device=device
+            )
         else:
             layers = tuple(
                 build_layer(config, parameters, index) for index in range(config.num_hidden_layers)
@@ -128,6 +136,7 @@ class Model:
             layers,
             final_norm,
             head,
+            device,
             wide_matmul,
             key_value,
         )
@@ -137,16 +146,19 @@ class Model:
         """Rows worth packing into one call: a streamed model reads every layer once a call.
 
         Otherwise two tiles keep the products busy, and a larger pack only holds more activations: it is as
-        large as the longest sequence may be, up to 2,048, so that few are cut.
+        large as the longest sequence may be, up to 2,048, so that few are cut. A GPU takes 8,192.
         """
         if isinstance(self._layers, LayerStream):
             return 16_384
+        if on_gpu(self.device):
+            return 8_192
         return min(max(2 * ROW_TILE, self.config.context_length), 2_048)
 
     @property
     def calls_at_once(self) -> int:
         """Calls worth running side by side, a thread each; a streamed model reads its layers once for all."""
-        return 1 if isinstance(self._layers, LayerStream) else torch.get_num_threads()
+        alone = isinstance(self._layers, LayerStream) or on_gpu(self.device)
+        return 1 if alone else torch.get_num_threads()
 
     @property
     def from_the_beginning(self) -> bool:
@@ -191,6 +203,7 @@ class Model:
                 wide_matmul=self._wide_matmul,
                 hook=weights,
                 where="replaced weights",
+                device=self.device,
             )
             final_norm, head = _ends(self.config, parameters)
             if isinstance(layers, LayerStream):
@@ -242,11 +255,13 @@ class Model:
     def new_cache(self, *, limit: int | None = None) -> SlotKV:
         """An empty key/value cache for this model, of at most `limit` positions."""
         layout = tuple(getattr(plan.mixer, "key_value_shape", None) for plan in self.config.layers)
-        return SlotKV(layout, self.dtype, limit=limit)
+        return SlotKV(layout, self.dtype, limit=limit, device=self.device)
 
     @torch.no_grad()
     def forward(self, spans: Sequence[Span], cache: SlotKV | None = None, *, exact: bool = True) -> Tensor:
         """Hidden states after the final norm of the wanted rows, [wanted rows, hidden], packed in order.
+
+        They lie on the model's device.
 
         Args:
             cache: where the spans' slots are; not needed when no span has any.
@@ -262,11 +277,12 @@ class Model:
             assert cache is not None, "rows to keep need a cache"
             return few.forward(spans, cache)
         if not spans:
-            return torch.empty(0, self.config.hidden_size * (1 + len(self._shown)), dtype=self.dtype)
+            width = self.config.hidden_size * (1 + len(self._shown))
+            return torch.empty(0, width, dtype=self.dtype, device=self.device)
         check_spans(spans, self.config.vocab_size, self.config.context_length)
         self._check_hooks(spans)
-        run = Run(spans, cache, self.dtype, exact, self._key_value, self._attention)
-        tokens = torch.cat([span.tokens for span in spans])
+        run = Run(spans, cache, self.dtype, exact, self._key_value, self._attention, self.device)
+        tokens = torch.cat([span.tokens for span in spans]).to(self.device)
         hidden = functional.embedding(tokens, self.parameters[self.config.embedding]).to(self.dtype)
         if self.config.embedding_scale != 1.0:
             scale = torch.tensor(self.config.embedding_scale, dtype=self.dtype)
@@ -302,7 +318,8 @@ class Model:
         if "made" not in self._few:
             other = (self._key_value, self._attention, self._residual, self._shown or None)
             plain = self.dtype == torch.float32 and all(hook is None for hook in other)
-            layers = () if isinstance(self._layers, LayerStream) or not plain else self._layers
+            elsewhere = isinstance(self._layers, LayerStream) or on_gpu(self.device)
+            layers = () if elsewhere or not plain else self._layers
             packed = sum(t.nbytes for t in self.parameters.values()) <= SPARE_SHARE * free_memory()
             ends = self._final_norm, self._head, self.parameters[self.config.embedding]
             self._few["made"] = few_rows_of(self.config, layers, ends, packed=packed)
@@ -336,10 +353,11 @@ class Model:
         return self.forward([Span(tokens) for tokens in sequences])
 
     @torch.no_grad()
-    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True, fetch: bool = True) -> Tensor:
         """Turn hidden states [n, hidden] into float32 logits [n, vocab], rounded to `dtype` on the way.
 
-        Columns beyond `hidden` (`showing`) are not looked at. `exact` is as `forward` has it.
+        Columns beyond `hidden` (`showing`) are not looked at. `exact` is as `forward` has it. Without `fetch`
+        they stay on the model's device.
         """
         hidden = hidden[:, : self.config.hidden_size].contiguous()
         few = None if exact or len(hidden) > MOST_ROWS else self._few_path
@@ -349,7 +367,7 @@ class Model:
         if self.config.logits_softcap:
             cap = self.config.logits_softcap
             logits = torch.tanh((logits / cap).to(self.dtype)).mul(cap).float()
-        return logits
+        return logits.cpu() if fetch else logits
 
 
 def _ends(config: ModelConfig, parameters: Parameters) -> tuple[RmsNorm, Linear]:

@@ -106,6 +106,11 @@ class ParallelModel:
         return self._whole.directory
 
     @property
+    def device(self) -> torch.device:
+        """As `Model.device`."""
+        return self._own.device
+
+    @property
     def pack_tokens(self) -> int:
         """As `Model.pack_tokens`."""
         return self._own.pack_tokens
@@ -141,9 +146,9 @@ class ParallelModel:
         """As `Model.prefill`."""
         return self.forward([Span(tokens) for tokens in sequences])
 
-    def logits(self, hidden: Tensor, *, exact: bool = True) -> Tensor:
+    def logits(self, hidden: Tensor, *, exact: bool = True, fetch: bool = True) -> Tensor:
         """As `Model.logits`; no rank needs another for it."""
-        return self._own.logits(hidden, exact=exact)
+        return self._own.logits(hidden, exact=exact, fetch=fetch)
 
     def showing(self, layers: Sequence[int]) -> ParallelModel:
         """As `Model.showing`.

@@ -11,7 +11,7 @@ import torch
 
 from auditor.reference.block_replay import BlockSampler, score_steps
 from auditor.reference.deviations import Deviation
-from auditor.reference.head import RowStats, effective_sampling
+from auditor.reference.head import RowStats, backend_of, effective_sampling
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix_rules import RuledRequest, resolve_for
@@ -108,11 +108,19 @@ class Replayed:
         self.tiles: list[RowStats] = []
 
     def score(self, logits: torch.Tensor, part: slice) -> None:
-        """Add the statistics of the output tokens of `part`; tiles come in order."""
+        """Add the statistics of the output tokens of `part`; tiles come in order.
+
+        Logits on a GPU are scored there, by Triton's kernels.
+        """
         request, noise = self._request, self._draws.take(len(logits))
         coins = request.speculated_rows(request.seed, part)
         place = (self._rules, self._output, part.start, coins)
-        self.tiles.append(score_ruled(logits, self._claimed[part], self._spec, request.scheme, noise, *place))
+        claimed, backend = self._claimed[part], backend_of(logits)
+        if backend == "compiled":
+            logits = logits.cpu()
+        self.tiles.append(
+            score_ruled(logits, claimed, self._spec, request.scheme, noise, *place, backend=backend)
+        )
 
     @property
     def stats(self) -> RowStats:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from auditor.kernels.keyed_race import Backend
 from auditor.kernels.splitmix import U64
 from auditor.reference.head import NoiseRows, RowStats, draw_rows, score_rows
 from auditor.reference.noise import NoiseScheme
@@ -36,6 +37,8 @@ def score_ruled(
     output: npt.NDArray[np.int64],
     start: int,
     speculated: SpeculatedRows | None = None,
+    *,
+    backend: Backend = "compiled",
 ) -> RowStats:
     """Score the output tokens start, start + 1, ... of one request.
 
@@ -44,7 +47,11 @@ def score_ruled(
         request: the request's rules, None when it has none.
         output: int64, the logged output: what the rules have seen before each row.
         speculated: coins and drafts of these rows, None when tokens were drawn one by one.
+        backend: of the kernels of a request without rules and drafts; any other's logits are the CPU's.
     """
+    if request is None and speculated is None:
+        return score_rows(logits, claimed, spec, scheme, draws, backend=backend)
+    logits = logits.cpu()
     if request is None:
         return _score_allowed(logits, claimed, spec, scheme, draws, speculated)
     return _score(request.apply(logits, output, start), claimed, spec, scheme, draws, speculated)

@@ -19,6 +19,7 @@ import torch
 from auditor.reference.batch import Span, extend
 from auditor.reference.block_replay import branch_hidden, score_steps, step_logits
 from auditor.reference.deviations import Deviation, Prompt
+from auditor.reference.device import on_gpu
 from auditor.reference.head import RowStats, effective_sampling
 from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
 from auditor.reference.loading import ReferenceModel
@@ -36,6 +37,7 @@ R = TypeVar("R")
 WINDOW = 64
 # Shorter common beginnings cost more to look after than to compute again.
 LEAST_SHARED = 32
+_CPU_TILE_BYTES, _GPU_TILE_BYTES = 32 << 20, 1 << 30
 
 
 class Runner:
@@ -44,7 +46,8 @@ class Runner:
     Args:
         token_budget: rows in one forward, None for what suits the model. A longer request is cut, and its
             keys and values carried over.
-        tile_bytes: most that one tile of float32 logits may take; more than `ROW_TILE` rows gain nothing.
+        tile_bytes: most that one tile of float32 logits may take, None for what suits the model's device; on
+            a CPU more than `ROW_TILE` rows gain nothing.
         prefix_bytes: keys and values of common beginnings kept; 0 shares nothing.
 
     Attributes:
@@ -56,12 +59,14 @@ class Runner:
         model: ReferenceModel,
         *,
         token_budget: int | None = None,
-        tile_bytes: int = 32 << 20,
+        tile_bytes: int | None = None,
         prefix_bytes: int = 256 << 20,
     ) -> None:
         self.model = self._showing = model
         self._token_budget = max(token_budget or model.pack_tokens, 1)
-        tile_rows = min(tile_bytes // (4 * model.config.vocab_size), ROW_TILE)
+        gpu = on_gpu(model.device)
+        tile_bytes = tile_bytes or (_GPU_TILE_BYTES if gpu else _CPU_TILE_BYTES)
+        tile_rows = min(tile_bytes // (4 * model.config.vocab_size), self._token_budget if gpu else ROW_TILE)
         self._tile_rows = max(tile_rows // ROW_QUANTUM, 1) * ROW_QUANTUM
         self._cache = model.new_cache()
         self._shares = prefix_bytes > 0 and model.config.shares_prefixes and not model.from_the_beginning
@@ -86,7 +91,10 @@ class Runner:
         def work(batch: list[Request]) -> list[tuple[torch.Tensor | None, RowStats]]:
             hidden = self._hidden(model, batch, [r.prompt for r in batch])
             return [
-                (None if on_hidden is None else rows[: len(request.output)], self._score_one(request, rows))
+                (
+                    None if on_hidden is None else rows[: len(request.output)].cpu(),
+                    self._score_one(request, rows),
+                )
                 for request, rows in zip(batch, hidden, strict=True)
             ]
 
@@ -169,7 +177,8 @@ class Runner:
         def work(batch: list[tuple[Request, tuple[int, ...]]]) -> list[torch.Tensor]:
             hidden = self._hidden(model, [request for request, _ in batch], [fed for _, fed in batch])
             return [
-                rows[: len(request.output)].clone() for rows, (request, _) in zip(hidden, batch, strict=True)
+                rows[: len(request.output)].clone().cpu()
+                for rows, (request, _) in zip(hidden, batch, strict=True)
             ]
 
         for _, rows in self._each(items, lambda item: _rows(item[0]), work):
@@ -327,7 +336,7 @@ class Runner:
         claimed = np.asarray(request.output, np.int64)
         rows = hidden[: len(claimed)]
         tiles = [
-            row_law(self.model.logits(rows[part]).cpu(), claimed[part], spec, request.scheme.filters)
+            row_law(self.model.logits(rows[part]), claimed[part], spec, request.scheme.filters)
             for part in self._tiles(len(claimed))
         ]
         return RowLaw.concatenate(tiles)
@@ -341,7 +350,7 @@ class Runner:
         }
         rows = len(next(iter(variants.values())).output)
         for part in self._tiles(rows if plain else 0):
-            logits = model.logits(hidden[:rows][part])
+            logits = model.logits(hidden[:rows][part], fetch=False)
             for sampler in plain.values():
                 sampler.score(logits, part)
         found = {name: RowStats.concatenate(sampler.tiles) for name, sampler in plain.items()}

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from auditor.errors import OptionError
+from auditor.reference.device import CPU
 
 # What a layer keeps for a position: key/value heads, key dim, value dim; None for a layer that keeps nothing.
 Layout = tuple[tuple[int, int, int] | None, ...]
@@ -49,13 +50,14 @@ class SlotKV:
     Args:
         layout: per layer.
         limit: most slots, None for as many as are asked for.
+        device: of the storage; tables of slots stay on the CPU.
 
     Attributes:
         keys, values: per layer [slots, heads, dim], None where the layer keeps nothing; in `dtype`.
     """
 
     def __init__(
-        self, layout: Layout, dtype: torch.dtype, *, limit: int | None = None, device: str = "cpu"
+        self, layout: Layout, dtype: torch.dtype, *, limit: int | None = None, device: torch.device = CPU
     ) -> None:
         self.limit, self.layout = limit, layout
         self.dtype, self._device = dtype, device
@@ -148,12 +150,15 @@ class SlotKV:
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
         """Store rows [n, heads, dim] in `slots`."""
         own_keys, own_values = self._layer(layer)
+        slots = slots.to(self._device)
         own_keys.index_copy_(0, slots, keys)
         own_values.index_copy_(0, slots, values)
 
     def read(self, layer: int, slots: Tensor | slice) -> tuple[Tensor, Tensor]:
         """Keys and values [n, heads, dim]; a slice is a view."""
         keys, values = self._layer(layer)
+        if isinstance(slots, Tensor):
+            slots = slots.to(self._device)
         return keys[slots], values[slots]
 
     def check(self, sequences: Iterable[Sequence], others: Iterable[Tensor] = ()) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from auditor.reference.device import CPU
 from auditor.reference.layers.build import DecoderLayer, build_layer
 from auditor.reference.layers.parameters import Parameters, TensorSource, WeightsHook
 
@@ -44,6 +45,7 @@ class LayerStream:
     where: str
     indices: tuple[int, ...]
     hook: WeightsHook | None = None
+    device: torch.device = CPU
 
     @classmethod
     def checked(
@@ -54,6 +56,7 @@ class LayerStream:
         dtype: torch.dtype,
         *,
         wide_matmul: bool,
+        device: torch.device = CPU,
     ) -> LayerStream:
         """Every layer of a checkpoint in which nothing is missing, misshapen or left over.
 
@@ -74,7 +77,7 @@ class LayerStream:
         tied = config.head if config.tie_word_embeddings else None
         parameters.check_all_used(lambda name: name.startswith(config.ignored) or name == tied)
         indices = tuple(range(config.num_hidden_layers))
-        return cls(config, source, dtype, wide_matmul, where, indices)
+        return cls(config, source, dtype, wide_matmul, where, indices, device=device)
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -99,6 +102,7 @@ class LayerStream:
             wide_matmul=self.wide_matmul,
             hook=self.hook,
             where=self.where,
+            device=self.device,
         )
         return build_layer(self.config, parameters, index)
 
@@ -124,14 +128,16 @@ class _Shapes:
         return frozenset()
 
 
-def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype) -> bool:
-    """Whether all weights, held in `dtype`, leave room enough in the memory that is free now."""
+def fits_in_memory(checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device = CPU) -> bool:
+    """Whether all weights, held in `dtype`, leave room enough in the device's memory that is free now."""
     held = sum(prod(checkpoint.shape(name)) for name in checkpoint.names) * dtype.itemsize
-    return held <= RESIDENT_SHARE * free_memory()
+    return held <= RESIDENT_SHARE * free_memory(device)
 
 
-def free_memory() -> float:
+def free_memory(device: torch.device = CPU) -> float:
     """Bytes that can be had without swapping; unlimited where the system does not say."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
     try:
         with Path("/proc/meminfo").open(encoding="ascii") as lines:
             for line in lines:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
 )
+@options.device_option
 @options.threads_option
 @click.option(
     "--format",
@@ -35,23 +36,23 @@ if TYPE_CHECKING:
     show_default=True,
     help="JSON is for tracking.",
 )
-def bench(model: Path | None, dtype: str, threads: int | None, output_format: str) -> None:
+def bench(model: Path | None, dtype: str, device: str, threads: int | None, output_format: str) -> None:
     """Measure this machine's limits, then prefill, head, scoring and decoding against them.
 
     \b
     audit bench                                the demo model, a table
     audit bench --model DIR --format json      your model, for tracking
+    audit bench --model DIR --device cuda --dtype bfloat16
 
     Figures move with whatever else the machine does; compare shares of the limit, measured in the same run.
     """
     from auditor.benchmark import measure  # noqa: PLC0415  torch loads slowly
-    from auditor.generation import DTYPES  # noqa: PLC0415
     from auditor.reference.model import Model  # noqa: PLC0415
 
     options.set_threads(threads)
     directory = options.demo_model() if model is None else model
-    loaded = Model.load(directory, dtype=DTYPES[dtype])
-    click.echo(f"measuring {directory.name} in {dtype}; half a minute or so", err=True)
+    loaded = Model.load(directory, **options.replay_on(device, dtype))
+    click.echo(f"measuring {directory.name} in {dtype} on {device}; half a minute or so", err=True)
     found = measure(loaded)
     if output_format == "json":
         rows = [{"name": m.name, "value": round(m.value, 3), "unit": m.unit, "limit": m.limit} for m in found]

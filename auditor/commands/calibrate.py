@@ -15,6 +15,7 @@ from auditor.commands.keys import passphrase
 @click.argument("traces", nargs=-1, required=True, metavar="TRACES...")
 @options.model_option
 @options.adapter_option
+@options.replay_options
 @click.option(
     "--out", type=click.Path(path_type=Path), required=True, metavar="FILE", help="Where the profile goes."
 )
@@ -73,6 +74,8 @@ def calibrate(
     traces: tuple[str, ...],
     model_directory: Path | None,
     adapter: Path | None,
+    device: str,
+    replay_dtype: str,
     out: Path,
     force: bool,
     other_model: Path | None,
@@ -113,14 +116,15 @@ def calibrate(
     options.set_threads(threads)
     signer = None if key_file is None else read_key(key_file, passphrase())
     directory = model_directory or options.demo_model()
-    reference = Reference.load(directory, adapter=adapter)
+    on = options.replay_on(device, replay_dtype)
+    reference = Reference.load(directory, adapter=adapter, **on)
     other = other_model or companion_model(reference.model.digest)
     source = options.log_source(traces, input_format, engine_recipe, noise)
     with options.progress_bar("simulating dishonest providers", None) as advance:
         profile = run(
             source(),
             reference,
-            other_model=load_model(other) if other is not None else None,
+            other_model=load_model(other, **on) if other is not None else None,
             shadow_tokens=shadow_tokens,
             keep_suspects=keep_suspects,
             valid_days=valid_days,

@@ -49,6 +49,41 @@ draft_model_option = click.option(
     help="A smaller model of the same vocabulary that the provider may guess with or serve: among the causes "
     "that a conviction is explained by. [default: the shipped draft for the demo model]",
 )
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    metavar="NAME",
+    help="Where the replay runs: cpu, cuda or cuda:N. Profiles are for one kind of device.",
+)
+_replay_dtype_option = click.option(
+    "--replay-dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    default="float32",
+    show_default=True,
+    help="What the replay computes in; half precision is quicker on a GPU, and adds noise of its own. "
+    "Profiles are for one.",
+)
+
+
+def replay_options(command: F) -> F:
+    """Where a command's replay runs, and in what."""
+    return device_option(_replay_dtype_option(command))
+
+
+def replay_on(device: str, dtype: str) -> dict[str, Any]:
+    """Those options as `Reference.load` takes them.
+
+    Raises:
+        OptionError: there is no such device here.
+    """
+    import torch  # noqa: PLC0415  # --help must not pay for it
+
+    from auditor.reference.device import compute_device  # noqa: PLC0415
+
+    return {"device": compute_device(device), "dtype": getattr(torch, dtype)}
+
+
 format_option = click.option(
     "--format",
     "output_format",

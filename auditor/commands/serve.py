@@ -152,6 +152,7 @@ def mail_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @mail_options
 @options.model_option
 @options.adapter_option
+@options.replay_options
 @options.draft_model_option
 @profile_option
 @options.threads_option
@@ -176,6 +177,8 @@ def serve(
     smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
+    device: str,
+    replay_dtype: str,
     draft_model: Path | None,
     profiles: tuple[Path, ...],
     threads: int | None,
@@ -211,6 +214,8 @@ def serve(
         "--lease": lease,
         "--model": model_directory,
         "--adapter": adapter,
+        "--device": device,
+        "--replay-dtype": replay_dtype,
         "--draft-model": draft_model,
         "--threads": threads,
         "--smtp": smtp,
@@ -256,6 +261,7 @@ def _print_start(address: str, key: str | None) -> None:
 @mail_options
 @options.model_option
 @options.adapter_option
+@options.replay_options
 @options.draft_model_option
 @profile_option
 @click.option(
@@ -285,6 +291,8 @@ def worker(
     smtp_ca: Path | None,
     model_directory: Path | None,
     adapter: Path | None,
+    device: str,
+    replay_dtype: str,
     draft_model: Path | None,
     profiles: tuple[Path, ...],
     ray_address: str | None,
@@ -300,7 +308,7 @@ def worker(
     \b
     Examples:
       audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs
-      CUDA_VISIBLE_DEVICES=1 audit worker --model models/llama
+      CUDA_VISIBLE_DEVICES=1 audit worker --model models/llama --device cuda
       audit worker --database postgresql://auditor@db/auditor --blobs /srv/blobs --ray head:6379
     """
     from auditor.profiles import profile_finder, shipped_profiles  # noqa: PLC0415
@@ -320,28 +328,31 @@ def worker(
     tracing.start("worker", traces)
     server = _mail_server(smtp, mail_from, smtp_ca)
     options.set_threads(threads)
-    reference = Reference.load(model_directory or options.demo_model(), adapter=adapter, draft=draft_model)
+    place, on = model_directory or options.demo_model(), options.replay_on(device, replay_dtype)
+    reference = Reference.load(place, adapter=adapter, draft=draft_model, **on)
     with Store.open(database) as store:
         # Of this service's own database, whatever AUDITOR_DATABASE_URL says.
         kept = lambda key: store.find_profile(key) or shipped_profiles().get(key)  # noqa: E731
         finder = profile_finder(profiles) if profiles else kept
-        place = open_logs(store, blob_folder(database, blobs), blob_store)
+        logs = open_logs(store, blob_folder(database, blobs), blob_store)
         terms = Terms(lease_seconds=lease)
-        crew = _crew(ray_address, model_directory or options.demo_model(), adapter, actors)
-        hand = Worker(store, AuditWork(place, reference, finder, crew), terms=terms)
-        keeper = Keeper(store, PeriodWork(place, reference, finder), terms=terms, server=server)
+        crew = _crew(ray_address, (place, adapter, device, replay_dtype), actors)
+        hand = Worker(store, AuditWork(logs, reference, finder, crew), terms=terms)
+        keeper = Keeper(store, PeriodWork(logs, reference, finder), terms=terms, server=server)
         _stop_when_told(hand, with_parent=with_parent)
         with keeper.beside():
             hand.run()
     tracing.stop()
 
 
-def _crew(address: str | None, model: Path, adapter: Path | None, actors: int | None) -> RayCrew | None:
+def _crew(
+    address: str | None, replay: tuple[Path, Path | None, str, str], actors: int | None
+) -> RayCrew | None:
     if address is None:
         return None
     from auditor.service.ray_crew import RayCrew  # noqa: PLC0415
 
-    crew = RayCrew(address, model, adapter, actors=actors)
+    crew = RayCrew(address, *replay, actors=actors)
     logging.getLogger("auditor.ray").info("actors are processes %s", crew.processes())
     return crew
 

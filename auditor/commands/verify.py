@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.argument("traces", nargs=-1, required=True, metavar="TRACES...")
 @options.model_option
 @options.adapter_option
+@options.replay_options
 @options.draft_model_option
 @click.option(
     "--profile",
@@ -118,6 +119,8 @@ def verify(
     model_directory: Path | None,
     adapter: Path | None,
     draft_model: Path | None,
+    device: str,
+    replay_dtype: str,
     profiles: tuple[Path, ...],
     trust: tuple[str, ...],
     revocations: Path | None,
@@ -165,7 +168,8 @@ def verify(
         given = context.get_parameter_source("alpha") is ParameterSource.COMMANDLINE
         alpha = _ledger_level(ledger, subject, alpha, given=given)
     finder = profile_finder(profiles, read_trust(trust, revocations))
-    reference = Reference.load(model_directory or options.demo_model(), adapter=adapter, draft=draft_model)
+    place, on = model_directory or options.demo_model(), options.replay_on(device, replay_dtype)
+    reference = Reference.load(place, adapter=adapter, draft=draft_model, **on)
     more = until_idle(follow_idle) if follow else lambda _came: False
     lines = None if follow else options.count_lines(traces)
     with options.progress_bar("replaying", lines) as advance:

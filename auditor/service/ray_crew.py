@@ -14,6 +14,7 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,20 +38,40 @@ LOCAL = "local"
 _OBJECT_STORE_BYTES = 128 << 20
 
 
-def _load(model: str, adapter: str | None) -> Reference:
-    import torch  # noqa: PLC0415  # in the actor only
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """How an actor loads the reference.
 
-    from auditor.replay import Reference  # noqa: PLC0415
+    Attributes:
+        model, adapter: folders. device: as `compute_device` takes it. dtype: what the replay computes in.
+    """
 
-    torch.set_num_threads(1)
-    return Reference.load(model, adapter=adapter)
+    model: str
+    adapter: str | None
+    device: str
+    dtype: str
+
+    def load(self) -> Reference:
+        """Load it, in the actor.
+
+        Raises:
+            OptionError: there is no such device there.
+        """
+        import torch  # noqa: PLC0415  # in the actor only
+
+        from auditor.reference.device import compute_device  # noqa: PLC0415
+        from auditor.replay import Reference  # noqa: PLC0415
+
+        torch.set_num_threads(1)
+        dtype, device = getattr(torch, self.dtype), compute_device(self.device)
+        return Reference.load(self.model, adapter=self.adapter, dtype=dtype, device=device)
 
 
 class ShardActor:
     """One process of the crew."""
 
-    def __init__(self, model: str, adapter: str | None) -> None:
-        self._reference = _load(model, adapter)
+    def __init__(self, replay: Replay) -> None:
+        self._reference = replay.load()
 
     def process(self) -> int:
         """Its process id; answered once the model is loaded."""
@@ -64,10 +85,8 @@ class ShardActor:
 class ParquetScorer:
     """What Ray Data maps over batches of rows."""
 
-    def __init__(
-        self, model: str, adapter: str | None, recipe: tuple[str, str | None] | None, known: frozenset[str]
-    ) -> None:
-        self._reference = _load(model, adapter)
+    def __init__(self, replay: Replay, recipe: tuple[str, str | None] | None, known: frozenset[str]) -> None:
+        self._reference = replay.load()
         self._recipe, self._known = recipe, known
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -91,11 +110,12 @@ class ParquetScorer:
 
 
 class RayCrew:
-    """Actors on a cluster, one for each device (a GPU where the cluster has some, else a CPU).
+    """Actors on a cluster, one for each device of the kind that is asked for.
 
     Args:
         address: of the cluster, `auto` for the one of this machine, or `local` to start one here.
-        model, adapter: folders that every node can read.
+        model, adapter: folders that every node can read. device, dtype: as `Replay` has them; each actor sees
+            the one device that Ray gives it.
         actors: how many; as many as the cluster has devices when None.
 
     Raises:
@@ -104,13 +124,22 @@ class RayCrew:
     """
 
     def __init__(
-        self, address: str, model: Path, adapter: Path | None = None, *, actors: int | None = None
+        self,
+        address: str,
+        model: Path,
+        adapter: Path | None = None,
+        device: str = "cpu",
+        dtype: str = "float32",
+        *,
+        actors: int | None = None,
     ) -> None:
         self._ray = _connected(address, actors)
         resources = self._ray.cluster_resources()
-        self._device = "num_gpus" if resources.get("GPU") else "num_cpus"
-        devices = int(resources.get("GPU") or resources.get("CPU") or 1)
-        self._model = (str(model.absolute()), None if adapter is None else str(adapter.absolute()))
+        own = "CPU" if device == "cpu" else "GPU"
+        self._device = f"num_{own.lower()}s"
+        devices = int(resources.get(own) or 1)
+        places = str(model.absolute()), None if adapter is None else str(adapter.absolute())
+        self._replay = Replay(*places, device, dtype)
         self._count = actors or devices
         self._hired: Any = self._ray.remote(ShardActor).options(
             max_restarts=-1, max_task_retries=MOST_LOSSES - 1, **{self._device: 1}
@@ -124,7 +153,7 @@ class RayCrew:
 
     def _hire(self) -> None:
         missing = self._count - len(self._actors)
-        self._actors += [self._hired.remote(*self._model) for _ in range(missing)]
+        self._actors += [self._hired.remote(self._replay) for _ in range(missing)]
 
     def close(self) -> None:
         """Let the actors go; a local cluster ends with it."""
@@ -186,7 +215,7 @@ class RayCrew:
         # Small blocks, or one actor would get a whole row group.
         lines = rows.repartition(target_num_rows_per_block=BATCH_ROWS).map_batches(
             ParquetScorer,
-            fn_constructor_args=(*self._model, recipe, frozenset(known)),
+            fn_constructor_args=(self._replay, recipe, frozenset(known)),
             batch_size=BATCH_ROWS,
             batch_format="pyarrow",
             # Growing from one, so that there is a device left for reading.

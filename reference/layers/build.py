@@ -62,7 +62,7 @@ class DecoderLayer:
         before, between = self.norms[:2]
         parts = [
             self.mixer.inputs(_through(before, hidden[rows].to(run.dtype)), run, rows)
-            for rows in row_tiles(len(hidden))
+            for rows in row_tiles(len(hidden), hidden.device)
         ]
         joined = tuple(
             torch.cat(pieces) if len(pieces) > 1 else pieces[0] for pieces in zip(*parts, strict=True)
@@ -71,7 +71,7 @@ class DecoderLayer:
         if wanted is not None:
             # For whole rows, several times as quick as indexing.
             hidden, mixed = hidden.index_select(0, wanted), mixed.index_select(0, wanted)
-        for rows in row_tiles(len(hidden)):
+        for rows in row_tiles(len(hidden), hidden.device):
             own = hidden[rows]  # a view: what is added to it is added to `hidden`
             self._add(own, _through(self.norms[2], self.mixer.outputs(mixed[rows])))
             if self.feed_forward is not None:

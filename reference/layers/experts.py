@@ -100,7 +100,7 @@ class Experts:
         chosen, weights = self.router(x)
         count = chosen.shape[1]
         outputs = x.new_empty(chosen.numel(), x.shape[1])
-        sizes = torch.bincount(chosen.flatten(), minlength=len(self.experts)).tolist()
+        sizes = torch.bincount(chosen.flatten(), minlength=len(self.experts)).cpu().tolist()
         by_expert = torch.split(chosen.flatten().argsort(stable=True), sizes)
         for expert, own in zip(self.experts, by_expert, strict=True):
             if len(own):

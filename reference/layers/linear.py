@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from auditor.kernels.narrow_product import ROWS, U16, narrow_product
+from auditor.reference.device import on_gpu
 
 ROW_QUANTUM = 16
 # Rows computed at a time: activations of one tile stay in the second-level cache.
@@ -130,7 +131,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return product
 
 
-def row_tiles(rows: int) -> Iterator[slice]:
-    """Cut 0..rows-1 into runs of `ROW_TILE`."""
-    for start in range(0, rows, ROW_TILE):
-        yield slice(start, min(start + ROW_TILE, rows))
+def row_tiles(rows: int, device: torch.device) -> Iterator[slice]:
+    """Cut 0..rows-1 into runs of `ROW_TILE` on a CPU; a GPU takes all at once."""
+    tile = max(rows, 1) if on_gpu(device) else ROW_TILE
+    for start in range(0, rows, tile):
+        yield slice(start, min(start + tile, rows))

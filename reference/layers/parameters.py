@@ -15,6 +15,7 @@ from torch import Tensor
 
 from auditor.errors import ModelCorruptError, ModelUnsupportedError
 from auditor.reference.architecture import Norm
+from auditor.reference.device import CPU, on_gpu
 from auditor.reference.layers.linear import Linear, Product, Stacked
 from auditor.reference.layers.norm import RmsNorm
 
@@ -89,6 +90,7 @@ class Parameters:
         wide_matmul: matrices are rounded to `dtype`, then held and multiplied in float32.
         hook: changes every tensor on its way; it sees the model's dtype.
         where: named in errors.
+        device: where the model computes.
 
     Attributes:
         tensors: what was handed out, under HF names; matrices that were fused are views of the fused one.
@@ -103,8 +105,10 @@ class Parameters:
         wide_matmul: bool = False,
         hook: WeightsHook | None = None,
         where: str = "",
+        device: torch.device = CPU,
     ) -> None:
         self.dtype, self.norm_plan = dtype, norm
+        self._device = device
         self.tensors: dict[str, Tensor] = {}
         self._source, self._hook, self._where = source, hook, where
         self._wide = torch.float32 if wide_matmul else dtype
@@ -133,6 +137,12 @@ class Parameters:
         """The product of `module`.weight, quantized where the checkpoint declares it."""
         quantized = self._source.product(module, self.dtype)
         if quantized is not None:
+            if on_gpu(self._device):
+                raise ModelUnsupportedError(
+                    f"module {module} rounds its inputs or has an adapter, which is computed on a CPU only",
+                    where=self._where,
+                    fix="leave --device out",
+                )
             self._used |= self._source.parts(module)
             stored = (*quantized.shape, quantized.bias is not None)
             if stored != (outputs, inputs, bias):
@@ -198,5 +208,6 @@ class Parameters:
             )
         if not tensor.is_meta and not torch.isfinite(tensor).all():
             raise ModelCorruptError(f"tensor {name} holds NaN or infinity in {rounded}", where=self._where)
-        self.tensors[name] = tensor.to(held)
+        device = tensor.device if tensor.is_meta else self._device
+        self.tensors[name] = tensor.to(device, held)
         return self.tensors[name]
