@@ -234,11 +234,12 @@ class Run:
         out = queries.new_empty(*queries.shape[:2], values.shape[-1])
         for number, (span, own, place) in enumerate(zip(self.spans, self.rows, self._in_place, strict=True)):
             seen = self._seen(layer, span, place, keys[own], values[own])
-            if self.attention is not None:
+            if self.attention is not None:  # of tensors on the CPU: hooks know no other
+                rows, kept, held = (part.cpu() for part in (queries[own], *seen))
                 asked = Attending(
-                    layer, _all_queries(layer, queries[own], span), *seen, _prompt_rows(span), softmax
+                    layer, _all_queries(layer, rows, span), kept, held, _prompt_rows(span), softmax
                 )
-                out[own] = self.attention(asked)[span.start :]
+                out[own] = self.attention(asked)[span.start :].to(self.device)
             elif self.exact and span.ancestors is None:
                 causal(queries[own], *seen, span.start, softmax, out=out[own])
             elif span.ancestors is None or len(span.ancestors) == 1:

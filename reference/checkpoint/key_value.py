@@ -47,7 +47,7 @@ class Float8KeyValue:
         return self._stored(keys, self.key_scales, layer), self._stored(values, self.value_scales, layer)
 
     def _stored(self, x: Tensor, scales: Tensor, layer: int) -> Tensor:
-        scale = scales[layer][:, None] if len(scales) else torch.ones(1)
+        scale = (scales[layer][:, None] if len(scales) else torch.ones(1)).to(x.device)
         wide = (x.to(torch.float32) / scale).clamp(-LARGEST_FLOAT8, LARGEST_FLOAT8)
         codes = wide.to(FLOAT8)
         if self.toward_zero:
