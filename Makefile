@@ -63,7 +63,9 @@ reading-list: setup
 
 # The core beside transformers on the demo model (three minutes) and on a 0.5B shape (an hour and more on two cores).
 bench-core: setup
-	$(BIN)/python tests/bench/core.py
+	@mkdir -p out
+	$(BIN)/python tests/bench/core.py --json out/core.json
+	$(BIN)/python tests/bench/core.py --document out/core.json > docs/core.md
 
 # The core on a GPU, with a torch that knows it: scores beside the CPU's, an 8B shape (32 GB of disk). Ten minutes.
 bench-gpu: setup

@@ -1,6 +1,7 @@
 """The reference core beside transformers: same rows, same scores, same machine, in one run.
 
     make bench-core      or      .venv/bin/python tests/bench/core.py --json core.json
+    .venv/bin/python tests/bench/core.py --document core.json half.json > docs/core.md
 
 Contestants: ours; transformers as one would write it (batches of eight as they come, padded, full logits); and
 transformers at its best (sdpa, sorted by length, the head only where its logits are needed). Rows: 64 honest
@@ -200,17 +201,17 @@ def report(rows: list[Answer], peak: float, start: Answer, options: argparse.Nam
     table = Table("run", "who", title="audited output tokens a second, float32")
     for column in ("tokens", "matched", "tokens/s", "ratio ours (range)", "aim", "peak MB", "of matmul peak"):
         table.add_column(column, justify="right")
-    aims = {"plain": ("ours", 3.0), "best": ("ours", 1.15), "not shared": ("shared", 3.0)}
     for name in SHARED:
         for who in ("ours", "plain", "best", "shared", "not shared"):
             own = [r for r in rows if r["run"] == name and r["who"] == who]
             if not own:
                 continue
             ratio, aim = "", ""
-            if who in aims:
-                found = ratios(rows, name, aims[who][0], who)
+            if who in AIMS:
+                found = ratios(rows, name, AIMS[who][0], who)
                 ratio = f"{statistics.median(found):.2f}x ({min(found):.2f}-{max(found):.2f})"
-                aim = f">= {aims[who][1]}: {'met' if statistics.median(found) >= aims[who][1] else 'NOT MET'}"
+                met = statistics.median(found) >= AIMS[who][1]
+                aim = f">= {AIMS[who][1]}: {'met' if met else 'NOT MET'}"
             rate = statistics.median(r["tokens_per_second"] for r in own)
             share = f"{statistics.median(r['gflops'] for r in own) / peak:.0%}" if "gflops" in own[0] else ""
             memory = f"{own[0]['peak_bytes'] / 1e6:,.0f}" if own[0]["peak_bytes"] else ""
@@ -234,11 +235,66 @@ def report(rows: list[Answer], peak: float, start: Answer, options: argparse.Nam
     )
 
 
+AIMS = {"plain": ("ours", 3.0), "best": ("ours", 1.15), "not shared": ("shared", 3.0)}
+INTRODUCTION = """\
+# The reference core beside transformers
+
+Made by `make bench-core` (one run a table): the same rows, the same scores, each contestant in a process of its own, in
+turns. *plain* is transformers as one would write it: batches of eight as they come, padded, full logits; *best* is sdpa,
+sorted by length, the head only where its logits are needed. *shared* and *not shared* are ours, on requests with a common
+beginning (300 tokens of the demo model, 1,000 of the other) and outputs of 100. A ratio is of one round; peak memory is what
+a pass adds to the memory with the model loaded. Float32.
+"""
+
+
+def document(files: list[Path]) -> str:
+    """Tables of stored runs, as Markdown."""
+    lines = [INTRODUCTION]
+    for file in files:
+        run = json.loads(file.read_text())
+        rows = run["rows"]
+        for name in dict.fromkeys(row["run"] for row in rows):
+            rounds = 1 + max(row["round"] for row in rows if row["run"] == name)
+            threads = f"{run['threads']} thread{'s' if run['threads'] > 1 else ''}"
+            lines += [
+                f"## {name}",
+                "",
+                (
+                    f"{run['machine']}; torch {run['torch']}; {threads}, load {run['load'][0]:.1f} at the start, "
+                    f"{run['traces']} traces, {rounds} round{'s' if rounds > 1 else ''}; "
+                    f"measured matrix product {run['matmul_gflops']:.0f} GFLOP/s."
+                ),
+                "",
+                "| | tokens/s | times theirs, or not shared (range) | asked | peak MB | of the matrix product |",
+                "|---|---:|---:|---:|---:|---:|",
+                *(
+                    _line(rows, name, who, run["matmul_gflops"])
+                    for who in ("ours", "plain", "best", "shared", "not shared")
+                ),
+                "",
+            ]
+    return "\n".join(lines)
+
+
+def _line(rows: list[Answer], name: str, who: str, peak: float) -> str:
+    own = [row for row in rows if row["run"] == name and row["who"] == who]
+    rate = statistics.median(row["tokens_per_second"] for row in own)
+    share = f"{statistics.median(r['gflops'] for r in own) / peak:.0%}" if "gflops" in own[0] else ""
+    ratio, aim = "", ""
+    if who in AIMS:
+        found = ratios(rows, name, AIMS[who][0], who)
+        ratio = f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+        aim = f"{AIMS[who][1]}: {'met' if statistics.median(found) >= AIMS[who][1] else 'missed'}"
+    memory = f"{own[0]['peak_bytes'] / 1e6:,.0f}" if own[0]["peak_bytes"] else ""
+    return f"| {who} | {rate:,.0f} | {ratio} | {aim} | {memory} | {share} |"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, help="store the numbers there")
+    parser.add_argument("--document", nargs="+", type=Path, help="print stored numbers as docs/core.md")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--traces", type=int, default=TRACES, help="fewer for a quick look")
@@ -250,6 +306,9 @@ def main() -> None:
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.document:
+        print(document(options.document), end="")
+        return
     if options.worker:
         work = ours if options.worker == "ours" else theirs
         print(json.dumps(work(options.model, options.work, options)))
@@ -265,7 +324,8 @@ def main() -> None:
             rows += contest(name, folder, work, shared, options)
     report(rows, peak, start, options)
     if options.json:
-        options.json.write_text(json.dumps({**start, "matmul_gflops": peak, "rows": rows}, indent=1))
+        settings = {"threads": options.threads, "traces": options.traces, "matmul_gflops": peak}
+        options.json.write_text(json.dumps({**start, **settings, "rows": rows}, indent=1))
 
 
 if __name__ == "__main__":
