@@ -11,19 +11,31 @@ from functools import cache
 
 import torch
 from torch.nn.attention import varlen  # noqa: F401  registers the operator
+from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "separate"
 _COPIES = {torch.ops.aten.copy_.default}
 _FLASH = torch.ops.torch_attn._varlen_attn.default
 
 
+class _Hook(backend_registration._DummyPrivateUse1Hook):
+    """Other tests of the process, and the libraries they use, are to see no accelerator."""
+
+    def is_available(self):
+        return False
+
+
+class _Module(backend_registration._DummyBackendModule):
+    def is_available(self):
+        return False
+
+
 @cache
 def separate_device() -> torch.device:
     """The device; its name is registered once a process."""
-    _setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module(), _Hook())
     return torch.device(NAME, 0)
 
 
