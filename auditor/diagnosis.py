@@ -103,7 +103,7 @@ def causes_of(
     seen = [(a.mode, a.counts) for a in asked]
     substituted, drafted = beside_guesses(asked, reference)
     replayed = replayed_under(asked, candidates(), reference) | substituted
-    if asks_catalogue(reference.model.config) and not is_explained(seen, replayed, drafted, profile):
+    if asks_catalogue(reference.model.config) and not is_explained(replayed, profile):
         further = further_candidates()
         likeliest = shortlisted(replayed_under(asked[:FEW], further, reference), profile.calibration)
         replayed |= replayed_under(asked, [d for d in further if d.name in likeliest], reference)
@@ -157,25 +157,20 @@ def rank_causes(
     return tuple((cause, weight) for cause, weight in ranked if weight >= _LEAST_WEIGHT)
 
 
-def is_explained(
-    seen: Sequence[tuple[str, RequestCounts]],
-    replayed: Mapping[str, Sequence[RequestCounts]],
-    drafted: Drafted,
-    profile: Profile,
-) -> bool:
+def is_explained(replayed: Mapping[str, Sequence[RequestCounts]], profile: Profile) -> bool:
     """Whether a hypothesis leaves no more than honest noise: likelier as that than as noise of any scale.
 
+    A smaller model's guesses are no such explanation: they are plausible tokens, on which whatever disturbs a
+    model lands too, so the rest of the catalogue is still asked.
+
     Args:
-        seen, replayed, drafted: as `rank_causes` takes them.
+        replayed: as `rank_causes` takes them.
     """
     for counts in replayed.values():
         grid = log_likelihoods(counts).sum(axis=0)
         if logsumexp(profile.calibration.posterior + grid) > logsumexp(_broad_prior() + grid):
             return True
-    if not drafted:
-        return False
-    declared = log_likelihoods(counts for _, counts in seen).sum(axis=0)
-    return bool(max(drafted_fits(drafted, profile.calibration)) > logsumexp(_broad_prior() + declared))
+    return False
 
 
 def simulated_fits(seen: Sequence[tuple[str, RequestCounts]], profile: Profile) -> dict[str, float]:

@@ -105,7 +105,7 @@ class Naming:
             for way, without in (("named", ""), ("unlisted", name))
         }
         calibrated = self.provider.profile(self.traffic)
-        unclear = {key for key, one in known.items() if not is_explained(seen[key[0]], *one, calibrated)}
+        unclear = {key for key, (replayed, _) in known.items() if not is_explained(replayed, calibrated)}
         asked = {name: rows[name] for name in rows if {(name, "named"), (name, "unlisted")} & unclear}
         further = self._replayed(log, asked, by_pass(further_candidates())) if asked else {}
         found: dict[str, dict[str, Any]] = {name: {} for name in rows}

@@ -80,7 +80,7 @@ def _ranked(provider: HonestProvider, traffic: str, logs: Logs) -> list[dict[str
         substituted, drafted = beside_guesses(asked, reference)
         known[n, "named"] = (first[n] | substituted, drafted)
         known[n, "unlisted"] = (first[n], {})
-    unclear = {(n, way) for (n, way), one in known.items() if not is_explained(seen[n], *one, calibrated)}
+    unclear = {key for key, (replayed, _) in known.items() if not is_explained(replayed, calibrated)}
     further = _further(provider, traffic, {n: logs[n] for n in sorted({n for n, _ in unclear})})
     ranked: list[dict[str, Any]] = [{} for _ in logs]
     for (n, way), (replayed, guesses) in known.items():

@@ -89,6 +89,10 @@ def test_loose_acceptance_is_named_by_the_guesses_that_stood(rule):
     assert named(loosely(rule))[0][0] == "acceptance/drafted"
 
 
+def test_a_cut_cache_is_not_taken_for_guesses_that_it_resembles():
+    assert named(served(CATALOGUE["kv/snapkv-32"]))[0][0] == "kv/snapkv-32"
+
+
 def test_without_a_draft_model_nothing_is_said_of_guesses():
     assert beside_guesses([], replace(reference(), draft=None)) == ({}, {})
     assert beside_guesses([], reference()) != ({}, {})
