@@ -17,12 +17,13 @@ import torch
 from auditor.reference.batch import Span
 from auditor.reference.decode import Ask, generate
 from auditor.reference.device import CPU, on_gpu
-from auditor.reference.head import backend_of, score_rows
+from auditor.reference.head import score_rows
 from auditor.reference.layers.linear import Linear
 from auditor.reference.model import Model
 from auditor.reference.noise import Draws, noise_scheme
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.side_by_side import side_by_side
+from auditor.reference.support import backend_of
 
 PACK = 2048
 ROWS = 64

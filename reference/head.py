@@ -101,11 +101,6 @@ class RowStats:
         return RowStats(*(getattr(self, name)[start:stop] for name in RowStats.__slots__))
 
 
-def backend_of(logits: torch.Tensor) -> Backend:
-    """The kernels' backend for logits where they lie: Triton's on an NVIDIA or AMD GPU."""
-    return "triton" if logits.device.type == "cuda" else "compiled"
-
-
 NoiseRows = U64 | U32 | F64 | None
 TopTokens = tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]
 

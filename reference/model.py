@@ -157,8 +157,7 @@ class Model:
     @property
     def calls_at_once(self) -> int:
         """Calls worth running side by side, a thread each; a streamed model reads its layers once for all."""
-        alone = isinstance(self._layers, LayerStream) or on_gpu(self.device)
-        return 1 if alone else torch.get_num_threads()
+        return 1 if isinstance(self._layers, LayerStream) or on_gpu(self.device) else torch.get_num_threads()
 
     @property
     def from_the_beginning(self) -> bool:
@@ -259,9 +258,7 @@ class Model:
 
     @torch.no_grad()
     def forward(self, spans: Sequence[Span], cache: SlotKV | None = None, *, exact: bool = True) -> Tensor:
-        """Hidden states after the final norm of the wanted rows, [wanted rows, hidden], packed in order.
-
-        They lie on the model's device.
+        """Hidden states after the final norm of the wanted rows, [wanted rows, hidden], on its device.
 
         Args:
             cache: where the spans' slots are; not needed when no span has any.
@@ -318,8 +315,8 @@ class Model:
         if "made" not in self._few:
             other = (self._key_value, self._attention, self._residual, self._shown or None)
             plain = self.dtype == torch.float32 and all(hook is None for hook in other)
-            elsewhere = isinstance(self._layers, LayerStream) or on_gpu(self.device)
-            layers = () if elsewhere or not plain else self._layers
+            plain = plain and not on_gpu(self.device)
+            layers = () if isinstance(self._layers, LayerStream) or not plain else self._layers
             packed = sum(t.nbytes for t in self.parameters.values()) <= SPARE_SHARE * free_memory()
             ends = self._final_norm, self._head, self.parameters[self.config.embedding]
             self._few["made"] = few_rows_of(self.config, layers, ends, packed=packed)

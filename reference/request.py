@@ -11,13 +11,14 @@ import torch
 
 from auditor.reference.block_replay import BlockSampler, score_steps
 from auditor.reference.deviations import Deviation
-from auditor.reference.head import RowStats, backend_of, effective_sampling
+from auditor.reference.head import RowStats, effective_sampling
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.noise import Draws, NoiseScheme
 from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.ruled_head import draw_ruled, score_ruled
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import Speculated, SpeculatedRows, Step
+from auditor.reference.support import backend_of
 from auditor.reference.tokenizer import Tokenizer
 
 

@@ -37,7 +37,6 @@ R = TypeVar("R")
 WINDOW = 64
 # Shorter common beginnings cost more to look after than to compute again.
 LEAST_SHARED = 32
-_CPU_TILE_BYTES, _GPU_TILE_BYTES = 32 << 20, 1 << 30
 
 
 class Runner:
@@ -65,7 +64,7 @@ class Runner:
         self.model = self._showing = model
         self._token_budget = max(token_budget or model.pack_tokens, 1)
         gpu = on_gpu(model.device)
-        tile_bytes = tile_bytes or (_GPU_TILE_BYTES if gpu else _CPU_TILE_BYTES)
+        tile_bytes = tile_bytes or (1 << 30 if gpu else 32 << 20)
         tile_rows = min(tile_bytes // (4 * model.config.vocab_size), self._token_budget if gpu else ROW_TILE)
         self._tile_rows = max(tile_rows // ROW_QUANTUM, 1) * ROW_QUANTUM
         self._cache = model.new_cache()
@@ -91,10 +90,7 @@ class Runner:
         def work(batch: list[Request]) -> list[tuple[torch.Tensor | None, RowStats]]:
             hidden = self._hidden(model, batch, [r.prompt for r in batch])
             return [
-                (
-                    None if on_hidden is None else rows[: len(request.output)].cpu(),
-                    self._score_one(request, rows),
-                )
+                (None if on_hidden is None else rows[: len(request.output)], self._score_one(request, rows))
                 for request, rows in zip(batch, hidden, strict=True)
             ]
 
@@ -103,7 +99,7 @@ class Runner:
             self._store_shared([request.prompt for request in window])
             for request, (rows, stats) in self._each(window, self._unstored, work):
                 if on_hidden is not None and rows is not None:
-                    on_hidden(request, rows)
+                    on_hidden(request, rows.cpu())
                 yield stats
 
     def laws(self, requests: Iterable[Request]) -> Iterator[RowLaw]:

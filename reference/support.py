@@ -137,6 +137,11 @@ def cut_rows(
     return CutRows(rows, column, edge * scale)
 
 
+def backend_of(logits: torch.Tensor) -> Backend:
+    """The kernels' backend for logits where they lie: Triton's on an NVIDIA or AMD GPU."""
+    return "triton" if logits.device.type == "cuda" else "compiled"
+
+
 def on_cpu(backend: Backend) -> Literal["reference", "compiled"]:
     """The backend for what is done on the CPU in any case."""
     return "reference" if backend == "reference" else "compiled"

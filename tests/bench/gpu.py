@@ -30,12 +30,13 @@ from auditor.benchmark import best_seconds, matmul_peak, products_flops
 from auditor.reference.batch import Span
 from auditor.reference.demo.prompts import TARGET
 from auditor.reference.device import CPU, compute_device
-from auditor.reference.head import backend_of, score_rows
+from auditor.reference.head import score_rows
 from auditor.reference.model import Model
 from auditor.reference.noise import Draws, noise_scheme
 from auditor.reference.request import Request
 from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
+from auditor.reference.support import backend_of
 
 SHAPES = {
     "8b": {"layers": 32, "hidden": 4_096, "inner": 14_336, "heads": 32, "kv": 8, "vocab": 128_256},
