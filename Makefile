@@ -7,8 +7,8 @@ PEER := .venv-peer
 OUTSIDE := .venv-outside
 ROOMS := api fingerprints kernels merkle migrations reference
 
-.PHONY: setup demo test test-pages fuzz lint types bench reading-list bench-core bench-gpu bench-merkle bench-fingerprints \
-        bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints \
+.PHONY: setup demo test test-pages fuzz lint types reading-list bench bench-core bench-gpu bench-merkle \
+        bench-fingerprints bench-speculation bench-service bench-report capture-cost report-page proof inflation token-counts fingerprints \
         study planning matrix cross-checks container-files profiles engines soak schedule-proof ray clean
 
 setup: $(STAMP)

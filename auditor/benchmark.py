@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -109,8 +110,7 @@ def _prefill(model: Model, peak: float) -> list[Measurement]:
     lanes = model.calls_at_once
     packs = [spans] * (2 * lanes if lanes > 1 else 1)
     rows = length * len(spans) * len(packs)
-    work = lambda: list(side_by_side(model.forward, packs, lanes))  # noqa: E731
-    seconds = best_seconds(work, 3, device=model.device)
+    seconds = best_seconds(lambda: list(side_by_side(model.forward, packs, lanes)), 3, device=model.device)
     rate = products_flops(model, rows, 0) / seconds / 1e9
     return [
         Measurement(f"prefill, {len(packs)} x {len(spans)} x {length}", rows / seconds, "tokens/s"),
@@ -135,10 +135,9 @@ def _scoring(model: Model, peak: float) -> list[Measurement]:
         ("top-k 50, top-p 0.95", SamplingSpec(top_k=50, top_p=0.95)),
     ):
         draws = Draws(scheme, 1, 0, model.config.vocab_size).take(ROWS)
-        nobody = np.zeros(ROWS, np.int64)
-        claimed = score_rows(logits, nobody, spec, scheme, draws, backend=backend).winner
-        work = lambda: score_rows(logits, claimed, spec, scheme, draws, backend=backend)  # noqa: B023, E731
-        seconds = best_seconds(work, device=device)
+        score = partial(score_rows, logits, spec=spec, scheme=scheme, draws=draws, backend=backend)
+        claimed = score(claimed=np.zeros(ROWS, np.int64)).winner
+        seconds = best_seconds(partial(score, claimed=claimed), device=device)
         found.append(Measurement(f"noise and scores, {name}", seconds / ROWS * 1e6, "us/row"))
         share = 100 * seconds / (forward + head)
         found.append(Measurement(f"... added to forward and head, {name}", share, "%", 10.0))

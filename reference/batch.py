@@ -88,6 +88,11 @@ class Span:
         return 0 if self.past is None else self.past.shape[0]
 
     @property
+    def branches(self) -> bool:
+        """Whether it is a draft tree of more than one row, and no chain."""
+        return self.ancestors is not None and len(self.ancestors) > 1
+
+    @property
     def positions(self) -> Tensor:
         """Absolute positions of the rows."""
         rows = torch.arange(self.tokens.shape[0]) if self.depth is None else self.depth
@@ -226,9 +231,9 @@ class Run:
             keys, values = self.key_value(layer, keys, values)
         self._store(layer, keys, values)
         same_dim = keys.shape[-1] == values.shape[-1]
-        if on_gpu(self.device) and self.attention is None and self._chains:
+        if on_gpu(self.device) and self.attention is None and not any(span.branches for span in self.spans):
             return self._on_gpu(layer, queries, keys, values, softmax)
-        if self._runs is not None and softmax.plain and same_dim and not on_gpu(self.device):
+        if self._runs is not None and softmax.plain and same_dim:
             assert self.kv is not None, "past positions need a cache"
             return newest(queries, *self.kv.read(layer, slice(None)), self._runs, softmax)
         out = queries.new_empty(*queries.shape[:2], values.shape[-1])
@@ -242,18 +247,13 @@ class Run:
                 out[own] = self.attention(asked)[span.start :].to(self.device)
             elif self.exact and span.ancestors is None:
                 causal(queries[own], *seen, span.start, softmax, out=out[own])
-            elif span.ancestors is None or len(span.ancestors) == 1:
+            elif not span.branches:
                 out[own] = rowwise(queries[own], *seen, span.start, softmax, None)
             else:
                 group = queries.shape[1] // keys.shape[1]
-                mask = self._tree_mask(number, span.ancestors, group, softmax.window)
+                mask = self._tree_mask(number, group, softmax.window)
                 out[own] = branching(queries[own], *seen, mask, softmax)
         return out
-
-    @property
-    def _chains(self) -> bool:
-        """Whether there is no draft tree."""
-        return all(span.ancestors is None or len(span.ancestors) == 1 for span in self.spans)
 
     def _on_gpu(self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, softmax: Softmax) -> Tensor:
         """Attention of chains on a GPU, all sequences in one call where a kernel serves them."""
@@ -264,11 +264,13 @@ class Run:
         spans = zip(self.spans, self.rows, seen, strict=True)
         return torch.cat([blockwise(queries[own], *kv, span.start, softmax) for span, own, kv in spans])
 
-    def _tree_mask(self, number: int, ancestors: Tensor, group: int, window: int | None) -> Tensor:
+    def _tree_mask(self, number: int, group: int, window: int | None) -> Tensor:
         """The mask of a span's draft tree, made once a call."""
         key = (number, group, window)
         if key not in self._masks:
-            mask = tree_mask(ancestors, self.spans[number].start, group, window, self.dtype)
+            span = self.spans[number]
+            assert span.ancestors is not None, "a tree has ancestors"
+            mask = tree_mask(span.ancestors, span.start, group, window, self.dtype)
             self._masks[key] = mask.to(self.device)
         return self._masks[key]
 

@@ -315,8 +315,8 @@ class Model:
         if "made" not in self._few:
             other = (self._key_value, self._attention, self._residual, self._shown or None)
             plain = self.dtype == torch.float32 and all(hook is None for hook in other)
-            plain = plain and not on_gpu(self.device)
-            layers = () if isinstance(self._layers, LayerStream) or not plain else self._layers
+            elsewhere = isinstance(self._layers, LayerStream) or on_gpu(self.device)
+            layers = self._layers if plain and not elsewhere else ()
             packed = sum(t.nbytes for t in self.parameters.values()) <= SPARE_SHARE * free_memory()
             ends = self._final_norm, self._head, self.parameters[self.config.embedding]
             self._few["made"] = few_rows_of(self.config, layers, ends, packed=packed)
@@ -328,8 +328,7 @@ class Model:
                 "this provider's depth is simulated on whole sequences only",
                 fix="measure it by `audit matrix`; it cannot decode",
             )
-        trees = (span.ancestors for span in spans)
-        if self.from_the_beginning and any(tree is not None and len(tree) > 1 for tree in trees):
+        if self.from_the_beginning and any(span.branches for span in spans):
             raise OptionError("under a policy draft trees cannot be verified", fix="decode without drafts")
 
     @property

@@ -18,7 +18,6 @@ from auditor.reference.prefix_rules import RuledRequest, resolve_for
 from auditor.reference.ruled_head import draw_ruled, score_ruled
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import Speculated, SpeculatedRows, Step
-from auditor.reference.support import backend_of
 from auditor.reference.tokenizer import Tokenizer
 
 
@@ -109,19 +108,11 @@ class Replayed:
         self.tiles: list[RowStats] = []
 
     def score(self, logits: torch.Tensor, part: slice) -> None:
-        """Add the statistics of the output tokens of `part`; tiles come in order.
-
-        Logits on a GPU are scored there, by Triton's kernels.
-        """
+        """Add the statistics of the output tokens of `part`; tiles come in order."""
         request, noise = self._request, self._draws.take(len(logits))
         coins = request.speculated_rows(request.seed, part)
         place = (self._rules, self._output, part.start, coins)
-        claimed, backend = self._claimed[part], backend_of(logits)
-        if backend == "compiled":
-            logits = logits.cpu()
-        self.tiles.append(
-            score_ruled(logits, claimed, self._spec, request.scheme, noise, *place, backend=backend)
-        )
+        self.tiles.append(score_ruled(logits, self._claimed[part], self._spec, request.scheme, noise, *place))
 
     @property
     def stats(self) -> RowStats:

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.kernels.keyed_race import Backend
 from auditor.kernels.splitmix import U64
 from auditor.reference.head import NoiseRows, RowStats, draw_rows, score_rows
 from auditor.reference.noise import NoiseScheme
 from auditor.reference.prefix_rules import Ruled, RuledRequest
 from auditor.reference.sampling import SamplingSpec
 from auditor.reference.speculation import SpeculatedRows, draw_speculated, score_speculated
+from auditor.reference.support import backend_of
 
 FORBIDDEN_MARGIN = 100.0
 """Logits by which a token that a rule excludes counts as missed: beyond any margin of a real row."""
@@ -37,24 +37,19 @@ def score_ruled(
     output: npt.NDArray[np.int64],
     start: int,
     speculated: SpeculatedRows | None = None,
-    *,
-    backend: Backend = "compiled",
 ) -> RowStats:
     """Score the output tokens start, start + 1, ... of one request.
 
     Args:
-        logits, claimed, spec, scheme, draws: as `score_rows` takes them.
+        logits, claimed, spec, scheme, draws: as `score_rows` takes them. Logits on a GPU are scored there,
+            but for requests with rules or drafts.
         request: the request's rules, None when it has none.
         output: int64, the logged output: what the rules have seen before each row.
         speculated: coins and drafts of these rows, None when tokens were drawn one by one.
-        backend: of the kernels of a request without rules and drafts; any other's logits are the CPU's.
     """
-    if request is None and speculated is None:
-        return score_rows(logits, claimed, spec, scheme, draws, backend=backend)
-    logits = logits.cpu()
     if request is None:
         return _score_allowed(logits, claimed, spec, scheme, draws, speculated)
-    return _score(request.apply(logits, output, start), claimed, spec, scheme, draws, speculated)
+    return _score(request.apply(logits.cpu(), output, start), claimed, spec, scheme, draws, speculated)
 
 
 def draw_ruled(
@@ -83,8 +78,10 @@ def _score_allowed(
     speculated: SpeculatedRows | None,
 ) -> RowStats:
     if speculated is not None:
-        return score_speculated(logits, claimed, spec, scheme, cast("U64", draws), speculated)
-    return score_rows(logits, claimed, spec, scheme, draws)
+        return score_speculated(logits.cpu(), claimed, spec, scheme, cast("U64", draws), speculated)
+    backend = backend_of(logits)
+    own = logits if backend == "triton" else logits.cpu()
+    return score_rows(own, claimed, spec, scheme, draws, backend=backend)
 
 
 def _score(

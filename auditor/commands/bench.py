@@ -23,9 +23,7 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Checkpoint to measure. [default: the demo model]",
 )
-@click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="float32", show_default=True
-)
+@click.option("--dtype", type=options.DTYPE_NAMES, default="float32", show_default=True)
 @options.device_option
 @options.threads_option
 @click.option(

@@ -56,9 +56,10 @@ device_option = click.option(
     metavar="NAME",
     help="Where the replay runs: cpu, cuda or cuda:N. Profiles are for one kind of device.",
 )
+DTYPE_NAMES = click.Choice(["float32", "bfloat16", "float16"])
 _replay_dtype_option = click.option(
     "--replay-dtype",
-    type=click.Choice(["float32", "bfloat16", "float16"]),
+    type=DTYPE_NAMES,
     default="float32",
     show_default=True,
     help="What the replay computes in; half precision is quicker on a GPU, and adds noise of its own. "
@@ -77,11 +78,10 @@ def replay_on(device: str, dtype: str) -> dict[str, Any]:
     Raises:
         OptionError: there is no such device here.
     """
-    import torch  # noqa: PLC0415  # --help must not pay for it
-
+    from auditor.generation import DTYPES  # noqa: PLC0415  # --help must not pay for torch
     from auditor.reference.device import compute_device  # noqa: PLC0415
 
-    return {"device": compute_device(device), "dtype": getattr(torch, dtype)}
+    return {"device": compute_device(device), "dtype": DTYPES[dtype]}
 
 
 format_option = click.option(
@@ -110,9 +110,7 @@ noise_option = click.option(
     metavar="SCHEME",
     help="Noise scheme to assert with --engine-recipe. [default: the engine's]",
 )
-dtype_option = click.option(
-    "--dtype", type=click.Choice(["float32", "bfloat16", "float16"]), default="bfloat16", show_default=True
-)
+dtype_option = click.option("--dtype", type=DTYPE_NAMES, default="bfloat16", show_default=True)
 batch_size_option = click.option("--batch-size", type=click.IntRange(min=1), default=32, show_default=True)
 other_model_option = click.option(
     "--other-model",

@@ -130,10 +130,8 @@ class Naming:
         other = self.provider.states(asked, HONEST, self.provider.other)
         for number, (request, _), state, guess_state in zip(log, asked, own, other, strict=True):
             claims = np.array([rows[name][number] for name in rows], np.int64)
-            guess_logits, logged = (
-                self.provider.other.logits(guess_state),
-                np.asarray(request.output, np.int64),
-            )
+            guess_logits = self.provider.other.logits(guess_state)
+            logged = np.asarray(request.output, np.int64)
             supposed = guessing(request)
             guesses = {way: _alone(one, guess_logits, logged).winner for way, one in supposed.items()}
             served = _rows(supposed[POSITION], guess_logits, claims)

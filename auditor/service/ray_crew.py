@@ -59,11 +59,12 @@ class Replay:
         """
         import torch  # noqa: PLC0415  # in the actor only
 
+        from auditor.generation import DTYPES  # noqa: PLC0415
         from auditor.reference.device import compute_device  # noqa: PLC0415
         from auditor.replay import Reference  # noqa: PLC0415
 
         torch.set_num_threads(1)
-        dtype, device = getattr(torch, self.dtype), compute_device(self.device)
+        dtype, device = DTYPES[self.dtype], compute_device(self.device)
         return Reference.load(self.model, adapter=self.adapter, dtype=dtype, device=device)
 
 

@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,18 @@ QWEN = {
     "tie_word_embeddings": True,
     "rope_theta": 1_000_000.0,
 }
+WHO = ("ours", "plain", "best", "shared", "not shared")
+AIMS = {"plain": ("ours", 3.0), "best": ("ours", 1.15), "not shared": ("shared", 3.0)}
+INTRODUCTION = """\
+# The reference core beside transformers
+
+Made by `tests/bench/core.py` (`make bench-core`; one run a table): the same rows, the same scores, each
+contestant in a process of its own, in turns. *plain* is transformers as one would write it: batches of
+eight as they come, padded, full logits; *best* is sdpa, sorted by length, the head only where its logits
+are needed. *shared* and *not shared* are ours, on requests with a common beginning (300 tokens of the demo
+model, 1,000 of the other) and outputs of 100. A ratio is of one round; peak memory is what a pass adds to
+the memory with the model loaded. Float32.
+"""
 Answer = dict[str, Any]
 
 
@@ -197,34 +210,46 @@ def ratios(rows: list[Answer], name: str, who: str, versus: str) -> list[float]:
     return [a / b for a, b in zip(rates(who), rates(versus), strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One contestant's rounds, each cell as it is printed; empty where it does not apply."""
+
+    tokens: str
+    matched: str
+    rate: str
+    ratio: str
+    aim: str
+    memory: str
+    share: str
+
+    @classmethod
+    def of(cls, rows: list[Answer], name: str, who: str, peak: float) -> Standing:
+        """Of a run, beside the machine's matrix product in GFLOP/s."""
+        own = [row for row in rows if row["run"] == name and row["who"] == who]
+        ratio, aim = "", ""
+        if who in AIMS:
+            whose, least = AIMS[who]
+            found = ratios(rows, name, whose, who)
+            ratio = f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+            aim = f"{least}: {'met' if statistics.median(found) >= least else 'missed'}"
+        return cls(
+            f"{own[0]['tokens']:,}",
+            f"{own[0]['matched']:,}",
+            f"{statistics.median(row['tokens_per_second'] for row in own):,.0f}",
+            ratio,
+            aim,
+            f"{own[0]['peak_bytes'] / 1e6:,.0f}" if own[0]["peak_bytes"] else "",
+            f"{statistics.median(r['gflops'] for r in own) / peak:.0%}" if "gflops" in own[0] else "",
+        )
+
+
 def report(rows: list[Answer], peak: float, start: Answer, options: argparse.Namespace) -> None:
     table = Table("run", "who", title="audited output tokens a second, float32")
     for column in ("tokens", "matched", "tokens/s", "ratio ours (range)", "aim", "peak MB", "of matmul peak"):
         table.add_column(column, justify="right")
-    for name in SHARED:
-        for who in ("ours", "plain", "best", "shared", "not shared"):
-            own = [r for r in rows if r["run"] == name and r["who"] == who]
-            if not own:
-                continue
-            ratio, aim = "", ""
-            if who in AIMS:
-                found = ratios(rows, name, AIMS[who][0], who)
-                ratio = f"{statistics.median(found):.2f}x ({min(found):.2f}-{max(found):.2f})"
-                met = statistics.median(found) >= AIMS[who][1]
-                aim = f">= {AIMS[who][1]}: {'met' if met else 'NOT MET'}"
-            rate = statistics.median(r["tokens_per_second"] for r in own)
-            share = f"{statistics.median(r['gflops'] for r in own) / peak:.0%}" if "gflops" in own[0] else ""
-            memory = f"{own[0]['peak_bytes'] / 1e6:,.0f}" if own[0]["peak_bytes"] else ""
-            cells = (
-                f"{own[0]['tokens']:,}",
-                f"{own[0]['matched']:,}",
-                f"{rate:,.0f}",
-                ratio,
-                aim,
-                memory,
-                share,
-            )
-            table.add_row(name, who, *cells)
+    for name in dict.fromkeys(row["run"] for row in rows):
+        for who in WHO:
+            table.add_row(name, who, *astuple(Standing.of(rows, name, who, peak)))
     console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
     console.print(
@@ -233,18 +258,6 @@ def report(rows: list[Answer], peak: float, start: Answer, options: argparse.Nam
     console.print(
         f"measured float32 matmul peak {peak:.0f} GFLOP/s; products counted, not attention or scoring"
     )
-
-
-AIMS = {"plain": ("ours", 3.0), "best": ("ours", 1.15), "not shared": ("shared", 3.0)}
-INTRODUCTION = """\
-# The reference core beside transformers
-
-Made by `make bench-core` (one run a table): the same rows, the same scores, each contestant in a process of its own, in
-turns. *plain* is transformers as one would write it: batches of eight as they come, padded, full logits; *best* is sdpa,
-sorted by length, the head only where its logits are needed. *shared* and *not shared* are ours, on requests with a common
-beginning (300 tokens of the demo model, 1,000 of the other) and outputs of 100. A ratio is of one round; peak memory is what
-a pass adds to the memory with the model loaded. Float32.
-"""
 
 
 def document(files: list[Path]) -> str:
@@ -267,26 +280,14 @@ def document(files: list[Path]) -> str:
                 "",
                 "| | tokens/s | times theirs, or not shared (range) | asked | peak MB | of the matrix product |",
                 "|---|---:|---:|---:|---:|---:|",
-                *(
-                    _line(rows, name, who, run["matmul_gflops"])
-                    for who in ("ours", "plain", "best", "shared", "not shared")
-                ),
+                *(_line(who, Standing.of(rows, name, who, run["matmul_gflops"])) for who in WHO),
                 "",
             ]
     return "\n".join(lines)
 
 
-def _line(rows: list[Answer], name: str, who: str, peak: float) -> str:
-    own = [row for row in rows if row["run"] == name and row["who"] == who]
-    rate = statistics.median(row["tokens_per_second"] for row in own)
-    share = f"{statistics.median(r['gflops'] for r in own) / peak:.0%}" if "gflops" in own[0] else ""
-    ratio, aim = "", ""
-    if who in AIMS:
-        found = ratios(rows, name, AIMS[who][0], who)
-        ratio = f"{statistics.median(found):.2f} ({min(found):.2f} to {max(found):.2f})"
-        aim = f"{AIMS[who][1]}: {'met' if statistics.median(found) >= AIMS[who][1] else 'missed'}"
-    memory = f"{own[0]['peak_bytes'] / 1e6:,.0f}" if own[0]["peak_bytes"] else ""
-    return f"| {who} | {rate:,.0f} | {ratio} | {aim} | {memory} | {share} |"
+def _line(who: str, at: Standing) -> str:
+    return f"| {who} | {at.rate} | {at.ratio} | {at.aim} | {at.memory} | {at.share} |"
 
 
 def main() -> None:

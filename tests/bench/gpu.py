@@ -56,27 +56,28 @@ def write_model(folder: Path, shape: dict[str, int]) -> None:
     def matrix(*size: int) -> torch.Tensor:
         return torch.randn(*size, generator=generator).mul_(0.02).bfloat16()
 
-    parts = {"embed_tokens": matrix(shape["vocab"], hidden), "norm": torch.ones(hidden).bfloat16()}
-    files = {"ends": {f"model.{name}.weight": tensor for name, tensor in parts.items()}}
-    files["ends"]["lm_head.weight"] = matrix(shape["vocab"], hidden)
     index: dict[str, str] = {}
-    for number in range(-1, shape["layers"]):
-        own, name = files["ends"] if number < 0 else {}, "ends" if number < 0 else f"layer-{number}"
-        if number >= 0:
-            sizes = {
-                "self_attn.q_proj": (hidden, hidden),
-                "self_attn.k_proj": (shape["kv"] * dim, hidden),
-                "self_attn.v_proj": (shape["kv"] * dim, hidden),
-                "self_attn.o_proj": (hidden, hidden),
-                "mlp.gate_proj": (inner, hidden),
-                "mlp.up_proj": (inner, hidden),
-                "mlp.down_proj": (hidden, inner),
-            }
-            own = {f"model.layers.{number}.{part}.weight": matrix(*size) for part, size in sizes.items()}
-            for norm in ("input_layernorm", "post_attention_layernorm"):
-                own[f"model.layers.{number}.{norm}.weight"] = torch.ones(hidden).bfloat16()
-        save_file(own, folder / f"{name}.safetensors", metadata={"format": "pt"})
-        index |= dict.fromkeys(own, f"{name}.safetensors")
+
+    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
+        save_file(tensors, folder / f"{name}.safetensors", metadata={"format": "pt"})
+        index.update(dict.fromkeys(tensors, f"{name}.safetensors"))
+
+    ones = torch.ones(hidden).bfloat16()
+    ends = {name: matrix(shape["vocab"], hidden) for name in ("model.embed_tokens.weight", "lm_head.weight")}
+    save("ends", ends | {"model.norm.weight": ones})
+    sizes = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (shape["kv"] * dim, hidden),
+        "self_attn.v_proj": (shape["kv"] * dim, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (inner, hidden),
+        "mlp.up_proj": (inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+    }
+    for number in range(shape["layers"]):
+        own = {part: matrix(*size) for part, size in sizes.items()}
+        own |= {norm: ones.clone() for norm in ("input_layernorm", "post_attention_layernorm")}
+        save(f"layer-{number}", {f"model.layers.{number}.{part}.weight": t for part, t in own.items()})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     config = {
         "architectures": ["LlamaForCausalLM"],
@@ -103,12 +104,12 @@ def dtype_on(device: torch.device) -> torch.dtype:
 
 
 @torch.no_grad()
-def ours_forward(folder: Path, device: torch.device, sequences: Sequence[torch.Tensor]) -> dict[str, Any]:
+def our_forward(model: Model, sequences: Sequence[torch.Tensor]) -> dict[str, Any]:
     """Tokens a second, and the share of the best matrix product."""
-    model = Model.load(folder, dtype=dtype_on(device), device=device)
+    device = model.device
     rows = sum(map(len, sequences))
     seconds = best_seconds(lambda: model.forward([Span(tokens) for tokens in sequences]), device=device)
-    share = products_flops(model, rows, 0) / seconds / 1e9 / matmul_peak(dtype_on(device), device)
+    share = products_flops(model, rows, 0) / seconds / 1e9 / matmul_peak(model.dtype, device)
     return {"what": "forward, ours", "tokens/s": rows / seconds, "of matmul peak": share}
 
 
@@ -127,20 +128,20 @@ def their_forward(folder: Path, device: torch.device, sequences: Sequence[torch.
     }
 
 
-def forwards(folder: Path, device: torch.device, lengths: Sequence[int]) -> list[dict[str, Any]]:
+def forwards(model: Model, lengths: Sequence[int]) -> list[dict[str, Any]]:
     """Both, on the same sequences."""
-    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
     generator = torch.Generator().manual_seed(1)
-    sequences = [torch.randint(0, vocabulary, (length,), generator=generator) for length in lengths]
-    ours, theirs = (work(folder, device, sequences) for work in (ours_forward, their_forward))
+    sequences = [
+        torch.randint(0, model.config.vocab_size, (length,), generator=generator) for length in lengths
+    ]
+    ours, theirs = our_forward(model, sequences), their_forward(model.directory, model.device, sequences)
     return [ours, theirs | {"ours over it": ours["tokens/s"] / theirs["tokens/s"]}]
 
 
 @torch.no_grad()
-def heads(folder: Path, device: torch.device) -> list[dict[str, Any]]:
+def heads(model: Model) -> list[dict[str, Any]]:
     """Microseconds a row from hidden states to scores: our kernels, and torch step by step."""
-    model = Model.load(folder, dtype=dtype_on(device), device=device)
-    vocabulary, width = model.config.vocab_size, model.config.hidden_size
+    device, vocabulary, width = model.device, model.config.vocab_size, model.config.hidden_size
     hidden = torch.randn(HEAD_ROWS, width, generator=torch.Generator().manual_seed(2))
     hidden = hidden.to(device, model.dtype)
     spec, nobody = SamplingSpec(), np.zeros(HEAD_ROWS, np.int64)
@@ -216,7 +217,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, options.shape)
         write_model(folder, SHAPES[options.shape])
-        rows = [*agreement(device), *forwards(folder, device, lengths), *heads(folder, device)]
+        model = Model.load(folder, dtype=dtype_on(device), device=device)
+        rows = [*agreement(device), *forwards(model, lengths), *heads(model)]
     report(rows)
     named = "CPU" if device == CPU else torch.cuda.get_device_name(device)
     print(f"{named}; torch {torch.__version__}; shape {options.shape}")

@@ -14,6 +14,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from auditor.reference.demo.prompts import TARGET
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.request import Request
@@ -28,7 +30,6 @@ from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 
 ROOT = Path(__file__).parents[2]
-DEMO = ROOT / "reference" / "demo" / "target"
 LOADING = ("checkpoint", "config.py", "streaming.py")
 # A family is a declaration; noise and sampling are the provider's engine, written down.
 DECLARED = ("families", "noise", "sampling.py")
@@ -45,13 +46,21 @@ class FileRead:
     """One file's part of the list.
 
     Attributes:
-        name: below the top level. functions: names in the order of their first calls.
-        lines: numbers of those to read.
+        name: below the top level. code: what ran, in the order of first calls.
     """
 
     name: str
-    functions: list[str] = field(default_factory=list)
-    lines: set[int] = field(default_factory=set)
+    code: list[CodeType] = field(default_factory=list)
+
+    @cached_property
+    def lines(self) -> set[int]:
+        """Numbers of the lines to read."""
+        tree = ast.parse((ROOT / self.name).read_text())
+        found, firsts = _docstring(tree), {one.co_firstlineno for one in self.code}
+        for function, owners in _definitions(tree):
+            if _first_line(function) in firsts:
+                found |= _lines(function).union(*map(_without_methods, owners))
+        return found
 
     @property
     def part(self) -> str:
@@ -86,16 +95,7 @@ def reading(code: Sequence[CodeType]) -> list[FileRead]:
     files: dict[str, FileRead] = {}
     for one in code:
         name = str(Path(one.co_filename).relative_to(ROOT))
-        files.setdefault(name, FileRead(name)).functions.append(one.co_qualname)
-    for read in files.values():
-        tree = ast.parse((ROOT / read.name).read_text())
-        read.lines |= _docstring(tree)
-        firsts = {c.co_firstlineno for c in code if str(Path(c.co_filename).relative_to(ROOT)) == read.name}
-        for ran, owners in _definitions(tree):
-            if _first_line(ran) in firsts:
-                read.lines |= set(range(_first_line(ran), (ran.end_lineno or 0) + 1))
-                for owner in owners:
-                    read.lines |= _without_methods(owner)
+        files.setdefault(name, FileRead(name)).code.append(one)
     return list(files.values())
 
 
@@ -112,11 +112,12 @@ def _first_line(node: ast.FunctionDef | ast.ClassDef) -> int:
     return min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
 
 
+def _lines(node: ast.FunctionDef | ast.ClassDef) -> set[int]:
+    return set(range(_first_line(node), (node.end_lineno or 0) + 1))
+
+
 def _without_methods(owner: ast.ClassDef) -> set[int]:
-    lines = set(range(_first_line(owner), (owner.end_lineno or 0) + 1))
-    for ran, _ in _definitions(owner):
-        lines -= set(range(_first_line(ran), (ran.end_lineno or 0) + 1))
-    return lines
+    return _lines(owner).difference(*(_lines(method) for method, _ in _definitions(owner)))
 
 
 def _docstring(tree: ast.Module) -> set[int]:
@@ -138,7 +139,7 @@ def score_a_log() -> list[FileRead]:
     common, *own = (np.random.default_rng(n).integers(5, 4096, 64).tolist() for n in range(4))
     requests = [Request((*common, *ids[:9]), tuple(ids[9:12]), spec, 0, scheme) for ids in own]
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # integers that are meant to wrap
-        return reading(called(lambda: list(Runner(Model.load(DEMO)).score(requests))))
+        return reading(called(lambda: list(Runner(Model.load(TARGET)).score(requests))))
 
 
 def total(files: Sequence[FileRead], part: str) -> int:
@@ -158,7 +159,7 @@ def document(files: Sequence[FileRead]) -> str:
             "| --- | ---: | --- |",
         ]
         for read in own:
-            names = ", ".join(f"`{name}`" for name in read.functions if "<" not in name)
+            names = ", ".join(f"`{one.co_qualname}`" for one in read.code if "<" not in one.co_qualname)
             lines.append(f"| [{read.name}](../{read.name}) | {len(read.lines)} | {names} |")
         lines.append("")
     return "\n".join(lines)

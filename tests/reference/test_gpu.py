@@ -6,8 +6,6 @@ rounding, its speed) is `make bench-gpu`'s.
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -15,6 +13,7 @@ import torch
 from auditor.errors import OptionError
 from auditor.reference.batch import Span
 from auditor.reference.checkpoint.key_value import Float8KeyValue
+from auditor.reference.demo.prompts import TARGET
 from auditor.reference.device import compute_device
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
@@ -25,7 +24,6 @@ from auditor.reference.sampling import SamplingSpec
 from tests.reference.separate_device import OnSeparateDevice, separate_device
 from tests.reference.test_policies import LINES
 
-TARGET = Path(__file__).parents[2] / "reference" / "demo" / "target"
 SCHEME = noise_scheme("gumbel-pos-v1")
 
 
