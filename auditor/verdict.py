@@ -66,7 +66,7 @@ class Verdict:
         log_e: log of the fused e-value; the p-value is its inverse, at most 1.
         reasons: why the verdict is inconclusive, or what the provider signed against itself.
         diagnosis: (cause, weight) by falling weight, only when inconsistent; `judge` leaves it empty, for
-            causes are told apart by replaying (`diagnosis.py`).
+            causes are told apart by replaying (`diagnosis/`).
         detectable: power against each measured cause; None when the profile has no measurements.
     """
 

@@ -53,10 +53,11 @@ def code_version() -> str:
 def naming_version() -> str:
     """Digest of the sources that name causes, beside those of `code_version`."""
     own = Path(__file__).parent.parent
-    return _digest((own, own / name) for name in _NAMING)
+    found = [*(own / "diagnosis").glob("*.py"), *(own / name for name in _NAMING)]
+    return _digest((own, path) for path in found)
 
 
-_NAMING = ("diagnosis.py", "drafted.py", "hypotheses.py", "matrix/naming.py", "matrix/naming_served.py")
+_NAMING = ("matrix/naming.py", "matrix/naming_served.py")
 _SHOWING = (
     *("matrix/tables.py", "matrix/texts.py", "matrix/page.py", "matrix/summary.py"),
     *("page.py", "html_templates.py", "page_figures.py", "plan_figure.py", "doctor.py"),

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.diagnosis import (
+from auditor.diagnosis.causes import (
     FEW,
     OTHER,
     Drafted,
@@ -26,9 +26,9 @@ from auditor.diagnosis import (
     shortlisted,
     variants_of,
 )
-from auditor.drafted import POSITION, SUBSTITUTED, guessing, slips_to
+from auditor.diagnosis.drafted import POSITION, SUBSTITUTED, guessing, slips_to
+from auditor.diagnosis.hypotheses import candidates, further_candidates
 from auditor.errors import AuditError
-from auditor.hypotheses import candidates, further_candidates
 from auditor.matrix.provider import HonestProvider
 from auditor.noise_model import RequestCounts, Slips
 from auditor.reference.deviations import CATALOGUE, HONEST, Deviation

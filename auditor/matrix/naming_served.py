@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import Any
 
-from auditor.diagnosis import (
+from auditor.diagnosis.causes import (
     FEW,
     OTHER,
     Asked,
@@ -23,7 +23,7 @@ from auditor.diagnosis import (
     shortlisted,
     within_reach,
 )
-from auditor.hypotheses import candidates, further_candidates
+from auditor.diagnosis.hypotheses import candidates, further_candidates
 from auditor.matrix.naming import Claims, Counts, looked_at
 from auditor.matrix.provider import HonestProvider
 from auditor.reference.deviations import CATALOGUE, Deviation

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from statistics import geometric_mean
 from typing import Any
 
-from auditor.diagnosis import OTHER
+from auditor.diagnosis.causes import OTHER
 from auditor.matrix.naming import true_family
 from auditor.matrix.power import AUDITS, HONEST_AUDITS, SIZES, bound
 from auditor.matrix.seen import BUCKETS

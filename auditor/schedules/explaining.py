@@ -1,7 +1,7 @@
 """Which cause explains periods best that convict only together: their samples as one log, replayed again.
 
 Each period's audit was far from a conviction, so it named no cause; and what a dozen of its requests say is
-too little. The dozen is taken from all periods since the evidence is strongest (`diagnosis.py`).
+too little. The dozen is taken from all periods since the evidence is strongest (`diagnosis/`).
 """
 
 from __future__ import annotations

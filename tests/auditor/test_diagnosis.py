@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from auditor.diagnosis import OTHER, asks_catalogue, beside_guesses, diagnose
+from auditor.diagnosis import diagnose
+from auditor.diagnosis.causes import OTHER, asks_catalogue, beside_guesses
+from auditor.diagnosis.hypotheses import EVERYDAY, candidates
 from auditor.evidence import Calibration
 from auditor.generation import Provider, generate
-from auditor.hypotheses import EVERYDAY, candidates
 from auditor.preparation import prepare
 from auditor.profiles import shipped_profiles
 from auditor.reference import simulated

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from auditor.commands.matrix import provider_of
-from auditor.diagnosis import OTHER, counted
-from auditor.hypotheses import candidates, further_candidates
+from auditor.diagnosis.causes import OTHER, counted
+from auditor.diagnosis.hypotheses import candidates, further_candidates
 from auditor.matrix import Memory, Settings, honest_audits, measure_row, naming, naming_served
 from auditor.matrix.naming import Naming, looked_at
 from auditor.matrix.summary import diagnosed

@@ -26,10 +26,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import logsumexp
 
-from auditor.drafted import DRAFTED, POSITION, SUBSTITUTED, drafted_fits, guessing, slips_to
+from auditor.diagnosis.drafted import DRAFTED, POSITION, SUBSTITUTED, drafted_fits, guessing, slips_to
+from auditor.diagnosis.hypotheses import can_be_replayed, candidates, further_candidates, other_schemes
 from auditor.errors import AuditError
 from auditor.evidence import Calibration, log_prior
-from auditor.hypotheses import can_be_replayed, candidates, further_candidates, other_schemes
 from auditor.noise_model import (
     F64,
     RequestCounts,
