@@ -54,9 +54,12 @@ def drafted_fits(ways: Mapping[str, Sequence[Slips]], calibration: Calibration) 
     Half of the prior allows for any rate of gross misses: what stands where a guess was turned down may be
     another draw of what is left.
     """
-    honest = np.exp(calibration.posterior)
-    any_rate = np.broadcast_to(honest.mean(axis=1, keepdims=True), honest.shape)
-    with np.errstate(divide="ignore"):
-        prior = np.log(0.5 * honest + 0.5 * any_rate)
+    prior = at_any_rate(calibration.posterior)
     likelihoods = (slip_log_likelihoods(slips, _RATES) - np.log(len(_RATES)) for slips in ways.values())
     return [float(logsumexp(prior[..., None] + one)) for one in likelihoods]
+
+
+def at_any_rate(prior: F64) -> F64:
+    """Log-weights [S, PI]: half as they are, half with any rate of gross misses."""
+    even = logsumexp(prior, axis=1, keepdims=True) - np.log(prior.shape[1])
+    return np.asarray(np.logaddexp(prior, even) - np.log(2.0))

@@ -60,6 +60,14 @@ def _cut_at_rank(k: int) -> Deviation:
     return _filtered(f"top-k-{k}", lambda spec: replace(spec, top_k=spec.top_k or k))
 
 
+MASK = "filter/mask"
+"""The declared mask of ids, or the grammar, was not the one at work: none was, or another."""
+
+
+def _without_mask(spec: SamplingSpec) -> SamplingSpec:
+    return replace(spec, allowed_token_ids=None, grammar=None, bad_words=(), bad_words_ids=())
+
+
 def _int4(group: int, steps: float) -> Deviation:
     """Four bits by another convention than the registered one's, which hits other values: the same cause."""
     change = partial(integers, bits=4, group=group, steps=steps)
@@ -121,6 +129,7 @@ EVERYDAY: tuple[Deviation, ...] = (
     *(_cut_at_rank(k) for k in (20, 50)),
     _filtered("min-p-0.05", lambda s: replace(s, min_p=max(s.min_p, 0.05))),
     _filtered("ignored", lambda s: replace(s, top_p=1.0, top_k=0, min_p=0.0)),
+    _filtered(MASK.partition("/")[2], _without_mask),
     *(_int4(group, steps) for group, steps in ((64, 7), (128, 7), (128, 7.5))),
     _fed("no-system", _rendered(_without_system)),
     _fed("system-as-user", _rendered(_system_as_user)),

@@ -8,33 +8,36 @@ hypothesis once, at each position every token once that some row claims there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.diagnosis.causes import (
-    FEW,
-    OTHER,
-    Drafted,
-    by_pass,
-    counted,
-    is_explained,
-    rank_causes,
-    shortlisted,
-    variants_of,
-)
+from auditor.diagnosis.causes import FEW, OTHER, is_explained, rank_causes, shortlisted
 from auditor.diagnosis.drafted import POSITION, SUBSTITUTED, guessing, slips_to
 from auditor.diagnosis.hypotheses import candidates, further_candidates
+from auditor.diagnosis.replaying import (
+    Drafted,
+    Supposed,
+    Told,
+    by_pass,
+    counted,
+    serves_declared_states,
+    variants_of,
+)
+from auditor.diagnosis.states import distance
 from auditor.errors import AuditError
-from auditor.matrix.provider import HonestProvider
-from auditor.noise_model import RequestCounts, Slips
+from auditor.fingerprints.activation_difr import BINDING_BYTES, Fingerprint, fingerprint
+from auditor.generation import derived_projection_seed
+from auditor.matrix.provider import KIND, SEEDS, HonestProvider
+from auditor.noise_model import F64, Bools, RequestCounts, Slips
 from auditor.reference.deviations import CATALOGUE, HONEST, Deviation
 from auditor.reference.head import RowStats, effective_sampling, score_rows
 from auditor.reference.noise import Draws
 from auditor.reference.request import Replayed, Request
+from auditor.reference.simulated import Views, simulate
 
 LOGS, REQUESTS = 2, 12
 """Disjoint logs of a row, and the requests of each that a diagnosis looks at: as many as the product does."""
@@ -55,8 +58,8 @@ ACTS_AS = {
 I64 = npt.NDArray[np.int64]
 Claims = Mapping[int, Sequence[int]]
 """Number of a request in the pool -> the tokens that a row claims there."""
-Counts = dict[str, list[RequestCounts]]
-"""Hypothesis -> counts of each request of a log."""
+Replays = dict[str, Supposed]
+"""Hypothesis -> the requests of a log under it."""
 
 
 def true_family(name: str) -> str:
@@ -91,12 +94,11 @@ class Naming:
         return found
 
     def _log(self, log: list[int], rows: Mapping[str, Claims]) -> dict[str, dict[str, Any]]:
-        profile = self.provider.shadowed
-        declared = self._replayed(log, rows, [[HONEST]])
-        seen = {name: [(self.traffic, counts) for counts in declared[name][HONEST.name]] for name in rows}
-        first = self._replayed(log, rows, by_pass(candidates()))
+        given = {name: self._fingerprints(log, CATALOGUE[name]) for name in rows}
+        told = self._declared(log, rows, given)
+        first = self._replayed(log, rows, by_pass(candidates()), told, given)
         drafted: dict[str, Drafted] = {}
-        for name, (substituted, ways) in self._beside_guesses(log, rows).items():
+        for name, (substituted, ways) in self._beside_guesses(log, rows, told, given).items():
             first[name][SUBSTITUTED] = substituted
             drafted[name] = ways
         known = {
@@ -105,57 +107,116 @@ class Naming:
             for way, without in (("named", ""), ("unlisted", name))
         }
         calibrated = self.provider.profile(self.traffic)
-        unclear = {key for key, (replayed, _) in known.items() if not is_explained(replayed, calibrated)}
+        unclear = {key for key, (one, _) in known.items() if not is_explained(told[key[0]], one, calibrated)}
         asked = {name: rows[name] for name in rows if {(name, "named"), (name, "unlisted")} & unclear}
-        further = self._replayed(log, asked, by_pass(further_candidates())) if asked else {}
+        further = self._replayed(log, asked, by_pass(further_candidates()), told, given) if asked else {}
         found: dict[str, dict[str, Any]] = {name: {} for name in rows}
         for (name, way), (replayed, guesses) in known.items():
             without = name if way == "unlisted" else ""
             if (name, way) in unclear:
                 others, _ = _left(further[name], {}, without)
-                ahead = {hypothesis: counts[:FEW] for hypothesis, counts in others.items()}
-                replayed |= {h: others[h] for h in shortlisted(ahead, calibrated.calibration)}
-            ranked = rank_causes(seen[name], replayed, guesses, profile)
+                ahead = {hypothesis: one.part(0, FEW) for hypothesis, one in others.items()}
+                likeliest = shortlisted(told[name][:FEW], ahead, calibrated.calibration)
+                replayed |= {hypothesis: others[hypothesis] for hypothesis in likeliest}
+            ranked = rank_causes(told[name], replayed, guesses, self.provider.shadowed)
             found[name][way] = [pair for pair in ranked if pair[0] != without]
         return found
 
+    def _fingerprints(self, log: list[int], cause: Deviation) -> list[Fingerprint]:
+        """What a row's provider sends with each request: of the states that it computes there."""
+        provider, pool = self.provider, self.provider.pool(self.traffic)
+        sent = [self._sent(n, pool.honest[n]) for n in log]
+        if serves_declared_states(cause):
+            return sent
+        model = provider.deviant(cause)
+        states = list(provider.states([pool.asked[n] for n in log], cause, model))
+        deviant = [self._sent(n, own) for n, own in zip(log, states, strict=True)]
+        if cause.applies is None:
+            return deviant
+        acts = [self._acts(n, cause, model, own) for n, own in zip(log, states, strict=True)]
+        return [_mixed(own, right, where) for own, right, where in zip(deviant, sent, acts, strict=True)]
+
+    def _sent(self, number: int, states: torch.Tensor) -> Fingerprint:
+        seed = derived_projection_seed(SEEDS[self.provider.use], number)
+        return fingerprint(states, KIND, projection_seed=seed, binding=bytes(BINDING_BYTES))
+
+    def _acts(self, number: int, cause: Deviation, model: Any, states: torch.Tensor) -> Bools:
+        """Where a provider cheats that does it now and then."""
+        provider, pool = self.provider, self.provider.pool(self.traffic)
+        views = Views(
+            (provider.reference.model, pool.reference[number]),
+            (provider.provider.model, pool.honest[number]),
+            (model, states),
+        )
+        return simulate(pool.asked[number][0], number, cause, views).acted
+
+    def _declared(
+        self, log: list[int], rows: Mapping[str, Claims], given: Mapping[str, Sequence[Fingerprint]]
+    ) -> dict[str, list[Told]]:
+        """Every row's requests as the provider declares them."""
+        told: dict[str, list[Told]] = {name: [] for name in rows}
+        for place, (number, (model, states)) in enumerate(zip(log, self._states(log, [HONEST]), strict=True)):
+            request = self.provider.pool(self.traffic).asked[number][0]
+            scored = _rows(request, model.logits(states), _claimed(rows, number))
+            for name, stats in zip(rows, scored, strict=True):
+                told[name].append(Told(self.traffic, stats, distance(given[name][place], states)))
+        return told
+
     def _beside_guesses(
-        self, log: list[int], rows: Mapping[str, Claims]
-    ) -> dict[str, tuple[list[RequestCounts], dict[str, list[Slips]]]]:
-        """Of every row: counts as if the other model had been served, and its requests beside its guesses."""
-        found: dict[str, tuple[list[RequestCounts], dict[str, list[Slips]]]] = {n: ([], {}) for n in rows}
-        pool = self.provider.pool(self.traffic)
-        asked = [pool.asked[n] for n in log]
-        own = self.provider.states(asked, HONEST, self.provider.reference.model)
+        self,
+        log: list[int],
+        rows: Mapping[str, Claims],
+        told: Mapping[str, Sequence[Told]],
+        given: Mapping[str, Sequence[Fingerprint]],
+    ) -> dict[str, tuple[Supposed, dict[str, list[Slips]]]]:
+        """Every row's requests as if the other model had been served, and beside its guesses."""
+        counts: dict[str, list[RequestCounts]] = {name: [] for name in rows}
+        far: dict[str, list[F64 | None]] = {name: [] for name in rows}
+        slips: dict[str, dict[str, list[Slips]]] = {name: {} for name in rows}
+        asked = [self.provider.pool(self.traffic).asked[n] for n in log]
         other = self.provider.states(asked, HONEST, self.provider.other)
-        for number, (request, _), state, guess_state in zip(log, asked, own, other, strict=True):
-            claims = np.array([rows[name][number] for name in rows], np.int64)
-            guess_logits = self.provider.other.logits(guess_state)
+        for place, (number, (request, _), state) in enumerate(zip(log, asked, other, strict=True)):
+            guess_logits = self.provider.other.logits(state)
             logged = np.asarray(request.output, np.int64)
             supposed = guessing(request)
             guesses = {way: _alone(one, guess_logits, logged).winner for way, one in supposed.items()}
-            served = _rows(supposed[POSITION], guess_logits, claims)
-            declared = _rows(request, self.provider.reference.model.logits(state), claims)
-            for name, stats, as_served in zip(rows, declared, served, strict=True):
-                found[name][0].append(counted(as_served))
+            served = _rows(supposed[POSITION], guess_logits, _claimed(rows, number))
+            for name, as_served in zip(rows, served, strict=True):
+                counts[name].append(counted(as_served))
+                far[name].append(distance(given[name][place], state))
                 for way, guess in guesses.items():
-                    found[name][1].setdefault(way, []).append(slips_to(stats, guess))
-        return found
+                    slips[name].setdefault(way, []).append(slips_to(told[name][place].stats, guess))
+        return {name: (Supposed(counts[name], far[name]), slips[name]) for name in rows}
 
     def _replayed(
-        self, log: list[int], rows: Mapping[str, Claims], passes: Sequence[list[Deviation]]
-    ) -> dict[str, Counts]:
-        """Counts of every row's requests under the hypotheses of every pass."""
-        found: dict[str, Counts] = {name: {} for name in rows}
+        self,
+        log: list[int],
+        rows: Mapping[str, Claims],
+        passes: Sequence[list[Deviation]],
+        told: Mapping[str, Sequence[Told]],
+        given: Mapping[str, Sequence[Fingerprint]],
+    ) -> dict[str, Replays]:
+        """Every row's requests under the hypotheses of every pass."""
+        found: dict[str, Replays] = {name: {} for name in rows}
         for together in passes:
-            for number, (model, states) in zip(log, self._states(log, together), strict=False):
-                claims = np.array([rows[name][number] for name in rows], np.int64)
+            counts: dict[tuple[str, str], list[RequestCounts]] = {}
+            far: dict[str, list[F64 | None]] = {name: [] for name in rows}
+            same = serves_declared_states(together[0])
+            for place, (number, (model, states)) in enumerate(
+                zip(log, self._states(log, together), strict=False)
+            ):
                 request = self.provider.pool(self.traffic).asked[number][0]
                 logits = model.logits(states)
                 for hypothesis, supposed in variants_of(request, together, self.provider.reference):
-                    for name, stats in zip(rows, _rows(supposed, logits, claims), strict=True):
-                        found[name].setdefault(hypothesis, []).append(counted(stats))
-        return {name: {h: c for h, c in each.items() if len(c) == len(log)} for name, each in found.items()}
+                    scored = _rows(supposed, logits, _claimed(rows, number))
+                    for name, stats in zip(rows, scored, strict=True):
+                        counts.setdefault((name, hypothesis), []).append(counted(stats))
+                for name, own in far.items():
+                    own.append(told[name][place].far if same else distance(given[name][place], states))
+            for (name, hypothesis), each in counts.items():
+                if len(each) == len(log):
+                    found[name][hypothesis] = Supposed(each, far[name])
+        return found
 
     def _states(self, log: list[int], together: list[Deviation]) -> Iterator[tuple[Any, torch.Tensor]]:
         """The model of a pass and its states of each request; none where the pass cannot be made."""
@@ -169,11 +230,23 @@ class Naming:
             yield model, one
 
 
-def _left(counts: Counts, drafted: Drafted, without: str) -> tuple[Counts, Drafted]:
+def _claimed(rows: Mapping[str, Claims], number: int) -> I64:
+    """What each row claims in a request, [rows, n]."""
+    return np.array([own[number] for own in rows.values()], np.int64)
+
+
+def _mixed(deviant: Fingerprint, honest: Fingerprint, where: Bools) -> Fingerprint:
+    """A fingerprint whose tokens are one provider's or the other's."""
+    scale = np.where(where, deviant.coded.scale, honest.coded.scale)
+    levels = np.where(where[:, None], deviant.coded.levels, honest.coded.levels)
+    return replace(honest, coded=replace(honest.coded, scale=scale, levels=levels))
+
+
+def _left(replays: Replays, drafted: Drafted, without: str) -> tuple[Replays, Drafted]:
     """Hypotheses without one of them; a provider's other model takes its guesses along."""
     no_draft = bool(without) and CATALOGUE[without].needs_other_model
     gone = {without, *((SUBSTITUTED,) if no_draft else ())}
-    return {name: each for name, each in counts.items() if name not in gone}, {} if no_draft else drafted
+    return {name: each for name, each in replays.items() if name not in gone}, {} if no_draft else drafted
 
 
 def _rows(supposed: Request, logits: torch.Tensor, claims: I64) -> list[RowStats]:

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from auditor.diagnosis import diagnose
-from auditor.diagnosis.causes import OTHER, asks_catalogue, beside_guesses
+from auditor.diagnosis.causes import OTHER, asks_catalogue
 from auditor.diagnosis.hypotheses import EVERYDAY, candidates
+from auditor.diagnosis.replaying import beside_guesses
 from auditor.evidence import Calibration
+from auditor.fingerprints.activation_difr import FingerprintKind
 from auditor.generation import Provider, generate
 from auditor.preparation import prepare
 from auditor.profiles import shipped_profiles
@@ -71,23 +73,43 @@ def test_an_everyday_mistake_is_named(name):
     assert named(served(cause))[0][0] == name
 
 
-def loosely(rule):
-    """Scored requests of a provider that lets the draft model's guesses stand by a rule of its own."""
+def decoded(name):
+    """Scored requests of a provider that decodes by itself."""
     asked = [trace.trace for trace in served(HONEST, noise="gumbel-pos-v1")]
     requests = [prepare(trace, reference()) for trace in asked]
     log = simulated.served(
         [(request, prompt_of(t, request, reference())) for t, request in zip(asked, requests, strict=True)],
-        CATALOGUE[f"acceptance/{rule}"],
+        CATALOGUE[name],
         (provider().model, reference().draft),
     )
-    return list(
-        replay([replace(t, output_token_ids=r.output) for t, r in zip(asked, log, strict=True)], reference())
-    )
+    returned = [
+        replace(t, output_token_ids=r.output, sampling=r.spec) for t, r in zip(asked, log, strict=True)
+    ]
+    return list(replay(returned, reference()))
 
 
 @pytest.mark.parametrize("rule", ["typical", "token-routing"])
 def test_loose_acceptance_is_named_by_the_guesses_that_stood(rule):
-    assert named(loosely(rule))[0][0] == "acceptance/drafted"
+    assert named(decoded(f"acceptance/{rule}"))[0][0] == "acceptance/drafted"
+
+
+@pytest.mark.parametrize("way", ["random-vocabulary", "same-domain", "splits"])
+def test_padded_answers_are_named_by_the_stretch_that_is_not_the_model_s(way):
+    assert named(decoded(f"accounting/{way}"))[0][0] == "accounting/filler"
+
+
+@pytest.mark.parametrize("way", ["mask-dropped", "mask-changed"])
+def test_another_mask_than_the_declared_one_is_named(way):
+    assert named(decoded(f"filter/{way}"))[0][0] == "filter/mask"
+
+
+def test_fingerprints_name_a_cause_that_tokens_take_for_another():
+    """Eight bits by blocks of 32: as close as eight bits by rows, whose tokens explain it as well."""
+    cause, kind = CATALOGUE["weights/gguf-q8_0"], FingerprintKind.parse("int8:16")
+    with_states = served(cause, fingerprints=kind)
+    without = [replace(s, trace=replace(s.trace, fingerprints=())) for s in with_states]
+    assert named(without)[0][0] != cause.name
+    assert named(with_states)[0][0] == cause.name
 
 
 def test_a_cut_cache_is_not_taken_for_guesses_that_it_resembles():

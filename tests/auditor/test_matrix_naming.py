@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from auditor.commands.matrix import provider_of
-from auditor.diagnosis.causes import OTHER, counted
+from auditor.diagnosis.causes import OTHER
 from auditor.diagnosis.hypotheses import candidates, further_candidates
+from auditor.diagnosis.replaying import counted
 from auditor.matrix import Memory, Settings, honest_audits, measure_row, naming, naming_served
 from auditor.matrix.naming import Naming, looked_at
 from auditor.matrix.summary import diagnosed
@@ -36,7 +37,10 @@ def claims(provider):
 def test_every_token_is_scored_once_as_one_by_one(provider, claims):
     """Rows share what a hypothesis expects: the same counts as a replay of each row alone."""
     log = [0, 3]
-    batch = Naming(provider, "sampled")._replayed(log, claims, [[CATALOGUE["temperature/+0.1"]]])
+    own = Naming(provider, "sampled")
+    given = {name: own._fingerprints(log, CATALOGUE[name]) for name in ROWS}
+    told = own._declared(log, claims, given)
+    batch = own._replayed(log, claims, [[CATALOGUE["temperature/+0.1"]]], told, given)
     pool = provider.pool("sampled")
     for name in ROWS:
         for place, number in enumerate(log):
@@ -45,7 +49,40 @@ def test_every_token_is_scored_once_as_one_by_one(provider, claims):
             alone = Replayed(replace(request, spec=hotter), 4096, np.array(claims[name][number]))
             state = next(iter(provider.states([pool.asked[number]], HONEST, provider.reference.model)))
             alone.score(provider.reference.model.logits(state), slice(0, len(state)))
-            assert batch[name]["temperature/+0.1"][place] == counted(alone.stats)
+            assert batch[name]["temperature/+0.1"].counts[place] == counted(alone.stats)
+
+
+def test_a_row_s_fingerprints_are_of_the_states_that_it_computes(provider, claims):
+    """Nearest to the hypothesis that is the row's own, and the declared ones where only its tokens differ."""
+    log = [0, 3]
+    own, rows = (
+        Naming(provider, "sampled"),
+        {name: claims[name] for name in ("seed/wrong", "weights/int4-g128")},
+    )
+    given = {name: own._fingerprints(log, CATALOGUE[name]) for name in rows}
+    told = own._declared(log, rows, given)
+    passes = [[CATALOGUE["weights/int4-g128"]], [CATALOGUE["kv/int4"]]]
+    replayed = own._replayed(log, rows, passes, told, given)
+    for place in range(len(log)):
+        far = {
+            name: {"declared": told[name][place].far.mean()}
+            | {cause: one.far[place].mean() for cause, one in replayed[name].items()}
+            for name in rows
+        }
+        assert min(far["seed/wrong"], key=far["seed/wrong"].get) == "declared"
+        assert min(far["weights/int4-g128"], key=far["weights/int4-g128"].get) == "weights/int4-g128"
+
+
+def test_a_provider_of_now_and_then_sends_honest_fingerprints_in_between(provider):
+    log = [0, 1]
+    own = Naming(provider, "sampled")
+    partly = own._fingerprints(log, CATALOGUE["partly/int4-in-half"])
+    honest = own._fingerprints(log, HONEST)
+    whole = own._fingerprints(log, CATALOGUE["weights/int4"])
+    assert np.array_equal(partly[0].coded.levels, whole[0].coded.levels)
+    assert np.array_equal(partly[1].coded.levels, honest[1].coded.levels)
+    smaller = own._fingerprints(log, CATALOGUE["partly/draft-when-certain"])
+    assert 0.1 < np.mean((smaller[0].coded.levels == honest[0].coded.levels).all(axis=1)) < 0.9
 
 
 def test_causes_are_named_and_without_their_own_entry_their_relatives_are(provider, claims, monkeypatch):
