@@ -33,8 +33,11 @@ def readable(fingerprints: Sequence[Fingerprint]) -> Fingerprint | None:
 
 
 def distance(given: Fingerprint | None, states: torch.Tensor) -> F64 | None:
-    """How far a request's fingerprints are from final states [output tokens, hidden], [windows]."""
-    if given is None:
+    """How far a request's fingerprints are from final states [output tokens, hidden], [windows].
+
+    None without fingerprints, and where a smaller model's states are too narrow to have had them.
+    """
+    if given is None or given.kind.features > states.shape[1]:
         return None
     outside = residuals(given, states).outside
     return np.asarray(np.sqrt((outside**2).mean(axis=1)))

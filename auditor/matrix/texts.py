@@ -59,10 +59,11 @@ the 95 % bounds of the power reach it; *tokens*, *one look*, *fingerprints*: eac
 look: above a threshold that promises nothing of another look or of other traffic, no verdict; fingerprints:
 the log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration logs of that size; a dash
 where no forward differs); *wins*: which of these two needs fewer, or what catches a row whose tokens
-are honest ones. *named*: the diagnosis of logs of twelve requests of a row that is caught, and in
-brackets where it differs without the row's own entry among the hypotheses. *spans*: for rows that do not
-act throughout, how many of the requests were flagged, the share of the flagged tokens where it acted (and
-of all tokens), and the intersection over union. Rows of *acceptance* and *accounting*, and others that
-change what comes after, are decoded by the dishonest provider and its own log is scored: beside it stand
-honest fingerprints, and it is not searched for spans. A diagnosis has the draft model at hand; in brackets,
-for rows whose provider runs or guesses with it, it has not."""
+are honest ones. *named*: the diagnosis of logs of twelve requests of a row that is caught (tokens and
+fingerprints), and in brackets where it differs without the row's own entry among the hypotheses. *spans*:
+for rows that do not act throughout, how many of the requests were flagged, the share of the flagged tokens
+where it acted (and of all tokens), and the intersection over union. Rows of *acceptance* and *accounting*,
+and others that change what comes after, are decoded by the dishonest provider and its own log is scored:
+beside it stand honest fingerprints, which its diagnosis does not use, and it is not searched for spans. A
+diagnosis has the draft model at hand; in brackets, for rows whose provider runs or guesses with it, it has
+not."""

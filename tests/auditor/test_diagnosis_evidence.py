@@ -125,6 +125,9 @@ def test_states_as_declared_say_nothing_for_an_unknown_cause():
 def test_requests_without_fingerprints_say_nothing_of_states():
     assert state_fits([None, None], {"any": [None, None]}) == ({"any": 0.0}, 0.0)
     assert distance(None, states(1)) is None
+    narrow = states(1)[:, :8]
+    assert distance(sent(states(1)), narrow) is None
+    assert state_fits([np.ones(40)], {"a smaller model": [None]}) == ({"a smaller model": 0.0}, 0.0)
 
 
 def test_only_fingerprints_of_final_states_are_compared():
