@@ -95,4 +95,4 @@ def _margins(slack: I64, margin: I64) -> F64:
         above = np.cumsum(each[::-1])[::-1]
         with np.errstate(divide="ignore"):
             found.append(np.log(each[margin]) - np.log(above[slack]))
-    return np.nan_to_num(np.stack(found), nan=_NEVER, neginf=_NEVER)
+    return np.asarray(np.nan_to_num(np.stack(found), nan=_NEVER, neginf=_NEVER))
