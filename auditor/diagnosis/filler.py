@@ -17,7 +17,7 @@ from auditor.evidence import Calibration
 from auditor.noise_model import F64, I64, Bools, RequestCounts, bin_centres, bin_of, log_likelihoods
 from auditor.reference.head import RowStats
 
-Told = tuple[I64, I64, Bools]
+InOrder = tuple[I64, I64, Bools]
 """Bins of slack and margin, and whether it matched, of every token of a request that says anything."""
 
 FILLER = "accounting/filler"
@@ -64,13 +64,13 @@ def stretch_gain(gain: F64) -> float:
     return float(logsumexp(upto[_LEAST : _LEAST + places] + begun) - np.log(places * (places + 1) / 2))
 
 
-def _in_order(stats: RowStats) -> Told:
+def _in_order(stats: RowStats) -> InOrder:
     says = stats.evidence
     slack, margin = bin_of(stats.slack[says]), bin_of(stats.margin[says])
     return slack, np.maximum(slack, margin), stats.matched[says]
 
 
-def _honest(told: Sequence[Told], calibration: Calibration) -> list[F64]:
+def _honest(told: Sequence[InOrder], calibration: Calibration) -> list[F64]:
     """Log-likelihood of each token of each request under the calibrated noise."""
     rows = [np.stack([d, np.where(matched, -1, m)]) for d, m, matched in told]
     kinds, which = np.unique(np.concatenate(rows, axis=1), axis=1, return_inverse=True)
