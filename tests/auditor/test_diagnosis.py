@@ -73,9 +73,14 @@ def test_an_everyday_mistake_is_named(name):
     assert named(served(cause))[0][0] == name
 
 
+@cache
+def honest_log():
+    return [scored.trace for scored in served(HONEST, noise="gumbel-pos-v1")]
+
+
 def decoded(name):
     """Scored requests of a provider that decodes by itself."""
-    asked = [trace.trace for trace in served(HONEST, noise="gumbel-pos-v1")]
+    asked = honest_log()
     requests = [prepare(trace, reference()) for trace in asked]
     log = simulated.served(
         [(request, prompt_of(t, request, reference())) for t, request in zip(asked, requests, strict=True)],
