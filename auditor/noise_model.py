@@ -48,7 +48,7 @@ _REQUEST_SPREAD = 0.3  # standard deviation of ln s between requests
 _SHIFTS = np.arange(-2, 3)
 _NEAREST_SHARE = 0.85  # of misses by small noise; honest recorded engines show 0.90 to 1.00
 _CROWDING = 0.7  # how fast other alternatives come into reach as s grows, per logit
-_GROSS_FROM = 0.1  # logits; gross misses spread evenly over the log-spaced bins from here on
+GROSS_FROM = 0.1  # logits; gross misses spread evenly over the log-spaced bins from here on
 
 
 def bin_of(values: F64) -> I64:
@@ -111,7 +111,7 @@ def _tables() -> tuple[F64, F64]:
     with np.errstate(under="ignore"):
         density = width[:, None] * np.exp(-np.minimum(centre[:, None] / SCALES, 690.0))  # [M, S]
     log_miss = np.full((BINS, BINS, len(SCALES), len(GROSS_RATES)), -np.inf)
-    gross_bins = centre >= _GROSS_FROM
+    gross_bins = centre >= GROSS_FROM
     for d in range(BINS):
         above = np.where(np.arange(BINS)[:, None] > d, density, 0.0)
         total = above.sum(axis=0)

@@ -14,7 +14,16 @@ import numpy as np
 from scipy.special import logsumexp
 
 from auditor.evidence import Calibration
-from auditor.noise_model import F64, I64, Bools, RequestCounts, bin_centres, bin_of, log_likelihoods
+from auditor.noise_model import (
+    F64,
+    GROSS_FROM,
+    I64,
+    Bools,
+    RequestCounts,
+    bin_centres,
+    bin_of,
+    log_likelihoods,
+)
 from auditor.reference.head import RowStats
 
 InOrder = tuple[I64, I64, Bools]
@@ -31,7 +40,6 @@ _LEAST = 8
 """Tokens of a stretch, and of what stands behind it."""
 _BEHIND = 0.25
 """Least share of the answer that stands behind it."""
-_GROSS_FROM = 0.1  # logits, as in noise_model.py
 
 
 def filler_fit(requests: Sequence[RowStats], calibration: Calibration) -> float:
@@ -87,7 +95,7 @@ def _margins(slack: I64, margin: I64) -> F64:
     """Log-density of the margins of gross misses, [kinds of them, n]: any size, or about one of `_SIZES`."""
     centre = bin_centres()
     sizes = [
-        (centre >= _GROSS_FROM).astype(np.float64),
+        (centre >= GROSS_FROM).astype(np.float64),
         *(centre * np.exp(-centre / size) for size in _SIZES),
     ]
     found = []

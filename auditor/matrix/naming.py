@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from auditor.diagnosis.causes import FEW, OTHER, is_explained, rank_causes, shortlisted
+from auditor.diagnosis.causes import FEW, OTHER, rank_causes, shortlisted
 from auditor.diagnosis.drafted import POSITION, SUBSTITUTED, guessing, slips_to
 from auditor.diagnosis.hypotheses import candidates, further_candidates
 from auditor.diagnosis.replaying import (
@@ -101,25 +101,19 @@ class Naming:
         for name, (substituted, ways) in self._beside_guesses(log, rows, told, given).items():
             first[name][SUBSTITUTED] = substituted
             drafted[name] = ways
-        known = {
-            (name, way): _left(first[name], drafted[name], without)
-            for name in rows
-            for way, without in (("named", ""), ("unlisted", name))
-        }
-        calibrated = self.provider.profile(self.traffic)
-        unclear = {key for key, (one, _) in known.items() if not is_explained(told[key[0]], one, calibrated)}
-        asked = {name: rows[name] for name in rows if {(name, "named"), (name, "unlisted")} & unclear}
-        further = self._replayed(log, asked, by_pass(further_candidates()), told, given) if asked else {}
+        # What fingerprints tell apart tokens may not, so the whole catalogue is asked of every row.
+        further = self._replayed(log, rows, by_pass(further_candidates()), told, given)
+        calibration = self.provider.profile(self.traffic).calibration
         found: dict[str, dict[str, Any]] = {name: {} for name in rows}
-        for (name, way), (replayed, guesses) in known.items():
-            without = name if way == "unlisted" else ""
-            if (name, way) in unclear:
+        for name, each in found.items():
+            for way, without in (("named", ""), ("unlisted", name)):
+                replayed, guesses = _left(first[name], drafted[name], without)
                 others, _ = _left(further[name], {}, without)
                 ahead = {hypothesis: one.part(0, FEW) for hypothesis, one in others.items()}
-                likeliest = shortlisted(told[name][:FEW], ahead, calibrated.calibration)
+                likeliest = shortlisted(told[name][:FEW], ahead, calibration)
                 replayed |= {hypothesis: others[hypothesis] for hypothesis in likeliest}
-            ranked = rank_causes(told[name], replayed, guesses, self.provider.shadowed)
-            found[name][way] = [pair for pair in ranked if pair[0] != without]
+                ranked = rank_causes(told[name], replayed, guesses, self.provider.shadowed)
+                each[way] = [pair for pair in ranked if pair[0] != without]
         return found
 
     def _fingerprints(self, log: list[int], cause: Deviation) -> list[Fingerprint]:
