@@ -32,6 +32,7 @@ from auditor.reference.speculation import Step
 
 T = TypeVar("T")
 R = TypeVar("R")
+Under = tuple[dict[str, RowStats], torch.Tensor]
 
 # Requests looked at together when prefixes are shared.
 WINDOW = 64
@@ -109,8 +110,7 @@ class Runner:
             hidden = self._hidden(self.model, batch, [r.prompt for r in batch])
             return [self._law(request, rows) for request, rows in zip(batch, hidden, strict=True)]
 
-        for _, law in self._each(requests, _rows, work):
-            yield law
+        return (law for _, law in self._each(requests, _rows, work))
 
     def shadow(
         self,
@@ -146,24 +146,26 @@ class Runner:
 
     def under(
         self, items: Iterable[tuple[Mapping[str, Request], tuple[int, ...]]], deviant: ReferenceModel
-    ) -> Iterator[dict[str, RowStats]]:
+    ) -> Iterator[Under]:
         """Scores of logged outputs as if another model had been served on other prompts by other samplers.
 
         Args:
             items: the same prompt and output under several named samplers, and the ids fed in the prompt's
                 place. Noise stays at the positions that the declared prompt gives it.
+
+        Yields:
+            The scores by sampler, and the hidden states [output tokens, hidden] that they are of.
         """
 
-        def work(batch: list[tuple[Mapping[str, Request], tuple[int, ...]]]) -> list[dict[str, RowStats]]:
+        def work(batch: list[tuple[Mapping[str, Request], tuple[int, ...]]]) -> list[Under]:
             logged = [next(iter(variants.values())) for variants, _ in batch]
             hidden = self._hidden(deviant, logged, [fed for _, fed in batch])
             return [
-                self._score_variants(variants, rows, deviant)
-                for (variants, _), rows in zip(batch, hidden, strict=True)
+                (self._score_variants(variants, rows, deviant), rows[: len(request.output)].cpu())
+                for (variants, _), request, rows in zip(batch, logged, hidden, strict=True)
             ]
 
-        for _, scored in self._each(items, _rows_of_variants, work):
-            yield scored
+        return (scored for _, scored in self._each(items, _rows_of_variants, work))
 
     def states(
         self, items: Iterable[tuple[Request, tuple[int, ...]]], model: ReferenceModel
@@ -172,13 +174,10 @@ class Runner:
 
         def work(batch: list[tuple[Request, tuple[int, ...]]]) -> list[torch.Tensor]:
             hidden = self._hidden(model, [request for request, _ in batch], [fed for _, fed in batch])
-            return [
-                rows[: len(request.output)].clone().cpu()
-                for rows, (request, _) in zip(hidden, batch, strict=True)
-            ]
+            pairs = zip(hidden, batch, strict=True)
+            return [rows[: len(request.output)].clone().cpu() for rows, (request, _) in pairs]
 
-        for _, rows in self._each(items, lambda item: _rows(item[0]), work):
-            yield rows
+        return (rows for _, rows in self._each(items, lambda item: _rows(item[0]), work))
 
     def _each(
         self, items: Iterable[T], rows_of: Callable[[T], int], work: Callable[[list[T]], list[R]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -18,11 +18,12 @@ from auditor.noise_model import F64, RequestCounts, Slips, count_request
 from auditor.preparation import prepare
 from auditor.reference.deviations import HONEST, Deviation, Prompt
 from auditor.reference.head import RowStats
-from auditor.reference.loading import ReferenceModel
 from auditor.reference.request import Request
 from auditor.replay import prompt_of
 
 if TYPE_CHECKING:
+    import torch
+
     from auditor.replay import Reference, Scored
 
 # Simulated causes are only alike, not equal, to real ones: more requests would be sure of the wrong one.
@@ -86,13 +87,13 @@ def chosen(usable: Sequence[Scored], reference: Reference) -> list[Asked]:
     spread = spread[: within_reach([request for _, request in spread])]
     requests = [request for _, request in spread]
     given = [_fingerprint(scored, request, reference) for scored, request in spread]
-    prompts = [request.prompt for request in requests]
-    far = _distances(zip(requests, prompts, given, strict=True), reference.model, reference)
-    rows = reference.runner.score(requests)
-    return [
-        Asked(request, prompt_of(scored.trace, request, reference), Told(scored.mode, stats, own), one)
-        for (scored, request), stats, own, one in zip(spread, rows, far, given, strict=True)
-    ]
+    states: list[torch.Tensor] = []
+    rows = reference.runner.score(requests, on_hidden=lambda _request, hidden: states.append(hidden))
+    found: list[Asked] = []
+    for (scored, request), one, stats in zip(spread, given, rows, strict=True):
+        told = Told(scored.mode, stats, _far(one, states.pop()))
+        found.append(Asked(request, prompt_of(scored.trace, request, reference), told, one))
+    return found
 
 
 def _fingerprint(scored: Scored, request: Request, reference: Reference) -> Fingerprint | None:
@@ -102,13 +103,9 @@ def _fingerprint(scored: Scored, request: Request, reference: Reference) -> Fing
     return readable(read(scored.trace, request, reference.model.config))
 
 
-def _distances(
-    items: Iterable[tuple[Request, Ids, Fingerprint | None]], model: ReferenceModel, reference: Reference
-) -> Far:
-    """How far fingerprints are from the states of logged outputs after the prompts really fed."""
-    asked = list(items)
-    states = reference.runner.states(((r, fed) for r, fed, one in asked if one is not None), model)
-    return [None if one is None else distance(one, next(states)) for _, _, one in asked]
+def _far(given: Fingerprint | None, states: torch.Tensor) -> F64 | None:
+    """How far a fingerprint is from the states of the output, where there is one."""
+    return None if given is None else distance(given, states)
 
 
 def within_reach(requests: Sequence[Request]) -> int:
@@ -130,12 +127,13 @@ def beside_guesses(
         return {}, {}
     guessed = reference.runner.under(((guessing(a.request), a.request.prompt) for a in asked), draft)
     served: list[RequestCounts] = []
+    far: list[F64 | None] = []
     ways: dict[str, list[Slips]] = {}
-    for one, guesses in zip(asked, guessed, strict=True):
+    for one, (guesses, states) in zip(asked, guessed, strict=True):
         served.append(counted(guesses[POSITION]))
+        far.append(_far(one.given, states))
         for way, own in guesses.items():
             ways.setdefault(way, []).append(slips_to(one.told.stats, own.winner))
-    far = _distances(((a.request, a.request.prompt, a.given) for a in asked), draft, reference)
     whole = {way: slips for way, slips in ways.items() if len(slips) == len(asked)}
     return {SUBSTITUTED: Supposed(served, far)}, whole
 
@@ -164,17 +162,17 @@ def _scored_under(
     """Each request under hypotheses that share a forward pass; empty where it cannot be made."""
     first = together[0]
     counts: dict[str, list[RequestCounts]] = {}
+    far: list[F64 | None] = []
+    same = serves_declared_states(first)
     try:
         deviant = first.model(reference.model, None)
         fed = [tuple(first.prompt(a.prompt)) for a in asked]
         variants = [dict(variants_of(a.request, together, reference)) for a in asked]
-        for rows in reference.runner.under(zip(variants, fed, strict=True), deviant):
+        replays = reference.runner.under(zip(variants, fed, strict=True), deviant)
+        for one, (rows, states) in zip(asked, replays, strict=True):
+            far.append(one.told.far if same else _far(one.given, states))
             for name, stats in rows.items():
                 counts.setdefault(name, []).append(counted(stats))
-        far: Far = [a.told.far for a in asked]
-        if not serves_declared_states(first):
-            items = ((a.request, ids, a.given) for a, ids in zip(asked, fed, strict=True))
-            far = _distances(items, deviant, reference)
     except AuditError:  # a prompt beyond the context, a model that cannot be changed: not this hypothesis
         return {}
     return {name: Supposed(found, far) for name, found in counts.items() if len(found) == len(asked)}

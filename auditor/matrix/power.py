@@ -14,6 +14,10 @@ the same logs of the same sizes.
 * *one look*: the e-value of *tokens* above a threshold found as the published one's. It is no verdict, for it
   promises nothing of another look, or of requests that the threshold was not found on: what it needs fewer
   tokens than *tokens* is what that promise costs.
+* *same promise*: what `auditor verify` looks at (tokens and fingerprints, as *fused*) and the published mean
+  margin, promising no more than the published one does: a tenth of alpha is the e-value's, and the margin
+  has the lowest threshold with which both together convict a share alpha at most of either pool's logs. No
+  verdict either, for the same reasons.
 * *differs*: the log holds a token that the honest provider would not have returned. Whatever looks at tokens
   only convicts at most alpha of the logs that do not (there the two providers cannot be told apart), so
   its power is at most alpha more than this share.
@@ -46,6 +50,9 @@ SIZES: tuple[tuple[int, int], ...] = (
 
 AUDITS, HONEST_AUDITS = 400, 2_000
 HONEST_DRAWS = 2_000
+E_VALUE_SHARE = 0.1
+"""Of alpha, at *same promise*, to the fused e-value. It sees tokens no better than the mean margin does and
+is there for states: those that differ are so far off that a tenth is plenty. From development seeds."""
 SETTLED = 4
 """A row's answer is known when every way of judging convicted all logs of so many sizes in a row."""
 
@@ -66,6 +73,7 @@ class Curve:
     fingerprints: tuple[float, ...] | None
     fused: tuple[float, ...]
     one_look: tuple[float, ...]
+    same_promise: tuple[float, ...]
     published: tuple[float, ...]
     differs: tuple[float, ...]
 
@@ -100,11 +108,14 @@ class Bars:
 
     Attributes:
         margin: clipped mean margin. log_e: of the tests of tokens. distance: mean, of fingerprints.
+        shared_margin, shared_log_e: above one of them; the latter is of all tests, as a verdict fuses them.
     """
 
     margin: float
     log_e: float
     distance: float
+    shared_margin: float
+    shared_log_e: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,13 +151,19 @@ class Honest:
             generator = np.random.default_rng([_SEED, requests])
             return generator.integers(len(cut.tokens), size=(HONEST_DRAWS, requests))
 
-        found, own = [], self.cuts[most]
+        own = self.cuts[most]
+        pools = []
         for cut in (own, self.report[most]):
             margins, evidence = _of_tokens(self.profile, cut, drawn(cut))
-            found.append([float(np.quantile(each, 1 - alpha)) for each in (margins, _fused(evidence))])
-        margin, log_e = np.max(found, axis=0).tolist()
+            pools.append((margins, _fused(evidence), _fused(evidence | _of_states(own, cut, drawn(cut)))))
+        margin, log_e = (max(float(np.quantile(p[n], 1 - alpha)) for p in pools) for n in (0, 1))
+        shared_log_e = max(float(np.quantile(fused, 1 - E_VALUE_SHARE * alpha)) for *_, fused in pools)
+        # What the e-value convicts by itself is convicted whatever the bar of margins is.
+        left = (np.where(fused > shared_log_e, np.inf, margins) for margins, _, fused in pools)
+        shared_margin = max(float(np.quantile(each, 1 - alpha, method="lower")) for each in left)
         distances = own.distance[drawn(own)].mean(axis=1)
-        return Bars(margin, log_e, float(np.quantile(distances, 1 - alpha, method="higher")))
+        distance = float(np.quantile(distances, 1 - alpha, method="higher"))
+        return Bars(margin, log_e, distance, shared_margin, shared_log_e)
 
 
 def lengths() -> list[int]:
@@ -189,6 +206,7 @@ def detection_curve(
         curves["fingerprints"] if has_states else None,
         curves["fused"],
         curves["one_look"],
+        curves["same_promise"],
         curves["published"],
         curves["differs"],
     )
@@ -203,12 +221,13 @@ def _judged(
     """Shares of logs, each a row of `draw`, that every way of judging convicts."""
     margins, evidence = _of_tokens(honest.profile, cut, draw)
     alone = _fused(evidence)
-    evidence["fingerprints"] = rank_log_es(honest.cuts[size[1]].distance, cut.distance[draw])
+    fused = _fused(evidence | _of_states(honest.cuts[size[1]], cut, draw))
     bars = honest.bars(size, alpha)
     shares = {
         "tokens_alone": alone >= -math.log(alpha),
-        "fused": _fused(evidence) >= -math.log(alpha),
+        "fused": fused >= -math.log(alpha),
         "one_look": alone > bars.log_e,
+        "same_promise": (margins > bars.shared_margin) | (fused > bars.shared_log_e),
         "published": margins > bars.margin,
         "differs": _any(cut.differs, draw),
     }
@@ -223,6 +242,11 @@ def _any(differs: Bools, draw: I64) -> Bools:
 
 def _fused(evidence: dict[str, F64]) -> F64:
     return fused_log_es(list(evidence), np.stack(list(evidence.values())))
+
+
+def _of_states(calibrated: Cut, cut: Cut, draw: I64) -> dict[str, F64]:
+    """The test of fingerprints of logs, each a row of `draw`."""
+    return {"fingerprints": rank_log_es(calibrated.distance, cut.distance[draw])}
 
 
 def _of_tokens(profile: Profile, cut: Cut, draw: I64) -> tuple[F64, dict[str, F64]]:

@@ -19,7 +19,7 @@ from auditor.reference.deviations import CATALOGUE, HONEST, Deviation, deviation
 from auditor.reference.sampling import SamplingSpec
 
 WANTED = (0.9, 0.99)
-JUDGED = ("tokens_alone", "fingerprints", "fused", "one_look", "published")
+JUDGED = ("tokens_alone", "fingerprints", "fused", "one_look", "same_promise", "published")
 
 
 @dataclass(eq=False)

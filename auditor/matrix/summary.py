@@ -14,6 +14,9 @@ from auditor.matrix.seen import BUCKETS
 
 SCHEMA = "auditor.matrix/v2"
 WANTED = "0.99"
+BESIDE = ("fused", "tokens_alone", "one_look", "same_promise")
+"""Ways of judging that are held beside the published statistic."""
+JUDGED = (*BESIDE, "fingerprints", "published")
 Rows = Sequence[dict[str, Any]]
 
 
@@ -27,9 +30,7 @@ def report(
     """
     honest, others = rows[0], rows[1:]
     curve = honest["curve"]
-    worst = {
-        way: max(curve[way]) for way in ("fused", "tokens_alone", "fingerprints", "one_look", "published")
-    }
+    worst = {way: max(curve[way]) for way in JUDGED}
     return {
         "schema": SCHEMA,
         "model_digest": model_digest,
@@ -47,7 +48,7 @@ def report(
         "honest_audits": honest_audits,
         "caught": sum(row["needed"]["fused"][WANTED] is not None for row in others),
         "rows_measured": len(others),
-        "beside_published": {way: beside(others, way) for way in ("tokens_alone", "fused", "one_look")},
+        "beside_published": {way: beside(others, way) for way in BESIDE},
         "floor": _floor(others),
         "diagnosis": {way: diagnosed(others, way) for way in ("named", "unlisted")},
         "rows": list(rows),

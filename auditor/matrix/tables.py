@@ -9,12 +9,14 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from auditor.matrix.power import E_VALUE_SHARE
 from auditor.matrix.summary import WANTED
 from auditor.matrix.texts import KEY, OPENING
 
 _COLUMNS = (
     *("name", "timing", "traffic", "tokens", "mismatches", "differing", "fused_90", "fused_99"),
-    *("tokens_alone_99", "one_look_99", "fingerprints_99", "winning", "floor", "published_99"),
+    *("tokens_alone_99", "one_look_99", "same_promise_99", "fingerprints_99", "winning", "floor"),
+    "published_99",
     *("diagnosis", "diagnosis_unlisted", "localisation_iou", "localisation_hits", "source"),
 )
 
@@ -67,6 +69,7 @@ def _beside(found: dict[str, Any]) -> str:
         "fused": "with fingerprints",
         "tokens_alone": "tokens alone",
         "one_look": "tokens at one look, a threshold of the same kind",
+        "same_promise": "with fingerprints, no more promised than by the published",
     }
     lines = []
     for way, name in names.items():
@@ -112,7 +115,9 @@ def _opening(found: dict[str, Any]) -> list[str]:
         alone=alarms["most"]["tokens_alone"],
         states=alarms["most"]["fingerprints"],
         one_look=alarms["most"]["one_look"],
+        same_promise=alarms["most"]["same_promise"],
         published=alarms["most"]["published"],
+        e_value_share=E_VALUE_SHARE,
         low=alarms["interval"][0],
         high=alarms["interval"][1],
         beside=_beside(found),
@@ -135,7 +140,7 @@ def markdown(found: dict[str, Any]) -> str:
     head = [
         *("deviation", "shows", "mismatches", f"at output tokens {' / '.join(bucket_names(found))}"),
         *("fused, 90 %", "fused, 99 %", "95 % of that", "tokens"),
-        *("one look", "fingerprints", "wins", "floor"),
+        *("one look", "same promise", "fingerprints", "wins", "floor"),
         *("published, 99 %", "named", "spans"),
     ]
     rows = []
@@ -174,6 +179,7 @@ def cells(row: dict[str, Any]) -> list[str]:
         interval_text(row),
         tokens_text(row, "tokens_alone"),
         tokens_text(row, "one_look"),
+        tokens_text(row, "same_promise"),
         tokens_text(row, "fingerprints"),
         row["winning"] or row["unseen"],
         most(row) if row["floor"] is None else f"{row['floor']:,}",
@@ -232,7 +238,10 @@ def comma_separated(found: dict[str, Any]) -> str:
             [
                 *(row[name] for name in ("name", "timing", "traffic", "tokens", "mismatches", "differing")),
                 *(needed["fused"][wanted] for wanted in ("0.9", WANTED)),
-                *(needed[way][WANTED] for way in ("tokens_alone", "one_look", "fingerprints")),
+                *(
+                    needed[way][WANTED]
+                    for way in ("tokens_alone", "one_look", "same_promise", "fingerprints")
+                ),
                 *(row["winning"], row["floor"], needed["published"][WANTED]),
                 *(" ".join(cause for cause, _ in names.get(way, ())) for way in ("named", "unlisted")),
                 *(spans.get("iou"), spans.get("hits"), row["source"]),

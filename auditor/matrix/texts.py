@@ -23,7 +23,7 @@ same table, with `>` and that sample.
 Logs of the report's honest requests, drawn with replacement like the rows' ({honest_logs:,} of each size):
 at most {fused:.4f} convicted by the verdict (95 %: {low:.4f} to {high:.4f}), {alone:.4f} without
 fingerprints, {states:.4f} above the bar of fingerprints alone, {published:.4f} by the published statistic,
-{one_look:.4f} at one look.
+{one_look:.4f} at one look, {same_promise:.4f} with the same promise.
 
 ## Beside the published statistic
 
@@ -32,7 +32,11 @@ each size, the larger of the quantiles of honest calibration logs and of the rep
 calibration's alone convicted up to 0.16 of the report's honest logs at a nominal 0.01.) A verdict gets no
 such look at the requests it is about: its bar is 1 / {alpha:g}, whatever the traffic, at every look at once.
 *One look* is our e-value of tokens above a threshold found as the published one's: what it saves is what
-that promise costs. Tokens for power 0.99, ours over the published, on the same logs:
+that promise costs. *Same promise* is all that we look at, tokens and fingerprints, promising no more than
+the published statistic does: the fused e-value convicts {e_value_share:g} of alpha of these honest logs, and
+beside it the mean margin has the lowest threshold with which both together convict alpha at most. That
+compares what is looked at. It is no verdict: the next traffic may differ, and somebody will look again.
+Tokens for power 0.99, ours over the published, on the same logs:
 
 | | rows that both catch | geometric mean | rows where ours needs more | only ours | only the published |
 |---|---|---|---|---|---|
@@ -55,15 +59,16 @@ KEY = """
 
 *mismatches*: of the provider's tokens, those that the reference would not have returned; *fused*: the
 verdict's own e-value on logs with fingerprints, tokens for power 0.9, then for 0.99 with the sizes at which
-the 95 % bounds of the power reach it; *tokens*, *one look*, *fingerprints*: each by itself for 0.99 (one
-look: above a threshold that promises nothing of another look or of other traffic, no verdict; fingerprints:
-the log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration logs of that size; a dash
-where no forward differs); *wins*: which of these two needs fewer, or what catches a row whose tokens
-are honest ones. *named*: the diagnosis of logs of twelve requests of a row that is caught (tokens and
-fingerprints), and in brackets where it differs without the row's own entry among the hypotheses. *spans*:
-for rows that do not act throughout, how many of the requests were flagged, the share of the flagged tokens
-where it acted (and of all tokens), and the intersection over union. Rows of *acceptance* and *accounting*,
-and others that change what comes after, are decoded by the dishonest provider and its own log is scored:
+the 95 % bounds of the power reach it; *tokens*, *one look*, *same promise*, *fingerprints*: each for 0.99
+(one look, same promise: above thresholds that promise nothing of another look or of other traffic, no
+verdicts; fingerprints: the log's mean distance above 1.6 times the 1 - alpha quantile of honest calibration
+logs of that size; a dash where no forward differs); *wins*: which of tokens and fingerprints needs
+fewer, or what catches a row whose tokens are honest ones. *named*: the diagnosis of logs of twelve
+requests of a row that is caught (tokens and fingerprints), and in brackets where it differs without the
+row's own entry among the hypotheses. *spans*: for rows that do not act throughout, how many of the
+requests were flagged, the share of the flagged tokens where it acted (and of all tokens), and the
+intersection over union. Rows of *acceptance* and *accounting*, and others that change what comes after,
+are decoded by the dishonest provider and its own log is scored:
 beside it stand honest fingerprints, which its diagnosis does not use, and it is not searched for spans. A
 diagnosis has the draft model at hand; in brackets, for rows whose provider runs or guesses with it, it has
 not."""

@@ -149,7 +149,7 @@ def test_names_are_families_or_deviations_and_strangers_are_refused():
     assert "kv/fp8" in listed.stdout
 
 
-@pytest.mark.parametrize("way", ["published", "one_look"])
+@pytest.mark.parametrize("way", ["published", "one_look", "same_promise"])
 def test_thresholds_keep_their_rate_on_the_requests_they_are_compared_on(finished, way):
     _, found = finished
     low, _ = bound(found["false_alarms"]["most"][way], found["false_alarms"]["audits"])
@@ -164,6 +164,14 @@ def test_one_look_needs_no_more_tokens_than_the_promise_to_hold_at_any(rows):
                 rows[name]["curve"]["one_look"], rows[name]["curve"]["tokens_alone"], strict=True
             )
         )
+
+
+def test_with_the_published_promise_tokens_and_fingerprints_never_need_more_than_it(rows):
+    for name in ASKED:
+        own, theirs = needed(rows[name], "same_promise"), needed(rows[name], "published")
+        assert theirs is None or (own is not None and own <= theirs)
+    seen = needed(rows["weights/int4-g128"], "same_promise")
+    assert seen < needed(rows["weights/int4-g128"], "one_look")  # states that differ are seen beside tokens
 
 
 def test_tables_say_so_where_no_sample_was_enough(finished):
@@ -192,7 +200,7 @@ def test_the_page_needs_nothing_else_and_says_in_words_what_it_colours(finished)
 
 def test_tokens_needed_are_those_from_which_power_stays():
     none = (0.0, 0.0, 0.0, 0.0)
-    curve = Curve((10, 20, 30, 40), none, None, (0.95, 0.5, 0.99, 1.0), none, none, none)
+    curve = Curve((10, 20, 30, 40), none, None, (0.95, 0.5, 0.99, 1.0), none, none, none, none)
     assert (curve.needed(0.9), curve.needed(0.99), curve.needed(0.9, "published")) == (30, 30, None)
     assert curve.needed(0.9, "fingerprints") is None
     low, high = bound(0.0)
