@@ -13,6 +13,7 @@ from markupsafe import Markup
 
 from auditor.html_templates import html_template
 from auditor.matrix.tables import (
+    HEADS,
     bucket_names,
     by_family,
     cells,
@@ -38,6 +39,7 @@ def render_matrix(found: dict[str, Any]) -> str:
         buckets=bucket_names(found),
         positions=[_positions(row, rows[0]) for row in rows],
         curves=_curves(rows[1:]),
+        heads=HEADS,
         table=[cells(row) for row in rows],
         confusions=[
             (title, *confusion_table(found["diagnosis"][way]["confusion"]), found["diagnosis"][way])

@@ -20,6 +20,12 @@ _COLUMNS = (
     *("diagnosis", "diagnosis_unlisted", "localisation_iou", "localisation_hits", "source"),
 )
 
+HEADS = (
+    *("deviation", "shows", "mismatches", "fused, 90 %", "fused, 99 %", "95 % of that", "tokens", "one look"),
+    *("same promise", "fingerprints", "wins", "floor", "published", "named (without its own entry)", "spans"),
+)
+"""Of the columns of `cells`."""
+
 
 def most(row: dict[str, Any]) -> str:
     """More than the largest sample tried."""
@@ -137,12 +143,7 @@ def _mean(value: float | None) -> str:
 def markdown(found: dict[str, Any]) -> str:
     """A page: what was measured, then one line a row; what cannot be caught stands in the same table."""
     lines = [*_opening(found), *_diagnosis(found), *KEY.splitlines(), ""]
-    head = [
-        *("deviation", "shows", "mismatches", f"at output tokens {' / '.join(bucket_names(found))}"),
-        *("fused, 90 %", "fused, 99 %", "95 % of that", "tokens"),
-        *("one look", "same promise", "fingerprints", "wins", "floor"),
-        *("published, 99 %", "named", "spans"),
-    ]
+    head = [*HEADS[:3], f"at output tokens {' / '.join(bucket_names(found))}", *HEADS[3:]]
     rows = []
     for row in by_family(found):
         name, shows, mismatches, *rest = cells(row)

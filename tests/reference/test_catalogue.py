@@ -70,6 +70,15 @@ def simulated(target, request, prompt, cause):
     return simulate(request, 0, cause, Views((target, own), (target, own), (deviant, other))).stats
 
 
+def test_a_hypothesis_is_scored_and_shows_its_states_in_one_pass(target, draft, request_of, prompt):
+    fed = tuple(CATALOGUE["prompt/system-dropped"].prompt(prompt))
+    both = [({"declared": request}, fed) for request in request_of.values()]
+    passed = list(Runner(target).under(both, draft))
+    for request, (scores, states) in zip(request_of.values(), passed, strict=True):
+        assert torch.equal(states, hidden(target, request, draft, fed))
+        assert len(scores["declared"].claimed) == len(states) == len(request.output)
+
+
 def test_there_are_more_than_eighty_and_each_says_where_it_is_from():
     assert len(CATALOGUE) >= 80
     assert DEVIATIONS.keys() <= CATALOGUE.keys()
