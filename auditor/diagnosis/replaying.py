@@ -31,7 +31,6 @@ _REQUESTS = 12
 _TOKENS = 2_000
 _SLOW_TOKENS = 150  # where every hypothesis scores its rows one by one
 
-Ids = tuple[int, ...]
 Drafted = Mapping[str, Sequence[Slips]]
 """Each request beside a draft model's guesses, by how it draws them."""
 
@@ -91,7 +90,7 @@ def chosen(usable: Sequence[Scored], reference: Reference) -> list[Asked]:
     rows = reference.runner.score(requests, on_hidden=lambda _request, hidden: states.append(hidden))
     found: list[Asked] = []
     for (scored, request), one, stats in zip(spread, given, rows, strict=True):
-        told = Told(scored.mode, stats, _far(one, states.pop()))
+        told = Told(scored.mode, stats, distance(one, states.pop()))
         found.append(Asked(request, prompt_of(scored.trace, request, reference), told, one))
     return found
 
@@ -101,11 +100,6 @@ def _fingerprint(scored: Scored, request: Request, reference: Reference) -> Fing
     if scored.fingerprint_problem is not None:
         return None
     return readable(read(scored.trace, request, reference.model.config))
-
-
-def _far(given: Fingerprint | None, states: torch.Tensor) -> F64 | None:
-    """How far a fingerprint is from the states of the output, where there is one."""
-    return None if given is None else distance(given, states)
 
 
 def within_reach(requests: Sequence[Request]) -> int:
@@ -131,7 +125,7 @@ def beside_guesses(
     ways: dict[str, list[Slips]] = {}
     for one, (guesses, states) in zip(asked, guessed, strict=True):
         served.append(counted(guesses[POSITION]))
-        far.append(_far(one.given, states))
+        far.append(distance(one.given, states))
         for way, own in guesses.items():
             ways.setdefault(way, []).append(slips_to(one.told.stats, own.winner))
     whole = {way: slips for way, slips in ways.items() if len(slips) == len(asked)}
@@ -170,7 +164,7 @@ def _scored_under(
         variants = [dict(variants_of(a.request, together, reference)) for a in asked]
         replays = reference.runner.under(zip(variants, fed, strict=True), deviant)
         for one, (rows, states) in zip(asked, replays, strict=True):
-            far.append(one.told.far if same else _far(one.given, states))
+            far.append(one.told.far if same else distance(one.given, states))
             for name, stats in rows.items():
                 counts.setdefault(name, []).append(counted(stats))
     except AuditError:  # a prompt beyond the context, a model that cannot be changed: not this hypothesis

@@ -152,16 +152,17 @@ class Honest:
             return generator.integers(len(cut.tokens), size=(HONEST_DRAWS, requests))
 
         own = self.cuts[most]
+        draws = [(cut, drawn(cut)) for cut in (own, self.report[most])]
         pools = []
-        for cut in (own, self.report[most]):
-            margins, evidence = _of_tokens(self.profile, cut, drawn(cut))
-            pools.append((margins, _fused(evidence), _fused(evidence | _of_states(own, cut, drawn(cut)))))
+        for cut, draw in draws:
+            margins, evidence = _of_tokens(self.profile, cut, draw)
+            pools.append((margins, _fused(evidence), _fused(evidence | _of_states(own, cut, draw))))
         margin, log_e = (max(float(np.quantile(p[n], 1 - alpha)) for p in pools) for n in (0, 1))
         shared_log_e = max(float(np.quantile(fused, 1 - E_VALUE_SHARE * alpha)) for *_, fused in pools)
         # What the e-value convicts by itself is convicted whatever the bar of margins is.
         left = (np.where(fused > shared_log_e, np.inf, margins) for margins, _, fused in pools)
         shared_margin = max(float(np.quantile(each, 1 - alpha, method="lower")) for each in left)
-        distances = own.distance[drawn(own)].mean(axis=1)
+        distances = own.distance[draws[0][1]].mean(axis=1)
         distance = float(np.quantile(distances, 1 - alpha, method="higher"))
         return Bars(margin, log_e, distance, shared_margin, shared_log_e)
 
@@ -200,16 +201,7 @@ def detection_curve(
         for name in _WAYS:
             found[name].append(shares.get(name, 0.0))
     curves = {name: tuple(each) for name, each in found.items()}
-    return Curve(
-        tuple(tokens),
-        curves["tokens_alone"],
-        curves["fingerprints"] if has_states else None,
-        curves["fused"],
-        curves["one_look"],
-        curves["same_promise"],
-        curves["published"],
-        curves["differs"],
-    )
+    return Curve(tuple(tokens), **(curves if has_states else curves | {"fingerprints": None}))
 
 
 _WAYS = tuple(way.name for way in fields(Curve) if way.name != "tokens")

@@ -10,13 +10,13 @@ from typing import Any
 from auditor.diagnosis.causes import OTHER
 from auditor.matrix.naming import true_family
 from auditor.matrix.power import AUDITS, HONEST_AUDITS, SIZES, bound
+from auditor.matrix.run import JUDGED
 from auditor.matrix.seen import BUCKETS
 
 SCHEMA = "auditor.matrix/v2"
 WANTED = "0.99"
 BESIDE = ("fused", "tokens_alone", "one_look", "same_promise")
 """Ways of judging that are held beside the published statistic."""
-JUDGED = (*BESIDE, "fingerprints", "published")
 Rows = Sequence[dict[str, Any]]
 
 

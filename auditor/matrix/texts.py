@@ -35,7 +35,8 @@ such look at the requests it is about: its bar is 1 / {alpha:g}, whatever the tr
 that promise costs. *Same promise* is all that we look at, tokens and fingerprints, promising no more than
 the published statistic does: the fused e-value convicts {e_value_share:g} of alpha of these honest logs, and
 beside it the mean margin has the lowest threshold with which both together convict alpha at most. That
-compares what is looked at. It is no verdict: the next traffic may differ, and somebody will look again.
+compares what is looked at: with the mean margin among it no row can do much worse, and where states differ
+it does better. It is no verdict: the next traffic may differ, and somebody will look again.
 Tokens for power 0.99, ours over the published, on the same logs:
 
 | | rows that both catch | geometric mean | rows where ours needs more | only ours | only the published |
