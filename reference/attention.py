@@ -29,7 +29,7 @@ TILE = 32
 NEAR = 512
 
 # The public function returns no log-sum-exp.
-_FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu  # noqa: SLF001
+_FUSED_CPU = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default  # noqa: SLF001
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,21 +104,25 @@ def causal(
         queries: [rows, heads, dim]. keys, values: [start + rows, key/value heads, dim], from position 0.
         out: [rows, heads, value dim] to write to.
     """
-    rows, heads, _ = queries.shape
-    group = heads // keys.shape[1]
-    end = start + rows
+    rows, heads, dim = queries.shape
+    shared, group = keys.shape[1], heads // keys.shape[1]
+    end, before = start + rows, start % TILE
     padded = -end % TILE
-    keys = functional.pad(keys, (0, 0, 0, 0, 0, padded)).transpose(0, 1)
-    values = functional.pad(values, (0, 0, 0, 0, 0, padded)).transpose(0, 1)
-    before = start % TILE
-    queries = by_group(functional.pad(queries, (0, 0, 0, 0, before, padded)), keys.shape[0])
-    out = queries.new_empty(rows, heads, values.shape[-1]) if out is None else out
-    for tile in range(start - before, end, TILE):
-        part = queries[:, :, tile - start + before :][:, :, :TILE].flatten(1, 2)
-        attended = by_row(_tile(part, keys, values, tile, group, softmax), group)
-        first, last = max(tile, start), min(tile + TILE, end)
-        out[first - start : last - start] = attended[first - tile : last - tile]
-    return out
+    keys, values = (_padded(x, 0, padded).transpose(0, 1) for x in (keys, values))
+    tiles = _padded(queries, before, padded).view(-1, TILE, shared, group, dim)
+    tiles = tiles.permute(0, 2, 3, 1, 4).reshape(-1, shared, group * TILE, dim)
+    attended = [
+        _tile(own, keys, values, start - before + number * TILE, group, softmax)
+        for number, own in enumerate(tiles.unbind())
+    ]
+    joined = torch.stack(attended).view(-1, shared, group, TILE, values.shape[-1]).permute(0, 3, 1, 2, 4)
+    joined = joined.reshape(-1, heads, values.shape[-1])[before : before + rows]
+    return joined if out is None else out.copy_(joined)
+
+
+def _padded(x: Tensor, before: int, after: int) -> Tensor:
+    """Zeros for positions that no row has."""
+    return functional.pad(x, (0, 0, 0, 0, before, after)) if before or after else x.contiguous()
 
 
 def _tile(queries: Tensor, keys: Tensor, values: Tensor, tile: int, group: int, softmax: Softmax) -> Tensor:

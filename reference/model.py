@@ -3,7 +3,7 @@
 Invariants: arithmetic and rounding follow transformers 5.19 (norms and rotary angles in float32 then cast,
 attention and products in the model dtype, logits in the model dtype then cast to float32). A row's result
 does not depend on what it is packed with, nor on where its sequence was cut, to the bit on CPUs with oneDNN
-(tests/reference/test_invariance.py).
+or MKL (tests/reference/test_invariance.py).
 """
 
 from __future__ import annotations
@@ -145,14 +145,14 @@ class Model:
     def pack_tokens(self) -> int:
         """Rows worth packing into one call: a streamed model reads every layer once a call.
 
-        Otherwise two tiles keep the products busy, and a larger pack only holds more activations: it is as
+        Otherwise one tile keeps the products busy, and a larger pack only holds more activations: it is as
         large as the longest sequence may be, up to 2,048, so that few are cut. A GPU takes 8,192.
         """
         if isinstance(self._layers, LayerStream):
             return 16_384
         if on_gpu(self.device):
             return 8_192
-        return min(max(2 * ROW_TILE, self.config.context_length), 2_048)
+        return min(max(ROW_TILE, self.config.context_length), 2_048)
 
     @property
     def calls_at_once(self) -> int:

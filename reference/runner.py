@@ -21,7 +21,7 @@ from auditor.reference.block_replay import branch_hidden, score_steps, step_logi
 from auditor.reference.deviations import Deviation, Prompt
 from auditor.reference.device import on_gpu
 from auditor.reference.head import RowStats, effective_sampling
-from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE
+from auditor.reference.layers.linear import ROW_QUANTUM, ROW_TILE, even_runs
 from auditor.reference.loading import ReferenceModel
 from auditor.reference.prefix import PrefixTree, shared_prefixes
 from auditor.reference.request import Replayed, Request, Shadow, shadow_steps
@@ -65,7 +65,7 @@ class Runner:
         self.model = self._showing = model
         self._token_budget = max(token_budget or model.pack_tokens, 1)
         gpu = on_gpu(model.device)
-        tile_bytes = tile_bytes or (1 << 30 if gpu else 32 << 20)
+        tile_bytes = tile_bytes or (1 << 30 if gpu else 128 << 20)
         tile_rows = min(tile_bytes // (4 * model.config.vocab_size), self._token_budget if gpu else ROW_TILE)
         self._tile_rows = max(tile_rows // ROW_QUANTUM, 1) * ROW_QUANTUM
         self._cache = model.new_cache()
@@ -320,8 +320,7 @@ class Runner:
 
     def _tiles(self, rows: int) -> Iterator[slice]:
         """Rows whose logits are held at a time."""
-        for start in range(0, rows, self._tile_rows):
-            yield slice(start, start + self._tile_rows)
+        return even_runs(rows, self._tile_rows)
 
     def _score_one(self, request: Request, hidden: torch.Tensor) -> RowStats:
         return self._score_variants({"declared": request}, hidden, self.model)["declared"]

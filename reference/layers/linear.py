@@ -3,7 +3,7 @@
 Invariant: a row's result has the same bits whatever rows come with it. oneDNN's products were measured to
 keep this for every number of rows from 2 on (float32 and bfloat16, one and two threads, torch 2.13), MKL's
 from 16 on. Rows are padded to a multiple of 16, for that and because oneDNN compiles and keeps a kernel for
-every number of rows it meets. Where MKL takes a slow path, oneDNN is also 2.3 times quicker (decision 0005).
+every number of rows it meets. Which of the two is the quicker depends on the processor (decision 0005).
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from auditor.kernels.narrow_product import ROWS, U16, narrow_product
 from auditor.reference.device import on_gpu
 
 ROW_QUANTUM = 16
-# Rows computed at a time: activations of one tile stay in the second-level cache.
-ROW_TILE = 256
+# Rows computed at a time: more gain nothing in the products, and hold more activations.
+ROW_TILE = 512
 
 _AVAILABLE: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
 # What `torch.compile` calls for a linear layer on a CPU; there is no public name for it.
@@ -31,6 +31,10 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _AVAILABLE els
 ONEDNN_DTYPES = {torch.float32}
 if _ONEDNN is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
     ONEDNN_DTYPES.add(torch.bfloat16)
+# In float32 MKL, behind torch's own, is the quicker one below AVX-512, and by far the slower from there on.
+_MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+_AVX2_ONLY = _MKL and torch.backends.cpu.get_cpu_capability() == "AVX2"
+PRODUCT_DTYPES = ONEDNN_DTYPES - ({torch.float32} if _AVX2_ONLY else set())
 
 _reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _AVAILABLE else None
 
@@ -63,7 +67,7 @@ class PackedLinear:
     """`Linear` in float32 for few rows: copies of the weight in the order in which they are read.
 
     Up to eight rows are read in bfloat16, where that loses nothing (`kernels/narrow_product.py`); more have
-    the bits of `Linear`, since oneDNN's own order changes none.
+    the bits of oneDNN's product of the plain weight, since its own order changes none.
 
     Attributes:
         narrow: the weight's bits in bfloat16, uint16 [outputs, inputs]; None where it has more of them.
@@ -125,14 +129,23 @@ class Stacked:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _ONEDNN is None or x.device.type != "cpu" or x.dtype not in ONEDNN_DTYPES:
+    if _ONEDNN is None or x.device.type != "cpu" or x.dtype not in PRODUCT_DTYPES:
         return functional.linear(x, weight, bias)
     product: Tensor = _ONEDNN(x.contiguous(), weight, bias, "none", [], "")
     return product
 
 
 def row_tiles(rows: int, device: torch.device) -> Iterator[slice]:
-    """Cut 0..rows-1 into runs of `ROW_TILE` on a CPU; a GPU takes all at once."""
-    tile = max(rows, 1) if on_gpu(device) else ROW_TILE
-    for start in range(0, rows, tile):
-        yield slice(start, min(start + tile, rows))
+    """Cut 0..rows-1 into runs of at most `ROW_TILE` on a CPU; a GPU takes all at once."""
+    return even_runs(rows, max(rows, 1) if on_gpu(device) else ROW_TILE)
+
+
+def even_runs(rows: int, most: int) -> Iterator[slice]:
+    """Cut 0..rows-1 into as few runs as will do, about equal, for short products are slow ones.
+
+    Args:
+        most: rows of a run, a multiple of `ROW_QUANTUM`, or at least `rows`.
+    """
+    runs = max(-(-rows // most), 1)
+    size = -(-rows // (runs * ROW_QUANTUM)) * ROW_QUANTUM
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size or 1))
