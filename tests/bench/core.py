@@ -60,6 +60,8 @@ QWEN = {
     "tie_word_embeddings": True,
     "rope_theta": 1_000_000.0,
 }
+# Projections that every row goes through, since later positions look at it.
+MIXED = ("q_proj.weight", "k_proj.weight", "v_proj.weight")
 WHO = ("ours", "plain", "best", "shared", "not shared")
 AIMS = {"plain": ("ours", 3.0), "best": ("ours", 1.15), "not shared": ("shared", 3.0)}
 INTRODUCTION = """\
@@ -70,7 +72,8 @@ contestant in a process of its own, in turns. *plain* is transformers as one wou
 eight as they come, padded, full logits; *best* is sdpa, sorted by length, the head only where its logits
 are needed. *shared* and *not shared* are ours, on requests with a common beginning (300 tokens of the demo
 model, 1,000 of the other) and outputs of 100. A ratio is of one round; peak memory is what a pass adds to
-the memory with the model loaded. Float32.
+the memory with the model loaded. Float32. Without sharing, too, the last layer leaves out the rows of a prompt
+once it has their keys and values, so that sharing saves less than the rows it spares.
 """
 Answer = dict[str, Any]
 
@@ -134,9 +137,25 @@ def ours(folder: Path, work: Path, options: argparse.Namespace) -> Answer:
     seconds = time.perf_counter() - start
     tokens = sum(len(r.claimed) for r in rows)
     matched = sum(int(r.matched.sum()) for r in rows)
-    forwarded = sum(len(r.prompt) + len(r.output) - 1 for r in requests) - runner.prefixes.found
-    flops = products_flops(model, forwarded, tokens)
-    return answer(tokens, matched, seconds, peak) | {"gflops": flops / seconds / 1e9}
+    flops = operations(model, requests, runner)
+    return answer(tokens, matched, seconds, peak) | {"gflops": flops / seconds / 1e9, "flops": flops}
+
+
+def operations(model: Model, requests: list[Request], runner: Runner) -> int:
+    """Floating-point operations of the products that a replay ran.
+
+    A row of a prompt, but for the last, goes no further in the last layer than its keys and values.
+    """
+    outputs = sum(len(request.output) for request in requests)
+    prefixes = runner.prefixes
+    rows = sum(len(r.prompt) + len(r.output) - 1 for r in requests) - prefixes.found + prefixes.stored
+    last = f".{model.config.num_hidden_layers - 1}."
+    spared = sum(
+        tensor.numel()
+        for name, tensor in model.parameters.items()
+        if tensor.dim() == 2 and last in name and not name.endswith(MIXED)
+    )
+    return products_flops(model, rows, outputs) - 2 * (rows - outputs) * spared
 
 
 def theirs(folder: Path, work: Path, options: argparse.Namespace) -> Answer:
@@ -282,8 +301,16 @@ def document(files: list[Path]) -> str:
                 "|---|---:|---:|---:|---:|---:|",
                 *(_line(who, Standing.of(rows, name, who, run["matmul_gflops"])) for who in WHO),
                 "",
+                f"Counted in products, sharing saves {saved(rows, name):.2f} times at most here.",
+                "",
             ]
     return "\n".join(lines)
+
+
+def saved(rows: list[Answer], name: str) -> float:
+    """Products of a run without sharing beside those with it; attention and scoring save less."""
+    flops = {row["who"]: row["flops"] for row in rows if row["run"] == name and "flops" in row}
+    return flops["not shared"] / flops["shared"]
 
 
 def _line(who: str, at: Standing) -> str:
