@@ -82,13 +82,14 @@ def _package(name: str) -> Check:
 def _torch_checks() -> list[Check]:
     import torch  # noqa: PLC0415  torch loads slowly
 
-    from auditor.reference.layers.linear import ONEDNN_DTYPES  # noqa: PLC0415
+    from auditor.reference.layers.linear import MKL_DTYPES, ONEDNN_DTYPES  # noqa: PLC0415
 
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in ONEDNN_DTYPES))
+    mkl = "; MKL's of many rows in float32" if MKL_DTYPES else ""
     wide = torch.bfloat16 in ONEDNN_DTYPES
     there = torch.cuda.is_available()
     return [
-        Check("oneDNN", ok=bool(ONEDNN_DTYPES) or None, detail=f"products in {names or 'no dtype'}"),
+        Check("oneDNN", ok=bool(ONEDNN_DTYPES) or None, detail=f"products in {names or 'no dtype'}{mkl}"),
         Check(
             "oneDNN bfloat16",
             ok=wide or None,

@@ -95,14 +95,11 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
     return joined.to(out.dtype), torch.logaddexp(lse, other_lse)
 
 
-def causal(
-    queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: Softmax, out: Tensor | None = None
-) -> Tensor:
+def causal(queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: Softmax) -> Tensor:
     """Attention of a sequence's new rows, at positions start.., to all positions up to their own.
 
     Args:
         queries: [rows, heads, dim]. keys, values: [start + rows, key/value heads, dim], from position 0.
-        out: [rows, heads, value dim] to write to.
     """
     rows, heads, dim = queries.shape
     shared, group = keys.shape[1], heads // keys.shape[1]
@@ -116,8 +113,7 @@ def causal(
         for number, own in enumerate(tiles.unbind())
     ]
     joined = torch.stack(attended).view(-1, shared, group, TILE, values.shape[-1]).permute(0, 3, 1, 2, 4)
-    joined = joined.reshape(-1, heads, values.shape[-1])[before : before + rows]
-    return joined if out is None else out.copy_(joined)
+    return joined.reshape(-1, heads, values.shape[-1])[before : before + rows]
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:

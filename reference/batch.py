@@ -246,7 +246,7 @@ class Run:
                 )
                 out[own] = self.attention(asked)[span.start :].to(self.device)
             elif self.exact and span.ancestors is None:
-                causal(queries[own], *seen, span.start, softmax, out=out[own])
+                out[own] = causal(queries[own], *seen, span.start, softmax)
             elif not span.branches:
                 out[own] = rowwise(queries[own], *seen, span.start, softmax, None)
             else:

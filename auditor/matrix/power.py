@@ -96,9 +96,9 @@ class Curve:
         return first, last
 
 
-def bound(share: float, total: int = AUDITS) -> tuple[float, float]:
-    """Two-sided 95 % Clopper-Pearson interval of a share of `total` audits."""
-    low, high = binomtest(round(share * total), total).proportion_ci(0.95)
+def bound(share: float, total: int = AUDITS, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Two-sided Clopper-Pearson interval of a share of `total` audits."""
+    low, high = binomtest(round(share * total), total).proportion_ci(confidence)
     return float(low), float(high)
 
 

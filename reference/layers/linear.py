@@ -31,10 +31,9 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _AVAILABLE els
 ONEDNN_DTYPES = {torch.float32}
 if _ONEDNN is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
     ONEDNN_DTYPES.add(torch.bfloat16)
-# In float32 MKL, behind torch's own, is the quicker one below AVX-512, and by far the slower from there on.
+# Left to MKL, which torch's own product calls: quicker below AVX-512, and by far slower from there on.
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-_AVX2_ONLY = _MKL and torch.backends.cpu.get_cpu_capability() == "AVX2"
-PRODUCT_DTYPES = ONEDNN_DTYPES - ({torch.float32} if _AVX2_ONLY else set())
+MKL_DTYPES = {torch.float32} if _MKL and torch.backends.cpu.get_cpu_capability() == "AVX2" else set()
 
 _reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _AVAILABLE else None
 
@@ -129,7 +128,8 @@ class Stacked:
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    if _ONEDNN is None or x.device.type != "cpu" or x.dtype not in PRODUCT_DTYPES:
+    by_onednn = x.dtype in ONEDNN_DTYPES and x.dtype not in MKL_DTYPES
+    if _ONEDNN is None or x.device.type != "cpu" or not by_onednn:
         return functional.linear(x, weight, bias)
     product: Tensor = _ONEDNN(x.contiguous(), weight, bias, "none", [], "")
     return product

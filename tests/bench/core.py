@@ -309,7 +309,7 @@ def document(files: list[Path]) -> str:
 
 def saved(rows: list[Answer], name: str) -> float:
     """Products of a run without sharing beside those with it; attention and scoring save less."""
-    flops = {row["who"]: row["flops"] for row in rows if row["run"] == name and "flops" in row}
+    flops = {row["who"]: row.get("flops") for row in rows if row["run"] == name}
     return flops["not shared"] / flops["shared"]
 
 
