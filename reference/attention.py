@@ -5,9 +5,10 @@ a long context is its far keys and its near ones, a draft tree its committed key
 attention sink a partial without a value, a shard of a sequence-parallel run the keys that it holds.
 
 Invariant: what a query gets in `causal` depends on its position and on what it may see, not on how rows were
-cut into calls. Rows are computed in tiles that begin at multiples of `TILE` in the *sequence*, each tile
-always [TILE rows, keys to the tile's end], with zeros where a call has no row or no key, so the library sees
-the same shapes whatever the batch, the token budget or the shared prefix.
+cut into calls. In float32 on a CPU a loop of ours sees to it (`kernels/causal_attention.py`). Elsewhere rows
+are computed in tiles that begin at multiples of `TILE` in the *sequence*, each tile always [TILE rows, keys
+to the tile's end], with zeros where a call has no row or no key, so the library sees the same shapes whatever
+the batch, the token budget or the shared prefix.
 
 Sources: Dao, FlashAttention, arXiv 2205.14135 (log-sum-exp); TokenRing, arXiv 2412.20501 (merge).
 """
@@ -22,9 +23,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from auditor.kernels.causal_attention import causal_attention
 from auditor.reference.device import on_gpu
+from auditor.reference.layers.elementwise import compiled
+from auditor.reference.side_by_side import side_by_side
 
 TILE = 32
+# Query elements times keys from which heads are worth a thread each.
+WORTH_THREADS = 1 << 25
 # Keys nearer than this share one masked call; all farther ones need no mask.
 NEAR = 512
 
@@ -95,12 +101,43 @@ def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> tuple[
     return joined.to(out.dtype), torch.logaddexp(lse, other_lse)
 
 
-def causal(queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: Softmax) -> Tensor:
-    """Attention of a sequence's new rows, at positions start.., to all positions up to their own.
+def causal(queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: Softmax, out: Tensor) -> None:
+    """Set `out` to what a sequence's new rows, at positions start.., gather from positions up to their own.
 
     Args:
-        queries: [rows, heads, dim]. keys, values: [start + rows, key/value heads, dim], from position 0.
+        queries: [rows, heads, dim]. keys, values: [start + rows, key/value heads, dim], from position 0,
+            values perhaps of another dim.
+        out: [rows, heads, value dim].
     """
+    if compiled(queries) and not softmax.softcap:
+        _causal_compiled(queries, keys, values, softmax, out)
+    else:
+        _causal_tiles(queries, keys, values, start, softmax, out)
+
+
+def _causal_compiled(queries: Tensor, keys: Tensor, values: Tensor, softmax: Softmax, out: Tensor) -> None:
+    """One key/value head after another, or several side by side where that pays."""
+    shared, group = keys.shape[1], queries.shape[1] // keys.shape[1]
+    arrays = queries.numpy(), keys.numpy(), values.numpy(), out.numpy()
+    sinks = None if softmax.sinks is None else softmax.sinks.float().numpy()
+
+    def attend(first: int, last: int) -> None:
+        own, kept = slice(first * group, last * group), slice(first, last)
+        asked, held, worth, gathered = (x[:, s] for x, s in zip(arrays, (own, kept, kept, own), strict=True))
+        taken = None if sinks is None else sinks[own]
+        causal_attention(asked, held, worth, softmax.scale, softmax.window, taken, gathered)
+
+    lanes = torch.get_num_threads() if queries.numel() * len(keys) >= WORTH_THREADS else 1
+    if lanes == 1:
+        attend(0, shared)
+    else:
+        for _ in side_by_side(lambda head: attend(head, head + 1), range(shared), lanes):
+            pass
+
+
+def _causal_tiles(
+    queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: Softmax, out: Tensor
+) -> None:
     rows, heads, dim = queries.shape
     shared, group = keys.shape[1], heads // keys.shape[1]
     end, before = start + rows, start % TILE
@@ -113,7 +150,7 @@ def causal(queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: S
         for number, own in enumerate(tiles.unbind())
     ]
     joined = torch.stack(attended).view(-1, shared, group, TILE, values.shape[-1]).permute(0, 3, 1, 2, 4)
-    return joined.reshape(-1, heads, values.shape[-1])[before : before + rows]
+    out[:] = joined.reshape(-1, heads, values.shape[-1])[before : before + rows]
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:

@@ -246,7 +246,7 @@ class Run:
                 )
                 out[own] = self.attention(asked)[span.start :].to(self.device)
             elif self.exact and span.ancestors is None:
-                out[own] = causal(queries[own], *seen, span.start, softmax)
+                causal(queries[own], *seen, span.start, softmax, out[own])
             elif not span.branches:
                 out[own] = rowwise(queries[own], *seen, span.start, softmax, None)
             else:

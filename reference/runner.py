@@ -193,7 +193,7 @@ class Runner:
         stream = iter(items)
         while window := list(islice(stream, WINDOW)):
             lengths = [rows_of(item) for item in window]
-            rounds = -(-sum(lengths) // self._token_budget)
+            rounds = -(-sum(lengths) // (lanes * self._token_budget))
             target = sum(lengths) / (lanes * rounds)
             pack: list[T] = []
             before, used, number = 0, 0, 0

@@ -2,8 +2,9 @@
 
 Invariant: a row's result has the same bits whatever rows come with it. oneDNN's products were measured to
 keep this for every number of rows from 2 on (float32 and bfloat16, one and two threads, torch 2.13), MKL's
-from 16 on. Rows are padded to a multiple of 16, for that and because oneDNN compiles and keeps a kernel for
-every number of rows it meets. Which of the two is the quicker depends on the processor (decision 0005).
+from 16 on, to which fewer are padded. For oneDNN, which compiles and keeps a kernel for every number of rows
+it meets, they are padded to a multiple of 16. Which of the two is the quicker depends on the processor
+(decision 0005).
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ class Linear:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[rows, inputs] -> [rows, outputs]."""
-        rows = len(x)
-        if rows % ROW_QUANTUM:
-            x = functional.pad(x, (0, 0, 0, -rows % ROW_QUANTUM))
-        return _product(x.to(self.weight.dtype), self.weight, self.bias)[:rows].to(x.dtype)
+        rows, wide = len(x), x.to(self.weight.dtype)
+        if short := _missing_rows(wide):
+            wide = functional.pad(wide, (0, 0, 0, short))
+        return _product(wide, self.weight, self.bias)[:rows].to(x.dtype)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -127,9 +128,18 @@ class Stacked:
         return torch.cat([part(x) for part in self.parts], dim=1)
 
 
+def _missing_rows(x: Tensor) -> int:
+    """Rows to add before a product."""
+    return max(ROW_QUANTUM - len(x), 0) if _by_mkl(x) else -len(x) % ROW_QUANTUM
+
+
+def _by_mkl(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype in MKL_DTYPES
+
+
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    by_onednn = x.dtype in ONEDNN_DTYPES and x.dtype not in MKL_DTYPES
-    if _ONEDNN is None or x.device.type != "cpu" or not by_onednn:
+    by_onednn = x.device.type == "cpu" and x.dtype in ONEDNN_DTYPES and not _by_mkl(x)
+    if _ONEDNN is None or not by_onednn:
         return functional.linear(x, weight, bias)
     product: Tensor = _ONEDNN(x.contiguous(), weight, bias, "none", [], "")
     return product

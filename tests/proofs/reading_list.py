@@ -22,6 +22,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from auditor.kernels import register_block
 from auditor.reference.demo.prompts import TARGET
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
@@ -33,6 +34,10 @@ ROOT = Path(__file__).parents[2]
 LOADING = ("checkpoint", "config.py", "streaming.py")
 # A family is a declaration; noise and sampling are the provider's engine, written down.
 DECLARED = ("families", "noise", "sampling.py")
+# Builds what compiled loops run in the place of `set_product` and `add_product`, when they are compiled.
+EMITTED = [
+    block.__code__ for block in (register_block._product, register_block._rows, register_block._loaded)
+]
 PARTS = {
     "core": "From weights in memory and token ids to scores: engine, layers, keys and values, head",
     "kernels": "Compiled loops it calls",
@@ -139,7 +144,7 @@ def score_a_log() -> list[FileRead]:
     common, *own = (np.random.default_rng(n).integers(5, 4096, 64).tolist() for n in range(4))
     requests = [Request((*common, *ids[:9]), tuple(ids[9:12]), spec, 0, scheme) for ids in own]
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):  # integers that are meant to wrap
-        return reading(called(lambda: list(Runner(Model.load(TARGET)).score(requests))))
+        return reading([*called(lambda: list(Runner(Model.load(TARGET)).score(requests))), *EMITTED])
 
 
 def total(files: Sequence[FileRead], part: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,6 +26,12 @@ def inputs(length, shape, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     sizes = ((heads, key_dim), (kept, key_dim), (kept, value_dim))
     return [torch.randn(length, *size, generator=generator).to(dtype) for size in sizes]
+
+
+def attended(queries, keys, values, start, softmax, how=causal):
+    out = queries.new_empty(*queries.shape[:2], values.shape[-1])
+    how(queries, keys, values, start, softmax, out)
+    return out
 
 
 def plainly(queries, keys, values, softmax, seen):
@@ -51,11 +59,23 @@ def causal_mask(length, window):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 200])
-def test_causal_attention_is_its_definition(shape, kind, length):
+@pytest.mark.parametrize("how", [causal, attention._causal_tiles])
+def test_causal_attention_is_its_definition(shape, kind, length, how):
     softmax = KINDS[kind]
     q, k, v = inputs(length, shape)
     truth = plainly(q, k, v, softmax, causal_mask(length, softmax.window))
-    assert (causal(q, k, v, 0, softmax) - truth).abs().max() < 3e-6
+    assert (attended(q, k, v, 0, softmax, how) - truth).abs().max() < 3e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("sinks", [None, torch.tensor([0.5, -2.0, 3.0, 0.0])])
+def test_heads_on_threads_of_their_own_give_the_same_bits(monkeypatch, kind, sinks):
+    softmax = replace(KINDS[kind], sinks=sinks)
+    q, k, v = inputs(90, SHAPES[0])
+    alone = attended(q, k, v, 0, softmax)
+    monkeypatch.setattr(attention, "WORTH_THREADS", 0)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(attended(q, k, v, 0, softmax), alone)
 
 
 @pytest.mark.parametrize("near", [64, 128])
@@ -64,7 +84,7 @@ def test_far_and_near_keys_merge_to_the_same_attention(monkeypatch, near):
     attention._near_mask.cache_clear()
     q, k, v = inputs(300, SHAPES[0])
     truth = plainly(q, k, v, Softmax(0.3), causal_mask(300, None))
-    assert (causal(q, k, v, 0, Softmax(0.3)) - truth).abs().max() < 3e-6
+    assert (attended(q, k, v, 0, Softmax(0.3), attention._causal_tiles) - truth).abs().max() < 3e-6
     attention._near_mask.cache_clear()
 
 
@@ -88,7 +108,8 @@ def test_sinks_take_weight_and_give_nothing():
     softmax = Softmax(0.3, sinks=torch.tensor([0.5, -2.0, 3.0, 0.0]))
     q, k, v = inputs(90, SHAPES[0])
     truth = plainly(q, k, v, softmax, causal_mask(90, None))
-    assert (causal(q, k, v, 0, softmax) - truth).abs().max() < 3e-6
+    for how in (causal, attention._causal_tiles):
+        assert (attended(q, k, v, 0, softmax, how) - truth).abs().max() < 3e-6
     assert (rowwise(q[88:], k, v, 88, softmax, None) - truth[88:]).abs().max() < 3e-6
 
 
@@ -102,10 +123,10 @@ def test_sinks_take_weight_and_give_nothing():
 def test_a_cut_anywhere_changes_no_bit(length, cut, kind, dtype):
     cut = min(cut, length - 1)
     q, k, v = inputs(length, SHAPES[0], dtype)
-    whole = causal(q, k, v, 0, KINDS[kind])
-    assert torch.equal(causal(q[cut:], k, v, cut, KINDS[kind]), whole[cut:])
+    whole = attended(q, k, v, 0, KINDS[kind])
+    assert torch.equal(attended(q[cut:], k, v, cut, KINDS[kind]), whole[cut:])
     if cut:
-        assert torch.equal(causal(q[:cut], k[:cut], v[:cut], 0, KINDS[kind]), whole[:cut])
+        assert torch.equal(attended(q[:cut], k[:cut], v[:cut], 0, KINDS[kind]), whole[:cut])
 
 
 @settings(deadline=None, max_examples=40)
