@@ -116,23 +116,29 @@ def causal(queries: Tensor, keys: Tensor, values: Tensor, start: int, softmax: S
 
 
 def _causal_compiled(queries: Tensor, keys: Tensor, values: Tensor, softmax: Softmax, out: Tensor) -> None:
-    """One key/value head after another, or several side by side where that pays."""
+    """All key/value heads one after another, or side by side where that pays."""
     shared, group = keys.shape[1], queries.shape[1] // keys.shape[1]
-    arrays = queries.numpy(), keys.numpy(), values.numpy(), out.numpy()
+    asked, held, worth, gathered = (x.numpy() for x in (queries, keys, values, out))
     sinks = None if softmax.sinks is None else softmax.sinks.float().numpy()
 
     def attend(first: int, last: int) -> None:
         own, kept = slice(first * group, last * group), slice(first, last)
-        asked, held, worth, gathered = (x[:, s] for x, s in zip(arrays, (own, kept, kept, own), strict=True))
-        taken = None if sinks is None else sinks[own]
-        causal_attention(asked, held, worth, softmax.scale, softmax.window, taken, gathered)
+        causal_attention(
+            asked[:, own],
+            held[:, kept],
+            worth[:, kept],
+            softmax.scale,
+            softmax.window,
+            None if sinks is None else sinks[own],
+            gathered[:, own],
+        )
 
     lanes = torch.get_num_threads() if queries.numel() * len(keys) >= WORTH_THREADS else 1
     if lanes == 1:
         attend(0, shared)
-    else:
-        for _ in side_by_side(lambda head: attend(head, head + 1), range(shared), lanes):
-            pass
+        return
+    for _ in side_by_side(lambda head: attend(head, head + 1), range(shared), lanes):
+        pass
 
 
 def _causal_tiles(

@@ -103,15 +103,20 @@ def test_shared_prefixes_are_computed_once_and_counted(model, requests):
     assert runner.prefixes.found - found >= found
 
 
-def test_a_pack_is_filled_with_the_rows_that_no_prefix_spares(model, monkeypatch):
-    rows = []
-    forward = Model.forward
+@pytest.fixture
+def rows(monkeypatch):
+    """Rows of every forward pass from here on."""
+    counts, forward = [], Model.forward
 
     def counted(self, spans, *rest, **options):
-        rows.append(sum(len(span.tokens) for span in spans))
+        counts.append(sum(len(span.tokens) for span in spans))
         return forward(self, spans, *rest, **options)
 
     monkeypatch.setattr(Model, "forward", counted)
+    return counts
+
+
+def test_a_pack_is_filled_with_the_rows_that_no_prefix_spares(model, rows):
     common = tuple(range(5, 105))
     requests = [
         Request((*common, 200 + n, 300), (7, 8, 9), SamplingSpec(ignore_eos=True), n, SCHEME)
@@ -124,6 +129,21 @@ def test_a_pack_is_filled_with_the_rows_that_no_prefix_spares(model, monkeypatch
     finally:
         torch.set_num_threads(before)
     assert rows == [100, 48]
+
+
+@pytest.mark.parametrize(("lanes", "packs"), [(1, [50] * 4), (2, [50] * 4), (3, [30, 30, 30, 30, 40, 40])])
+def test_every_lane_fills_packs_of_its_own_and_all_finish_together(model, rows, lanes, packs):
+    requests = [
+        Request(tuple(range(5 + n, 13 + n)), (7, 8, 9), SamplingSpec(ignore_eos=True), n, SCHEME)
+        for n in range(20)
+    ]
+    before = torch.get_num_threads()
+    torch.set_num_threads(lanes)
+    try:
+        list(Runner(model, token_budget=50, prefix_bytes=0).score(requests))
+    finally:
+        torch.set_num_threads(before)
+    assert sorted(rows) == packs
 
 
 @settings(deadline=None, max_examples=15)
