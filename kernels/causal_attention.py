@@ -52,23 +52,11 @@ def causal_attention(
         sinks: float32 [heads], a logit per head that takes weight and gives nothing; None without.
         out: float32 [rows, heads, value dim].
     """
-    if backend == "reference":
-        _attend_reference(queries, keys, values, scale, window, sinks, out)
+    if backend == "compiled":
+        if sinks is None:
+            sinks = np.full(queries.shape[1], _NOTHING)
+        _loop()(queries, keys, values, np.float32(scale), window or len(keys), sinks, out)
         return
-    if sinks is None:
-        sinks = np.full(queries.shape[1], _NOTHING)
-    _loop()(queries, keys, values, np.float32(scale), window or len(keys), sinks, out)
-
-
-def _attend_reference(
-    queries: F32,
-    keys: F32,
-    values: F32,
-    scale: float,
-    window: int | None,
-    sinks: F32 | None,
-    out: F32,
-) -> None:
     group, start = queries.shape[1] // keys.shape[1], len(keys) - len(queries)
     age = np.arange(start, len(keys))[:, None] - np.arange(len(keys))
     seen = (age >= 0) & (age < (window or len(keys)))
@@ -120,7 +108,8 @@ def _lay_out(keys, values, columns, rows):  # type: ignore[no-untyped-def]  # no
             key, value = keys[position], values[position]
             for i in range(len(key)):
                 turned[i, position % KEYS] = key[i]
-            _copy(value, copied)
+            for i in range(len(value)):
+                copied[i] = value[i]
             _fill(copied[len(value) :], _ZERO)
         else:
             for i in range(len(turned)):
@@ -200,12 +189,7 @@ def _weigh(low, high, most, total, scores, weights, gathered, groups):  # type: 
     return top, total * kept + add_up(weights)
 
 
-@numba.njit(cache=True, nogil=True)
-def _copy(x, out):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
-    for i in range(len(x)):
-        out[i] = x[i]
-
-
+# Array assignments would mean the same, and take twice as long to compile.
 @numba.njit(cache=True, nogil=True)
 def _fill(out, x):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     for i in range(len(out)):
