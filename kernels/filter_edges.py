@@ -12,7 +12,7 @@ logarithm.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numba
 import numpy as np
@@ -25,9 +25,9 @@ from auditor.kernels.vector_loops import exponentials
 Backend = Literal["reference", "compiled"]
 
 _TINY = float(np.finfo(np.float64).tiny)
-# The mass after a token is known as 1 less a sum of what comes before, so to about 1e-16. Less than this is
-# mostly rounding, and counts as this: all that lie that far out are equally far out.
-LEAST_MASS_AFTER = 1e-9
+# The mass after a token is known as 1 less what comes before, and shares of a row's mass are right to 6e-7:
+# its normaliser adds up float32 weights. Less counts as this: all that lie that far out are equally far out.
+LEAST_MASS_AFTER = 1e-6
 
 
 class Filters(NamedTuple):
@@ -92,6 +92,12 @@ def claimed_edges(
     return column, cost
 
 
+def log_odds(mass: Any) -> Any:
+    """Log-odds of masses, float64 of any shape, within what `LEAST_MASS_AFTER` says is known of them."""
+    with np.errstate(divide="ignore"):
+        return np.log(mass) - np.log(np.maximum(1.0 - mass, LEAST_MASS_AFTER))
+
+
 def _edges_reference(heads: RowHeads, filters: Filters) -> tuple[npt.NDArray[np.int64], F64]:
     parts = []
     for r, normaliser in enumerate(heads.log_normaliser):
@@ -134,9 +140,7 @@ def _nucleus_reference(x: F64, normaliser: float, earlier: F64, filters: Filters
     kept = int(inside.sum())
     # Where min-p ends a head within the nucleus, the first outside is at most as likely as the last in view.
     first_out = x[min(kept, len(x) - 1)] if kept < len(x) or len(x) < filters.vocabulary else -np.inf
-    with np.errstate(divide="ignore"):
-        odds = np.log(before) - np.log(np.maximum(1.0 - before, LEAST_MASS_AFTER))
-    by_mass = np.log(top_p) - np.log1p(-top_p) - odds
+    by_mass = log_odds(np.float64(top_p)) - log_odds(before)
     cost_in = np.maximum(np.minimum(by_mass, x - first_out), 0.0)
     cost_out = -np.maximum(np.minimum(-by_mass, x[kept - 1] - x), _TINY)
     return np.where(alive, np.where(inside, cost_in, cost_out), np.inf)
@@ -211,12 +215,12 @@ def _cut_compiled(start, logits, normalisers, filters):  # type: ignore[no-untyp
 
 
 @numba.njit(cache=True, nogil=True)
-def mass_distance(before, top_p):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN201
+def _mass_distance(before, top_p):  # type: ignore[no-untyped-def]  # noqa: ANN001, ANN202
     """Log-odds by which the mass before a token falls short of `top_p`; negative when it exceeds it."""
     if before <= 0.0:
         return np.inf
-    after = max(1.0 - before, LEAST_MASS_AFTER)
-    return math.log(top_p) - math.log1p(-top_p) - (math.log(before) - math.log(after))
+    wanted = math.log(top_p) - math.log(max(1.0 - top_p, LEAST_MASS_AFTER))
+    return wanted - (math.log(before) - math.log(max(1.0 - before, LEAST_MASS_AFTER)))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -224,7 +228,7 @@ def edge_cost(j, logits, before, alive, inside, filters):  # type: ignore[no-unt
     """Signed edge cost of token j of a head (`logits`, and what `HeadCuts` says of it)."""
     cost = _earlier_cost(logits, j, filters)
     if filters.top_p < 1.0 and j < alive:
-        x, by_mass = _scaled(logits[j], filters), mass_distance(before[j], filters.top_p)
+        x, by_mass = _scaled(logits[j], filters), _mass_distance(before[j], filters.top_p)
         if j < inside:
             if inside < filters.vocabulary:
                 # Where min-p ends a head within the nucleus, the last in view stands for the first outside.

@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from auditor.errors import SamplingUnsupportedError
-from auditor.kernels.filter_edges import LEAST_MASS_AFTER
+from auditor.kernels.filter_edges import log_odds
 from auditor.kernels.splitmix import F64
 from auditor.reference.noise import FilterOrder, NoiseScheme
 from auditor.reference.sampling import SamplingSpec
@@ -330,7 +330,7 @@ def _by_mass(
     cumulated = np.cumsum(p, dtype=real)
     last = min(int(lacking(cumulated, real(mass)).sum()), len(p) - 1)
     before = np.append(0.0, cumulated[:-1].astype(np.float64))
-    wanted, odds, keys = _log_odds(np.float64(mass)), _log_odds(before), place[order]
+    wanted, odds, keys = log_odds(np.float64(mass)), log_odds(before), place[order]
     enter = _least_of_larger(
         keys[last:], np.maximum(np.append(wanted, odds[last + 1 :]) - wanted, 0.0), place
     )
@@ -338,7 +338,7 @@ def _by_mass(
     # one kept if that has mass enough without the token itself, or behind an earlier one.
     own = np.zeros(len(place))
     own[order] = p
-    without = _log_odds(np.maximum(float(cumulated[last]) - own, 0.0))
+    without = log_odds(np.maximum(float(cumulated[last]) - own, 0.0))
     behind_last = np.maximum(keys[last] - place, wanted - without)
     behind_last[order[last]] = np.inf
     leave = np.minimum(behind_last, keys[last + 1] - place if last + 1 < len(p) else np.inf)
@@ -348,12 +348,6 @@ def _by_mass(
     if not equals:
         inside[order[last + 1 :]] = False
     return np.where(inside, np.maximum(leave, 0.0), -np.maximum(enter, _TINY))
-
-
-def _log_odds(mass: Any) -> Any:
-    """Of masses float64 that were added up, so that 1 is known to rounding only."""
-    with np.errstate(divide="ignore"):
-        return np.log(mass) - np.log(np.maximum(1.0 - mass, LEAST_MASS_AFTER))
 
 
 def _least_of_larger(keys: F64, fees: F64, at: F64) -> F64:

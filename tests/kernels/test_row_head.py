@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from auditor.kernels.claimed_place import count_above, odds_above
@@ -86,6 +86,39 @@ SPECS = (
 )
 
 
+# By how much a row's normaliser may be off, a sum of float32 weights, and with it every share of its mass.
+NORMALISER_OFF = 1e-6
+
+
+def by_normaliser(spec):
+    """Whether a nucleus' shares are of the whole row; a top-k's head holds all that it leaves, and adds it up."""
+    return spec.top_p < 1.0 and spec.top_k == 0
+
+
+def edge_off(distance, spec):
+    """How far off that leaves an edge so far away: the mass after a token is 1 less the mass before it.
+
+    The odds of the mass before a token at a distance from the nucleus' edge are top_p's, times its exponent.
+    """
+    if not by_normaliser(spec):
+        return 0.0
+    odds = spec.top_p / (1.0 - spec.top_p) * np.exp(np.minimum(distance, 50.0) / spec.temperature)
+    return spec.temperature * NORMALISER_OFF * (1.0 + np.minimum(odds, 1e6))
+
+
+def undecided(z, spec):
+    """Rows in which that decides whether the nucleus takes some token, bool [R]."""
+    if not by_normaliser(spec):
+        return np.zeros(len(z), np.bool_)
+    mass = torch.softmax(z.double() / spec.temperature, dim=1).sort(dim=1, descending=True).values
+    off = torch.cumsum(mass, dim=1) - mass - spec.top_p
+    return (off.abs() < 2 * NORMALISER_OFF).any(dim=1).numpy()
+
+
+# A token far outside the nucleus, with little mass after it; one close by; one that rounding puts in or out.
+@example(spec=SPECS[3], scheme="vllm-cpu-0.32/splitmix64", kind="peaked", vocabulary=65, seed=76)
+@example(spec=SPECS[3], scheme="torch-cpu-multinomial", kind="excluded", vocabulary=507, seed=686)
+@example(spec=SPECS[3], scheme="gumbel-pos-v1", kind="flat", vocabulary=1025, seed=721)
 @settings(deadline=None, max_examples=150)
 @given(
     spec=st.sampled_from(SPECS),
@@ -103,11 +136,15 @@ def test_compiled_scores_are_the_reference_scores(spec, scheme, kind, vocabulary
     draws = [None if spec.greedy else Draws(scheme, seed, 3, vocabulary).take(5) for _ in range(2)]
     ours = score_rows(z, claimed, spec, scheme, draws[0], backend="compiled")
     plain = score_rows(z, claimed, spec, scheme, draws[1], backend="reference")
-    assert ours.winner.tolist() == plain.winner.tolist()
-    assert ours.rank.tolist() == plain.rank.tolist()
-    assert ours.outside.tolist() == plain.outside.tolist()
+    sure = ~undecided(z, spec)
+    for name in ("winner", "rank", "outside"):
+        assert np.array_equal(getattr(ours, name)[sure], getattr(plain, name)[sure])
     for name in ("margin", "slack", "log_probability", "edge"):
-        np.testing.assert_allclose(getattr(ours, name), getattr(plain, name), rtol=1e-5, atol=2e-6)
+        mine, theirs = getattr(ours, name)[sure], getattr(plain, name)[sure]
+        off = edge_off(theirs, spec) if name in ("margin", "slack") else 0.0
+        far = np.isinf(theirs)
+        assert np.array_equal(mine[far], theirs[far])
+        assert (np.abs(mine - theirs) <= 2e-6 + 1e-5 * np.abs(theirs) + off)[~far].all()
 
 
 @pytest.mark.parametrize("top", [0, 1, 8, 5000])
