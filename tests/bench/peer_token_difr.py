@@ -22,7 +22,6 @@ the peer's own noise picks, so that a match rate of 1 shows that the functions a
 from __future__ import annotations
 
 import argparse
-import ctypes
 import json
 import os
 import statistics
@@ -34,11 +33,11 @@ from typing import Self
 
 import numpy as np
 import torch
+from resident_memory import peak_of
 from token_difr.common import TokenMetrics, _get_probs, _verify_vllm_gumbel_max, compute_metrics_summary
 from token_difr.local import _prompt_logprobs_to_tensor
 
 SCALARS = {"seed": int, "temperature": float, "top_k": int, "top_p": float, "threads": int}
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -200,22 +199,6 @@ def honest(work: Work, logits: torch.Tensor) -> torch.Tensor:
     return picked
 
 
-def resident(field: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
-def peak_bytes(work: Work, sequences: list[tuple[object, torch.Tensor]]) -> int | None:
-    """What scoring adds to the resident memory at its worst; None off Linux."""
-    if not os.access(CLEAR_REFS, os.W_OK):
-        return None
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR_REFS.write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    score(work, sequences)
-    return resident("VmHWM") - before
-
-
 def run(work: Work, repeats: int, *, own_claims: bool = False) -> dict[str, object]:
     torch.set_num_threads(work.threads)
     n, vocabulary = len(work.claimed), work.head.shape[0]
@@ -233,7 +216,7 @@ def run(work: Work, repeats: int, *, own_claims: bool = False) -> dict[str, obje
 
     head = [(rows[0][:4], claims[0][:4])]
     score(work, head)  # loads what is loaded lazily, so that the peak is the scoring's own
-    peak = peak_bytes(work, sequences)
+    peak = peak_of(lambda: score(work, sequences))
     passes = [score(work, sequences) for _ in range(repeats)]
     torch.set_num_threads(1)
     single = passes if work.threads == 1 else [score(work, sequences) for _ in range(repeats)]

