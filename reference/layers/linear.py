@@ -2,9 +2,10 @@
 
 Invariant: a row's result has the same bits whatever rows come with it. MKL's strict mode, on Intel's
 processors, keeps this as it stands (decision 0041). oneDNN's products were measured to keep it for every
-number of rows from 2 on (float32 and bfloat16, one and two threads, torch 2.13), MKL's without that mode from
-16 on, to which fewer are padded. For oneDNN, which compiles and keeps a kernel for every number of rows it
-meets, they are padded to a multiple of 16. Which is the quickest depends on the processor (decision 0005).
+number of rows from 2 on (float32 and bfloat16, one and two threads, torch 2.13), MKL's with AVX2 on AMD's
+processors from 16 on, to which fewer are padded. For oneDNN, which compiles and keeps a kernel for every
+number of rows it meets, they are padded to a multiple of 16. Which is the quickest depends on the processor
+(decision 0005).
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ if _ONEDNN is not None and torch.ops.mkldnn._is_mkldnn_bf16_supported():  # noqa
 # What this process asks of MKL, unless its environment says otherwise: the same bits in any company.
 MKL_SETTINGS = {"MKL_CBWR": "AUTO,STRICT"}
 _MKL: bool = torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
+_AMD = llvm.get_host_cpu_name().startswith("znver")
 
 
 def _mkl_is_strict() -> bool:
@@ -45,7 +47,7 @@ def _mkl_is_strict() -> bool:
     In no other mode have a few rows the bits that they have among many (measured with AVX2 and AVX-512).
     """
     # MKL promises the mode on Intel's processors only. A variable that is set stays: somebody meant it.
-    if not _MKL or llvm.get_host_cpu_name().startswith("znver"):
+    if not _MKL or _AMD:
         return False
     for name, value in MKL_SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -57,12 +59,10 @@ def _mkl_is_strict() -> bool:
 
 
 MKL_IS_STRICT = _mkl_is_strict()
-# Left to MKL, which torch's own product calls. On others' processors it is by far the slower from AVX-512 on.
-MKL_DTYPES = (
-    {torch.float32}
-    if MKL_IS_STRICT or (_MKL and torch.backends.cpu.get_cpu_capability() == "AVX2")
-    else set()
-)
+# Left to MKL, which torch's own product calls. Without the mode its AVX2 products keep the invariant on AMD's
+# processors, and not on Intel's; with AVX-512 they are by far the slower on AMD's.
+_MKL_ON_AMD = _MKL and _AMD and torch.backends.cpu.get_cpu_capability() == "AVX2"
+MKL_DTYPES = {torch.float32} if MKL_IS_STRICT or _MKL_ON_AMD else set()
 
 _reorder = getattr(torch.ops.mkldnn, "_reorder_linear_weight", None) if _AVAILABLE else None
 
