@@ -82,20 +82,24 @@ def _package(name: str) -> Check:
 def _torch_checks() -> list[Check]:
     import torch  # noqa: PLC0415  torch loads slowly
 
-    from auditor.reference.layers.linear import MKL_DTYPES, MKL_IS_STRICT, ONEDNN_DTYPES  # noqa: PLC0415
+    from auditor.reference.layers.linear import (  # noqa: PLC0415
+        BFLOAT16_BY_AMX,
+        MKL_DTYPES,
+        MKL_IS_STRICT,
+        ONEDNN_DTYPES,
+    )
 
     names = ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in ONEDNN_DTYPES))
     strict = ", in its strict mode" if MKL_IS_STRICT else ""
     mkl = f"; MKL's of many rows in float32{strict}" if MKL_DTYPES else ""
     wide = torch.bfloat16 in ONEDNN_DTYPES
+    half = "supported" if wide else "not on this processor: bfloat16 replay is slow"
+    if BFLOAT16_BY_AMX:
+        half += ", by AMX: last bits of a replay in bfloat16 depend on what is replayed beside it"
     there = torch.cuda.is_available()
     return [
         Check("oneDNN", ok=bool(ONEDNN_DTYPES) or None, detail=f"products in {names or 'no dtype'}{mkl}"),
-        Check(
-            "oneDNN bfloat16",
-            ok=wide or None,
-            detail="supported" if wide else "not on this processor: bfloat16 replay is slow",
-        ),
+        Check("oneDNN bfloat16", ok=wide or None, detail=half),
         Check("CUDA", ok=there or None, detail=torch.cuda.get_device_name() if there else "no device"),
     ]
 

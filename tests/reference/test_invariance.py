@@ -118,6 +118,23 @@ def test_where_mkl_ran_before_it_could_be_asked_a_row_keeps_its_bits_all_the_sam
     subprocess.run([sys.executable, "-c", USED_FIRST], env=environment | instructions, check=True)
 
 
+IN_BFLOAT16 = """
+import torch
+from auditor.reference.layers.linear import BFLOAT16_BY_AMX, Linear
+assert not BFLOAT16_BY_AMX
+torch.set_num_threads(2)
+for outputs, inputs in ((1152, 896), (256, 640)):
+    x, weight = torch.randn(300, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
+    whole = Linear(weight)(x)
+    assert all(torch.equal(Linear(weight)(x[:rows]), whole[:rows]) for rows in (1, 2, 15, 16, 17, 100, 254))
+"""
+
+
+def test_without_amx_rows_keep_their_bits_in_bfloat16_too():
+    environment = os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}
+    subprocess.run([sys.executable, "-c", IN_BFLOAT16], env=environment, check=True)
+
+
 def test_shared_prefixes_are_computed_once_and_counted(model, requests):
     runner = Runner(model)
     list(runner.score(requests))
