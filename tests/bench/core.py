@@ -138,9 +138,15 @@ def ours(folder: Path, work: Path, options: argparse.Namespace) -> Answer:
     rows = list(runner.score(requests))
     seconds = time.perf_counter() - start
     tokens = sum(len(r.claimed) for r in rows)
-    matched = sum(int(r.matched.sum()) for r in rows)
     flops = operations(model, requests, runner)
-    return answer(tokens, matched, seconds, peak) | {"gflops": flops / seconds / 1e9, "flops": flops}
+    return {
+        "tokens": tokens,
+        "matched": sum(int(r.matched.sum()) for r in rows),
+        "tokens_per_second": tokens / seconds,
+        "peak_bytes": peak,
+        "gflops": flops / seconds / 1e9,
+        "flops": flops,
+    }
 
 
 def operations(model: Model, requests: list[Request], runner: Runner) -> int:
@@ -158,10 +164,6 @@ def operations(model: Model, requests: list[Request], runner: Runner) -> int:
         if tensor.dim() == 2 and last in name and not name.endswith(MIXED)
     )
     return products_flops(model, rows, outputs) - 2 * (rows - outputs) * spared
-
-
-def answer(tokens: int, matched: int, seconds: float, peak: int | None) -> Answer:
-    return {"tokens": tokens, "matched": matched, "tokens_per_second": tokens / seconds, "peak_bytes": peak}
 
 
 def ask(script: Path, folder: Path, work: Path, threads: int, *more: str) -> Answer:
